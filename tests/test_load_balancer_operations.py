@@ -1,0 +1,704 @@
+"""load_balancer.py: starting, stopping, restarting, its log, and other systems."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import re
+import signal
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.balancer import (
+    BalancerTestCase,
+    changes,
+    command,
+    endings,
+    figures,
+    local_address,
+    named,
+    other_lines,
+    served_by,
+    server_figures,
+    status_address,
+    visit_once,
+    wait_for_endings,
+)
+from tests.support import (
+    Running,
+    ScriptTestCase,
+    children,
+    dial,
+    echo,
+    free_port,
+    group_members,
+    http_request,
+    in_parallel,
+    read_exactly,
+    read_line,
+    read_to_end,
+    wait_until,
+)
+
+
+class Stopping(BalancerTestCase):
+    """SIGTERM lets live connections end, for a while; a second one does not."""
+
+    def hold(self, balancer: Running, count: int = 1) -> list[socket.socket]:
+        """Return live connections, served already."""
+        clients = [self.dial(balancer) for _ in range(count)]
+        for client in clients:
+            served_by(client)
+        return clients
+
+    def wait_until_refused(self, balancer: Running) -> None:
+        """Wait until new connections are refused."""
+
+        def refused() -> bool:
+            try:
+                dial(balancer).close()
+            except ConnectionRefusedError:
+                return True
+            except ConnectionResetError:
+                return False
+            return False
+
+        wait_until(refused, what="new connections to be refused")
+
+    def test_live_connections_end_normally_within_the_grace(self) -> None:
+        balancer = self.balance([self.backend(named)], "--grace=20")
+        clients = self.hold(balancer, 10)
+        names = [local_address(client) for client in clients]
+        balancer.signal(signal.SIGTERM)
+        self.wait_until_refused(balancer)
+        for client in clients:
+            client.sendall(b"still served")
+            self.assertEqual(read_exactly(client, 12), b"still served")
+            client.shutdown(socket.SHUT_WR)
+            self.assertEqual(client.recv(1), b"")
+        self.assertEqual(balancer.wait(), 0)
+        for name in names:
+            self.assertEqual(self.ending(balancer, name).code, "--")
+        self.assertEqual(balancer.stderr_text(), "")
+
+    def test_connections_left_at_the_end_of_the_grace_are_closed(self) -> None:
+        balancer = self.balance([self.backend(named)], "--grace=0.8")
+        (client,) = self.hold(balancer)
+        name = local_address(client)
+        start = time.monotonic()
+        balancer.signal(signal.SIGTERM)
+        with contextlib.suppress(ConnectionResetError):
+            self.assertEqual(client.recv(1), b"")
+        self.assertGreater(time.monotonic() - start, 0.75)
+        self.assertEqual(balancer.wait(), 0)
+        ending = self.ending(balancer, name)
+        self.assertEqual(ending.code, "KD")
+        self.assertRegex(ending.words, "shutdown|stop")
+
+    def test_second_signal_ends_it_at_once(self) -> None:
+        for first, second in (
+            (signal.SIGTERM, signal.SIGTERM),
+            (signal.SIGINT, signal.SIGTERM),
+        ):
+            with self.subTest(first=first, second=second):
+                balancer = self.balance([self.backend(named)], "--grace=100")
+                (client,) = self.hold(balancer)
+                balancer.signal(first)
+                self.wait_until_refused(balancer)
+                balancer.signal(second)
+                balancer.wait(15)
+                with contextlib.suppress(ConnectionResetError):
+                    self.assertEqual(client.recv(1), b"")
+
+    def test_interrupt_from_the_keyboard_stops_it_like_a_term_signal(self) -> None:
+        balancer = self.balance([self.backend(named)], "--grace=20")
+        (client,) = self.hold(balancer)
+        balancer.signal_group(signal.SIGINT)  # a terminal signals the whole group
+        self.wait_until_refused(balancer)
+        client.sendall(b"still served")
+        self.assertEqual(read_exactly(client, 12), b"still served")
+        client.close()
+        self.assertEqual(balancer.wait(), 0)
+        self.assertEqual(balancer.stderr_text(), "")
+
+    def test_idle_balancer_stops_at_once(self) -> None:
+        balancer = self.balance([self.backend(named)], "--grace=100", checks=True)
+        self.assertEqual(balancer.stop(15), 0)
+
+    def test_status_says_that_it_is_stopping(self) -> None:
+        balancer = self.balance([self.backend(named)], "--grace=20")
+        (client,) = self.hold(balancer)
+        where = status_address(balancer)
+        balancer.signal(signal.SIGTERM)
+        self.wait_until_refused(balancer)
+        wait_until(lambda: figures(balancer)["stopping"] is True, what="stopping")
+        self.assertEqual(http_request(where, "/healthz")[0], 503)
+        client.close()
+        self.assertEqual(balancer.wait(), 0)
+
+    def test_queued_clients_are_told_when_it_stops(self) -> None:
+        backend = self.backend(named)
+        servers = [f"{backend.address},max=1"]
+        balancer = self.balance(servers, "--queue-timeout=60", "--grace=0.5")
+        self.hold(balancer)
+        waiting = self.dial(balancer)
+        wait_until(lambda: figures(balancer)["connections"]["queued"], what="a queue")
+        balancer.signal(signal.SIGTERM)
+        with contextlib.suppress(ConnectionResetError):
+            self.assertEqual(waiting.recv(1), b"")
+        self.assertEqual(balancer.wait(), 0)
+        codes = {ending.code for ending in wait_for_endings(balancer, 2)}
+        self.assertTrue(codes <= {"KD", "KQ"}, codes)
+
+    def test_killed_balancer_leaves_no_process_and_no_silent_client(self) -> None:
+        balancer = self.balance([self.backend(named)])
+        clients = self.hold(balancer, 4)
+        balancer.kill()
+        for client in clients:
+            with contextlib.suppress(ConnectionResetError):
+                self.assertEqual(client.recv(1), b"")
+        wait_until(lambda: not group_members(balancer.pid), what="no process")
+
+
+class StoppingWithTwoWorkers(Stopping):
+    """The same, with two processes to stop."""
+
+    WORKERS = 2
+
+
+class Workers(BalancerTestCase):
+    """Several processes are one balancer to everybody outside."""
+
+    WORKERS = 2
+
+    def test_worker_that_dies_takes_only_its_own_connections(self) -> None:
+        backend = self.backend(named)
+        balancer = self.balance([backend])
+        workers = set(children(balancer.pid))
+        self.assertGreaterEqual(len(workers), 2)
+        clients = [self.dial(balancer) for _ in range(12)]
+        for client in clients:
+            served_by(client)
+        os.kill(min(workers), signal.SIGKILL)
+        wait_until(
+            lambda: (
+                min(workers) not in children(balancer.pid)
+                and len(children(balancer.pid)) == len(workers)
+            ),
+            what="a new worker",
+        )
+        alive = 0
+        for client in clients:
+            with contextlib.suppress(ConnectionError):
+                client.sendall(b"x")
+                alive += client.recv(1) == b"x"
+        self.assertTrue(0 < alive < 12, alive)
+        wait_until(
+            lambda: figures(balancer)["connections"]["active"] == alive,
+            what="the figures to know",
+        )
+        self.assertEqual(server_figures(balancer, backend)["active"], alive)
+        self.assertTrue(
+            any("worker" in line for line in other_lines(balancer)), "not in the log"
+        )
+        ports = [visit_once(balancer) for _ in range(8)]
+        self.assertEqual(set(ports), {backend.port})
+        for client in clients:
+            client.close()
+        wait_until(lambda: not figures(balancer)["connections"]["active"], what="none")
+
+    def test_limits_survive_the_death_of_a_worker(self) -> None:
+        backend = self.backend(named)
+        balancer = self.balance([f"{backend.address},max=4"], "--queue-timeout=30")
+        clients = [self.dial(balancer) for _ in range(4)]
+        for client in clients:
+            served_by(client)
+        for worker in children(balancer.pid):
+            os.kill(worker, signal.SIGKILL)
+        for client in clients:
+            with contextlib.suppress(ConnectionError):
+                self.assertEqual(client.recv(1), b"")
+        again = [self.dial(balancer) for _ in range(4)]
+        for client in again:
+            client.settimeout(20)
+            served_by(client)
+
+    def test_one_log_holds_one_line_for_each_connection(self) -> None:
+        backend = self.backend(named)
+        log = self.folder / "balancer.log"
+        balancer = self.balance([backend], "--log", log)
+        in_parallel(*[lambda: [visit_once(balancer) for _ in range(20)]] * 10)
+        wait_until(lambda: log.read_text().count("\n") >= 200, what="200 lines")
+        lines = endings(log.read_text().splitlines())
+        self.assertEqual(len({line.client for line in lines}), 200)
+
+    def test_auto_starts_one_worker_per_core(self) -> None:
+        balancer = self.balance([self.backend(named)], "--workers=auto")
+        cores = len(os.sched_getaffinity(0))
+        found = len(children(balancer.pid))
+        if cores > 1:
+            self.assertIn(found, (cores, cores - 1))  # the first may be one itself
+        visit_once(balancer)
+
+
+SYSTEMD = """
+import os
+given = os.environ.pop("TEST_LISTEN_FD", "")
+if given:
+    if int(given) != 3:
+        os.dup2(int(given), 3, inheritable=True)
+    os.environ["LISTEN_FDS"] = "1"
+    os.environ["LISTEN_PID"] = os.environ.pop("TEST_LISTEN_PID", str(os.getpid()))
+"""
+
+
+class Activation(BalancerTestCase):
+    """systemd may own the listening socket, and is told what happens."""
+
+    def setUp(self) -> None:
+        """Own a listening socket, as systemd does (sd_listen_fds(3))."""
+        super().setUp()
+        self.listener = socket.create_server(("127.0.0.1", 0), backlog=100)
+        self.addCleanup(self.listener.close)
+        self.address = f"127.0.0.1:{self.listener.getsockname()[1]}"
+        (self.folder / "sitecustomize.py").write_text(SYSTEMD)
+
+    def activate(self, *options: object, **env: str) -> Running:
+        """Start a balancer on this socket, as descriptor 3."""
+        number = self.listener.fileno()
+        return self.spawn(
+            "load_balancer.py",
+            "--no-checks",
+            f"--workers={self.WORKERS}",
+            *options,
+            env={
+                "PYTHONPATH": str(self.folder),
+                "TEST_LISTEN_FD": str(number),
+                **env,
+            },
+            pass_fds=[number],
+        )
+
+    def test_given_socket_is_used_and_named(self) -> None:
+        backend = self.backend(named)
+        balancer = self.activate(f"--server={backend.address}")
+        self.assertEqual(balancer.address, self.address)
+        self.assertEqual(visit_once(self.address), backend.port)
+
+    def test_restart_refuses_no_connection(self) -> None:
+        backend = self.backend(named)
+        option = f"--server={backend.address}"
+        stop = threading.Event()
+        served: list[int] = []
+
+        def knock() -> None:
+            while not stop.is_set():
+                with dial(self.address, 30) as client:
+                    served.append(served_by(client))
+
+        threads = [threading.Thread(target=knock, name="knock") for _ in range(4)]
+        balancer = self.activate(option)
+        balancer.listening()
+        try:
+            for thread in threads:
+                thread.start()
+            for _ in range(2):
+                self.wait_for_more(served)
+                self.assertEqual(balancer.stop(), 0)
+                balancer = self.activate(option)
+                balancer.listening()
+            self.wait_for_more(served)
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join(40)
+        self.assertEqual(set(served), {backend.port})
+        # Each knock that ended otherwise would have ended its thread with an error,
+        # and the count of connections at the server would differ.
+        self.assertEqual(len(served), backend.total)
+
+    def wait_for_more(self, served: list[int]) -> None:
+        """Wait until twenty more visits were served."""
+        count = len(served)
+        wait_until(lambda: len(served) > count + 20, what="twenty visits")
+
+    def test_bad_option_leaves_the_old_one_running(self) -> None:
+        backend = self.backend(named)
+        self.activate(f"--server={backend.address}").listening()
+        new = self.activate("--algorithm=fastest")
+        self.assertEqual(new.wait(), 2)
+        self.assertEqual(visit_once(self.address), backend.port)
+
+    def test_socket_meant_for_another_process_is_left_alone(self) -> None:
+        backend = self.backend(named)
+        balancer = self.activate(
+            f"--server={backend.address}", "--listen=127.0.0.1:0", TEST_LISTEN_PID="1"
+        )
+        self.assertNotEqual(balancer.address, self.address)
+        self.assertEqual(visit_once(balancer), backend.port)
+
+    def test_service_manager_is_told_ready_and_stopping(self) -> None:
+        path = str(self.folder / "notify")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+            manager.settimeout(20)
+            manager.bind(path)
+            backend = self.backend(named)
+            balancer = self.balancer(
+                "--no-checks",
+                f"--workers={self.WORKERS}",
+                servers=[backend],
+                env={"NOTIFY_SOCKET": path},
+            )
+            self.assertIn(b"READY=1", manager.recv(1000).split(b"\n"))
+            visit_once(balancer)
+            balancer.signal(signal.SIGTERM)
+            self.assertIn(b"STOPPING=1", manager.recv(1000).split(b"\n"))
+            self.assertEqual(balancer.wait(), 0)
+
+    def test_service_manager_that_is_gone_does_no_harm(self) -> None:
+        for path in (str(self.folder / "nobody"), "@lab-test-nobody", "nonsense"):
+            with self.subTest(path):
+                backend = self.backend(named)
+                balancer = self.balancer(
+                    "--no-checks", servers=[backend], env={"NOTIFY_SOCKET": path}
+                )
+                visit_once(balancer)
+                self.assertEqual(balancer.stop(), 0)
+
+
+class RollingRestart(BalancerTestCase):
+    """Three servers are restarted one by one, and no client notices."""
+
+    LOOPING = 50
+
+    def test_rolling_restart_under_looping_clients_fails_nobody(self) -> None:
+        servers = self.servers(3)
+        balancer = self.balance(
+            servers, "--check-interval=0.2", "--rise=1", "--fall=1", checks=True
+        )
+        stop = threading.Event()
+        counts = [0] * self.LOOPING
+
+        def loop(number: int) -> None:
+            message = f"Hello from client {number}!\n".encode()
+            pattern = re.compile(rb"Server (\d+) received: " + re.escape(message))
+            while not stop.wait(0.02):
+                with dial(balancer, 30) as client:
+                    client.sendall(message)
+                    reply = read_line(client)
+                if not pattern.fullmatch(reply):
+                    raise AssertionError(f"client {number} got {reply!r}")
+                counts[number] += 1
+
+        def restart_all() -> None:
+            try:
+                for server in servers:
+                    self.restart(balancer, server)
+            finally:
+                stop.set()
+
+        loops = [lambda n=n: loop(n) for n in range(self.LOOPING)]
+        in_parallel(restart_all, *loops, timeout=120)
+        self.assertGreater(min(counts), 0)
+        connections = figures(balancer)["connections"]
+        self.assertEqual((connections["failed"], connections["refused"]), (0, 0))
+        wait_for_endings(balancer, sum(counts))
+        self.assertEqual(
+            {ending.code for ending in endings(balancer.stdout_lines())}, {"--"}
+        )
+
+    def restart(self, balancer: Running, server: Running) -> None:
+        """Drain, stop, start again on the same port, and make ready."""
+        self.assertEqual(command(balancer, server, "drain"), 200)
+        wait_until(lambda: not server_figures(balancer, server)["active"], what="none")
+        self.assertEqual(server.stop(), 0)
+        again = self.start("server2.py", server.port)
+        self.assertEqual(command(balancer, again, "ready"), 200)
+        before = server_figures(balancer, again)["total"]
+        wait_until(
+            lambda: server_figures(balancer, again)["total"] > before + 5,
+            what="clients at the restarted server",
+        )
+
+
+class RollingRestartWithTwoWorkers(RollingRestart):
+    """The same, through two processes."""
+
+    WORKERS = 2
+
+
+class Log(BalancerTestCase):
+    """One line per connection, one per change of state, in the written format."""
+
+    def test_lines_have_the_literal_format(self) -> None:
+        backend = self.backend(echo)
+        balancer = self.balance([backend])
+        client = self.dial(balancer)
+        name = local_address(client)
+        client.sendall(b"Hello from client 2!\n")
+        read_exactly(client, 21)
+        client.close()
+        line = self.ending(balancer, name).line
+        self.assertRegex(
+            line,
+            r"\A\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} "
+            rf"client={name} server={backend.address} tries=1 "
+            r"connect_ms=\d+\.\d+ duration_ms=\d+(\.\d+)? to_server=21 to_client=21 "
+            r"undelivered=0 end=-- closed by both sides\Z",
+        )
+        stamp = time.mktime(time.strptime(line[:19], "%Y-%m-%d %H:%M:%S"))
+        self.assertLess(abs(time.time() - stamp), 60, "not local time")
+
+    def test_every_connection_has_exactly_one_line(self) -> None:
+        backend = self.backend(named)
+        balancer = self.balance([backend])
+        in_parallel(*[lambda: [visit_once(balancer) for _ in range(10)]] * 10)
+        lines = wait_for_endings(balancer, 100)
+        self.assertEqual(len({line.client for line in lines}), 100)
+        self.assertEqual(other_lines(balancer), [])
+        self.assertEqual(balancer.stop(), 0)
+        self.assertEqual(len(endings(balancer.stdout_lines())), 100)
+
+    def test_log_file_takes_the_lines_instead_of_standard_output(self) -> None:
+        log = self.folder / "balancer.log"
+        log.write_text("kept from before\n")
+        balancer = self.balance([self.backend(named)], "--log", log)
+        visit_once(balancer)
+        wait_until(lambda: log.read_text().count(" client=") == 1, what="the line")
+        self.assertEqual(log.read_text().splitlines()[0], "kept from before")
+        self.assertNotIn(" client=", balancer.stdout_text())
+
+    def test_quiet_balancer_still_writes_its_log_file(self) -> None:
+        log = self.folder / "balancer.log"
+        balancer = self.balance([self.backend(named)], "--quiet", "--log", log)
+        visit_once(balancer)
+        wait_until(lambda: " client=" in log.read_text(), what="the line")
+        self.assertEqual(len(balancer.stdout_lines()), 1)
+
+    def test_log_that_cannot_be_written_stops_no_traffic(self) -> None:
+        if not Path("/dev/full").exists():
+            self.skipTest("needs /dev/full (Linux)")
+        backend = self.backend(named)
+        balancer = self.balance([backend], "--log=/dev/full")
+        for _ in range(5):
+            self.assertEqual(visit_once(balancer), backend.port)
+        self.assertNotIn("Traceback", balancer.stderr_text())
+
+    def test_first_lines_say_where_it_listens(self) -> None:
+        backend = self.backend(named)
+        balancer = self.balance([backend])
+        first = balancer.stdout_lines()[0]
+        self.assertRegex(first, r"\Alistening on 127\.0\.0\.1:[1-9]\d* \(.+\)\Z")
+        visit_once(f"127.0.0.1:{balancer.port}")
+        host, _, port = status_address(balancer).rpartition(":")
+        self.assertEqual(host, "127.0.0.1")
+        self.assertNotEqual(port, "0")
+
+
+class Ipv6(BalancerTestCase):
+    """IPv6 works at every place where an address stands."""
+
+    def test_listener_server_status_and_log_speak_ipv6(self) -> None:
+        if not socket.has_ipv6:
+            self.skipTest("this Python has no IPv6")
+        backend = self.backend(named, host="::1")
+        balancer = self.balancer(
+            "--status=[::1]:0",
+            "--check-interval=0.3",
+            servers=[backend],
+            listen="[::1]:0",
+        )
+        self.assertRegex(balancer.stdout_lines()[0], r"\Alistening on \[::1\]:\d+ \(")
+        client = self.dial(balancer)
+        name = local_address(client)
+        self.assertEqual(served_by(client), backend.port)
+        client.close()
+        ending = self.ending(balancer, name)
+        self.assertEqual(ending.client, f"[::1]:{name.rpartition(':')[2]}")
+        self.assertEqual(ending.server, f"[::1]:{backend.port}")
+        document = figures(balancer)
+        self.assertEqual(document["listen"], balancer.address)
+        self.assertEqual(document["servers"][0]["address"], backend.address)
+        self.assertEqual(command(balancer, backend, "drain"), 200)
+        self.assertEqual(figures(balancer)["servers"][0]["state"], "DRAIN")
+
+
+WINDOWS_LACKS = (
+    *("os.splice", "os.fork", "os.sched_getaffinity", "os.pipe2", "resource"),
+    *("socket.send_fds", "socket.recv_fds", "socket.SO_REUSEPORT"),
+    *("signal.SIGHUP", "select.poll", "select.epoll", "fcntl", "termios"),
+)
+OPTIONS = (
+    "listen server algorithm check-interval rise fall check-timeout no-checks"
+    " connect-timeout idle-timeout half-close-timeout grace queue-timeout"
+    " max-connections allow accept-proxy send-proxy workers status log quiet"
+)
+
+
+class OtherSystems(BalancerTestCase):
+    """What only Linux has is used where it is there, and not missed elsewhere."""
+
+    def check_without(self, names: Sequence[str], workers: str) -> None:
+        """Take `names` away; relay a lot both ways, half-close, count, stop."""
+        backend = self.backend(named)
+        balancer = self.spawn(
+            *("load_balancer.py", "--listen=127.0.0.1:0", "--status=127.0.0.1:0"),
+            *(f"--server={backend.address}", f"--workers={workers}", "--no-checks"),
+            "--grace=5",
+            env=self.without(*names),
+        )
+        data = bytes(range(256)) * 8192
+        client = self.dial(balancer, 30)
+
+        def send() -> None:
+            client.sendall(data)
+            client.shutdown(socket.SHUT_WR)
+
+        _, answer = in_parallel(send, lambda: read_to_end(client))
+        self.assertEqual(answer, b"%05d" % backend.port + data)
+        for _ in range(5):
+            self.assertEqual(visit_once(balancer), backend.port)
+        self.assertEqual(figures(balancer)["connections"]["total"], 6)
+        wait_for_endings(balancer, 6)
+        self.assertEqual(balancer.stop(), 0)
+        self.assertEqual(balancer.stderr_text(), "")
+
+    def test_each_linux_only_call_may_be_missing(self) -> None:
+        for names in (
+            ("os.splice",),
+            ("socket.send_fds", "socket.recv_fds"),
+            ("resource",),
+            ("signal.SIGHUP",),
+            ("socket.SO_REUSEPORT",),
+            ("socket.TCP_KEEPIDLE", "socket.TCP_KEEPINTVL", "socket.TCP_KEEPCNT"),
+            ("select.poll", "select.epoll"),
+            ("os.fork", "os.sched_getaffinity"),
+            ("fcntl", "termios"),
+            WINDOWS_LACKS,
+        ):
+            with self.subTest(names=names):
+                check = functools.partial(self.check_without, names)
+                in_parallel(
+                    functools.partial(check, "1"), functools.partial(check, "auto")
+                )
+
+    def test_workers_that_a_system_cannot_have_are_refused_in_one_line(self) -> None:
+        for names in (("socket.send_fds", "socket.recv_fds"), WINDOWS_LACKS):
+            result = self.run_script(
+                *("load_balancer.py", "--listen=127.0.0.1:0", "--workers=2"),
+                env=self.without(*names),
+            )
+            self.assert_one_line(result, 2, "--workers 1")
+
+
+class BadOptions(ScriptTestCase):
+    """What cannot work is said in one line, with the exit code for it."""
+
+    def refuse(self, code: int, words: Sequence[str], *options: object) -> str:
+        """Expect one line with all `words`, and `code`; return what is wrong."""
+        result = self.run_script("load_balancer.py", *options)
+        try:
+            self.assert_one_line(result, code, *words)
+        except AssertionError as error:
+            return f"{options}: {error}"
+        return ""
+
+    def refuse_all(self, code: int, cases: Sequence[tuple[Sequence[str], ...]]) -> None:
+        """Expect the same of several cases, given as words and options."""
+        wrong = in_parallel(
+            *(lambda c=case: self.refuse(code, c[0], *c[1:]) for case in cases)
+        )
+        self.assertEqual("\n".join(filter(None, wrong)), "")
+
+    def test_each_bad_value_is_named_with_exit_code_2(self) -> None:
+        listen = "--listen=127.0.0.1:0"
+        unwritable = self.folder / "missing" / "folder" / "log"
+        cases: list[tuple[Sequence[str], ...]] = [
+            (("nonsense",), "--listen=nonsense"),
+            (("65536",), "--listen=127.0.0.1:65536"),
+            (("::1:80",), "--listen=::1:80"),
+            (("no-such-host.invalid",), "--listen=no-such-host.invalid:0"),
+            (("9991x",), listen, "--server=127.0.0.1:9991x"),
+            (("no-such-host.invalid",), listen, "--server=no-such-host.invalid:1"),
+            (("--server",), listen, "--server=127.0.0.1:1,weight=x"),
+            (("--server",), listen, "--server=127.0.0.1:1,weight=-1"),
+            (("--server",), listen, "--server=127.0.0.1:1,max=-1"),
+            (("--server",), listen, "--server=127.0.0.1:1,max="),
+            (("color",), listen, "--server=127.0.0.1:1,color=red"),
+            (("backup",), listen, "--server=127.0.0.1:1,backup=maybe"),
+            (("fastest",), listen, "--algorithm=fastest"),
+            (("--check-interval",), listen, "--check-interval=0"),
+            (("--check-interval",), listen, "--check-interval=nan"),
+            (("--rise",), listen, "--rise=0"),
+            (("--fall",), listen, "--fall=-1"),
+            (("--fall",), listen, "--fall=1.5"),
+            (("--check-timeout",), listen, "--check-timeout=0"),
+            (("--connect-timeout",), listen, "--connect-timeout=-1"),
+            (("--idle-timeout",), listen, "--idle-timeout=never"),
+            (("--half-close-timeout",), listen, "--half-close-timeout=-0.1"),
+            (("--grace",), listen, "--grace=-1"),
+            (("--queue-timeout",), listen, "--queue-timeout=inf"),
+            (("--max-connections",), listen, "--max-connections=-1"),
+            (("--allow",), listen, "--allow=300.0.0.0/8"),
+            (("--accept-proxy",), listen, "--accept-proxy=everybody"),
+            (("v3",), listen, "--send-proxy=v3"),
+            (("--workers",), listen, "--workers=0"),
+            (("--workers",), listen, "--workers=many"),
+            (("--status",), listen, "--status=nowhere"),
+            (("log",), listen, f"--log={unwritable}"),
+            (("extra",), listen, "extra"),
+            (("--no-such-option",), listen, "--no-such-option"),
+        ]
+        self.refuse_all(2, cases)
+
+    def test_port_in_use_is_named_with_exit_code_1(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            address = f"127.0.0.1:{taken.getsockname()[1]}"
+            cases: list[tuple[Sequence[str], ...]] = [
+                ([address], f"--listen={address}"),
+                ([address], f"--listen={address}", "--workers=2"),
+                ([address], f"--listen=127.0.0.1:{free_port()}", f"--status={address}"),
+            ]
+            self.refuse_all(1, cases)
+
+    def test_address_of_another_machine_cannot_be_listened_on(self) -> None:
+        result = self.run_script("load_balancer.py", "--listen=192.0.2.1:0")
+        self.assertIn(result.returncode, (1, 2))
+        self.assert_one_line(result, result.returncode, "192.0.2.1")
+
+    def test_help_names_every_option_of_the_contract(self) -> None:
+        result = self.run_script("load_balancer.py", "--help")
+        self.assertEqual((result.returncode, result.stderr), (0, ""))
+        for option in OPTIONS.split():
+            self.assertRegex(result.stdout, rf"--{option}\b")
+        for default in ("127.0.0.1:9990", "9991", "9993", "3600", "300", "30"):
+            self.assertIn(default, result.stdout)
+
+
+class Defaults(ScriptTestCase):
+    """What happens without options."""
+
+    def test_servers_are_the_three_usual_ones(self) -> None:
+        balancer = self.start(
+            "load_balancer.py",
+            "--listen=127.0.0.1:0",
+            "--status=127.0.0.1:0",
+            "--no-checks",
+        )
+        addresses = [entry["address"] for entry in figures(balancer)["servers"]]
+        self.assertEqual(
+            addresses, ["127.0.0.1:9991", "127.0.0.1:9992", "127.0.0.1:9993"]
+        )
+        self.assertEqual(changes(balancer.stdout_lines()), [])
+
+    def test_importing_the_script_starts_nothing(self) -> None:
+        count = threading.active_count()
+        module = __import__("load_balancer")
+        self.assertEqual(threading.active_count(), count)
+        with contextlib.redirect_stderr(None), self.assertRaises(SystemExit) as stopped:
+            module.main(["--algorithm=fastest"])
+        self.assertEqual(stopped.exception.code, 2)

@@ -1,0 +1,488 @@
+"""load_balancer.py: the status port, its formats, and who may use it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import socket
+import time
+from typing import Any
+
+from tests.balancer import (
+    SAME_ORIGIN,
+    BalancerTestCase,
+    command,
+    figures,
+    local_address,
+    named,
+    status_address,
+    visit_once,
+    wait_for_endings,
+)
+from tests.support import (
+    Backend,
+    Running,
+    dial,
+    echo,
+    http_request,
+    in_parallel,
+    read_exactly,
+    read_to_end,
+    refusing_address,
+    split_address,
+    wait_until,
+)
+
+SAMPLE = re.compile(r"([a-zA-Z_:][\w:]*)(?:\{(.*)\})? (\S+)")
+LABEL = re.compile(r'([a-zA-Z_]\w*)="((?:[^"\\]|\\.)*)"(?:,|\Z)')
+
+Sample = tuple[str, tuple[tuple[str, str], ...]]
+
+
+class Metrics:
+    """The Prometheus text format, parsed by its rules (exposition format 0.0.4)."""
+
+    def __init__(self, text: str) -> None:
+        """Parse; AssertionError for what Prometheus would reject."""
+        self.types: dict[str, str] = {}
+        self.helps: set[str] = set()
+        self.samples: dict[Sample, float] = {}
+        if not text.endswith("\n"):
+            raise AssertionError("the last line has no end")
+        for line in text.split("\n")[:-1]:
+            if line.startswith("# TYPE "):
+                _, _, name, kind = line.split(" ")
+                if name in self.types:
+                    raise AssertionError(f"two types for {name}")
+                self.types[name] = kind
+            elif line.startswith("# HELP "):
+                self.helps.add(line.split(" ")[2])
+            else:
+                self._add(line)
+
+    def _add(self, line: str) -> None:
+        match = SAMPLE.fullmatch(line)
+        if not match:
+            raise AssertionError(f"not a sample: {line!r}")
+        name, labels, value = match.groups()
+        pairs = LABEL.findall(labels or "")
+        if (
+            labels
+            and "".join(f'{k}="{v}",' for k, v in pairs) != labels.rstrip(",") + ","
+        ):
+            raise AssertionError(f"not labels: {line!r}")
+        family = re.sub(r"_(bucket|sum|count)\Z", "", name)
+        if name not in self.types and self.types.get(family) != "histogram":
+            raise AssertionError(f"a sample before its type: {line!r}")
+        key = (name, tuple(sorted(pairs)))
+        if key in self.samples:
+            raise AssertionError(f"twice: {line!r}")
+        self.samples[key] = float(value)
+
+    def value(self, name: str, **labels: str) -> float:
+        """Return one sample."""
+        return self.samples[f"load_balancer_{name}", tuple(sorted(labels.items()))]
+
+
+def metrics(balancer: Running) -> Metrics:
+    """Return `/metrics`, parsed."""
+    status, headers, body = http_request(status_address(balancer), "/metrics")
+    if status != 200 or not headers["content-type"].startswith("text/plain"):
+        raise AssertionError(f"{status} {headers}")
+    return Metrics(body.decode())
+
+
+class Figures(BalancerTestCase):
+    """Log, status document and metrics agree on every connection and byte."""
+
+    def test_figures_are_exact_and_agree_with_log_and_metrics(self) -> None:
+        with refusing_address() as dead:
+            one, two = self.backend(echo), self.backend(echo)
+            balancer = self.balance([dead, one, f"{two.address},weight=1,max=50"])
+            for size in (0, 1, 1000, 70_000, 5, 0, 300_000):
+                client = self.dial(balancer)
+                client.sendall(bytes(size))
+                client.shutdown(socket.SHUT_WR)
+                self.assertEqual(len(read_to_end(client)), size)
+                client.close()
+            live = self.dial(balancer)
+            live.sendall(bytes(123))
+            read_exactly(live, 123)
+            lines = wait_for_endings(balancer, 7)
+            wait_until(lambda: figures(balancer)["connections"]["active"] == 1)
+
+            document = figures(balancer)
+            self.assertEqual(
+                document["connections"],
+                {"active": 1, "total": 8, "failed": 0, "refused": 0, "queued": 0},
+            )
+            self.assertEqual(sum(line.to_server for line in lines), 371_006)
+            self.assertEqual(sum(line.to_client for line in lines), 371_006)
+            wait_until(
+                lambda: (
+                    figures(balancer)["bytes"]
+                    == {"to_servers": 371_129, "to_clients": 371_129}
+                ),
+                what="the exact bytes",
+            )
+            document = figures(balancer)
+            for address in (one.address, two.address):
+                entry = self.entry(document, address)
+                mine = [line for line in lines if line.server == address]
+                live_here = entry["active"]
+                self.assertEqual(entry["total"], len(mine) + live_here)
+                expected = sum(line.to_server for line in mine) + 123 * live_here
+                self.assertEqual(entry["bytes_to_server"], expected)
+                self.assertEqual(entry["bytes_to_client"], expected)
+            retries = sum(line.tries - 1 for line in lines)
+            refused = self.entry(document, dead)
+            # The live connection may have met the refusing server as well.
+            self.assertIn(refused["connect_failures"], (retries, retries + 1))
+            self.assertEqual(refused["retries"], refused["connect_failures"])
+            self.compare(document, metrics(balancer))
+
+    def entry(self, document: dict[str, Any], address: str) -> dict[str, Any]:
+        """Return the entry of one server."""
+        found: dict[str, Any] = next(
+            entry for entry in document["servers"] if entry["address"] == address
+        )
+        return found
+
+    def compare(self, document: dict[str, Any], parsed: Metrics) -> None:
+        """Expect the same figures under the names of the contract."""
+        connections = document["connections"]
+        value = parsed.value
+        self.assertEqual(value("connections_total"), connections["total"])
+        self.assertEqual(value("connections_active"), connections["active"])
+        self.assertEqual(value("connections_failed_total"), connections["failed"])
+        for entry in document["servers"]:
+            name = entry["address"]
+            up = 1 if entry["state"] == "UP" else 0
+            self.assertEqual(value("server_up", server=name), up)
+            for metric, key in (
+                ("connections_active", "active"),
+                ("connections_total", "total"),
+                ("connect_failures_total", "connect_failures"),
+            ):
+                self.assertEqual(value(f"server_{metric}", server=name), entry[key])
+            for direction in ("to_server", "to_client"):
+                got = value("server_bytes_total", server=name, direction=direction)
+                self.assertEqual(got, entry[f"bytes_{direction}"])
+            self.check_histogram(parsed, name, entry["total"])
+
+    def check_histogram(self, parsed: Metrics, server: str, count: float) -> None:
+        """Expect growing buckets that end at the number of connects."""
+        name = "load_balancer_server_connect_seconds"
+        buckets = sorted(
+            (float(dict(labels)["le"]), value)
+            for (sample, labels), value in parsed.samples.items()
+            if sample == f"{name}_bucket" and dict(labels)["server"] == server
+        )
+        self.assertGreater(len(buckets), 2)
+        self.assertEqual(buckets[-1], (float("inf"), count))
+        values = [value for _, value in buckets]
+        self.assertEqual(values, sorted(values))
+        self.assertEqual(parsed.samples[f"{name}_count", (("server", server),)], count)
+        total = parsed.samples[f"{name}_sum", (("server", server),)]
+        self.assertTrue(0 <= total < 60)
+        self.assertEqual(parsed.types[name], "histogram")
+
+
+class FiguresWithTwoWorkers(Figures):
+    """The same, summed over two processes."""
+
+    WORKERS = 2
+
+
+class Formats(BalancerTestCase):
+    """Names and formats are those of the contract."""
+
+    def test_status_document_has_the_keys_of_the_contract(self) -> None:
+        backend, backup = self.backend(named), self.backend(named)
+        balancer = self.balance(
+            [f"{backend.address},weight=3,max=7", f"{backup.address},backup"],
+            checks=True,
+        )
+        visit_once(balancer)
+        document = figures(balancer)
+        keys = "version listen uptime_s stopping connections bytes servers live"
+        self.assertEqual(set(document), set(keys.split()))
+        self.assertEqual((document["version"], document["stopping"]), (1, False))
+        self.assertEqual(document["listen"], balancer.address)
+        first, second = document["servers"]
+        keys = (
+            "address state weight backup max active total connect_failures retries"
+            " bytes_to_server bytes_to_client last_change_s last_check"
+        )
+        self.assertEqual(set(first), set(keys.split()))
+        self.assertEqual(
+            [first["address"], first["weight"], first["max"], first["backup"]],
+            [backend.address, 3, 7, False],
+        )
+        self.assertEqual(
+            [second["address"], second["weight"], second["max"], second["backup"]],
+            [backup.address, 1, 0, True],
+        )
+        self.assertLessEqual(first["last_change_s"], document["uptime_s"] + 1)
+
+    def test_metrics_have_a_type_and_a_help_each(self) -> None:
+        balancer = self.balance([self.backend(named)])
+        parsed = metrics(balancer)
+        self.assertEqual(set(parsed.types), parsed.helps)
+        for name, kind in {
+            "connections_total": "counter",
+            "connections_active": "gauge",
+            "connections_failed_total": "counter",
+            "server_up": "gauge",
+            "server_connections_active": "gauge",
+            "server_connections_total": "counter",
+            "server_connect_failures_total": "counter",
+            "server_bytes_total": "counter",
+            "server_connect_seconds": "histogram",
+        }.items():
+            self.assertEqual(parsed.types.get(f"load_balancer_{name}"), kind, name)
+
+    def test_failed_and_refused_connections_are_counted_apart(self) -> None:
+        with refusing_address() as dead:
+            balancer = self.balance([dead])
+            for _ in range(3):
+                with dial(balancer) as client, contextlib.suppress(ConnectionError):
+                    client.recv(1)
+            wait_for_endings(balancer, 3)
+            connections = figures(balancer)["connections"]
+            self.assertEqual((connections["failed"], connections["refused"]), (3, 0))
+            self.assertEqual(connections["total"], 3)
+
+    def test_healthz_is_200_while_a_server_is_up_and_503_otherwise(self) -> None:
+        backend = self.backend(named)
+        options = ("--check-interval=0.2", "--rise=1", "--fall=1")
+        balancer = self.balance([backend], *options, checks=True)
+        where = status_address(balancer)
+        self.assertEqual(http_request(where, "/healthz")[0], 200)
+        backend.close()
+        wait_until(lambda: http_request(where, "/healthz")[0] == 503, what="503")
+        self.backend(named, port=backend.port)
+        wait_until(lambda: http_request(where, "/healthz")[0] == 200, what="200")
+        command(balancer, backend, "drain")
+        self.assertEqual(http_request(where, "/healthz")[0], 503)
+
+
+class Page(BalancerTestCase):
+    """The page itself, and what may be asked of the status port by whom."""
+
+    server: Backend
+    running: Running
+    where: str
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        """Start a balancer before one server, for all tests."""
+        cls.server = Backend(named)
+        cls.addClassCleanup(cls.server.close)
+        cls.running = cls.start_shared(
+            *("load_balancer.py", "--listen=127.0.0.1:0", "--status=127.0.0.1:0"),
+            *("--no-checks", "--grace=2", f"--server={cls.server.address}"),
+        )
+        cls.where = status_address(cls.running)
+
+    def setUp(self) -> None:
+        """Begin with a server that is UP."""
+        super().setUp()
+        self.assertEqual(command(self.running, self.server, "ready"), 200)
+
+    def ask(
+        self, path: str, method: str = "GET", **headers: str
+    ) -> tuple[int, dict[str, str], bytes]:
+        """Make one request; header names are given with `_` for `-`."""
+        fields = {name.replace("_", "-"): value for name, value in headers.items()}
+        body = b"" if method == "POST" else None
+        return http_request(self.where, path, method, fields, body)
+
+    def state(self) -> str:
+        """Return the state of the server."""
+        return str(figures(self.running)["servers"][0]["state"])
+
+    def test_page_is_whole_and_needs_nothing_from_outside(self) -> None:
+        status, headers, body = self.ask("/")
+        page = body.decode()
+        self.assertEqual(status, 200)
+        self.assertRegex(headers["content-type"], r"\Atext/html; *charset=utf-8\Z")
+        self.assertRegex(page, r"(?i)\A<!doctype html>")
+        self.assertRegex(page, r'(?i)<html[^>]* lang="')
+        self.assertIn('name="viewport"', page)
+        self.assertIn("prefers-color-scheme", page)
+        policy = headers["content-security-policy"]
+        self.assertIn("default-src 'none'", policy)
+        self.assertIn("frame-ancestors 'none'", policy)
+        self.assertNotRegex(page, r"""(?i)(?:src|href)\s*=\s*["']?(?:https?:)?//""")
+        self.assertNotRegex(page, r"(?i)@import|url\(\s*['\"]?(?:https?:)?//")
+
+    def test_answers_are_never_cached_nor_sniffed(self) -> None:
+        for path in ("/", "/status.json", "/metrics"):
+            with self.subTest(path):
+                headers = self.ask(path)[1]
+                self.assertEqual(headers["cache-control"], "no-store")
+                self.assertEqual(headers["x-content-type-options"], "nosniff")
+
+    def test_page_that_is_not_there_is_404(self) -> None:
+        for path in ("/nothing", "/status.json/", "/../etc/passwd", "/servers/"):
+            with self.subTest(path):
+                self.assertEqual(self.ask(path)[0], 404)
+
+    def test_post_to_what_is_not_there_is_404_and_changes_nothing(self) -> None:
+        port = self.server.port
+        for path in (
+            f"/servers/127.0.0.1:{port}/explode",
+            "/servers/127.0.0.1:1/drain",
+            f"/servers/127.0.0.1:{port}",
+            "/servers//drain",
+            "/",
+        ):
+            with self.subTest(path):
+                status = http_request(self.where, path, "POST", SAME_ORIGIN, b"")[0]
+                self.assertIn(status, (404, 405))
+        self.assertEqual(self.state(), "UP")
+
+    def test_get_never_changes_a_state(self) -> None:
+        path = f"/servers/{self.server.address}/drain"
+        for method in ("GET", "HEAD"):
+            with self.subTest(method):
+                status = http_request(self.where, path, method, SAME_ORIGIN)[0]
+                self.assertIn(status, (404, 405))
+        self.assertEqual(self.state(), "UP")
+
+    def test_post_that_a_foreign_page_could_send_is_refused(self) -> None:
+        path = f"/servers/{self.server.address}/drain"
+        foreign = "http://evil.example"
+        for headers in (
+            {},
+            {"Origin": foreign},
+            {"Origin": "null"},
+            {"Origin": foreign, **SAME_ORIGIN},
+            {"Origin": "null", **SAME_ORIGIN},
+            {"Referer": f"{foreign}/page"},
+            {"Referer": f"{foreign}/page", **SAME_ORIGIN},
+            {"X-Requested-With": "XMLHttpRequest", "Origin": foreign},
+            {"Origin": f"http://{self.where}.evil.example", **SAME_ORIGIN},
+            {"Origin": "http://127.0.0.1:1", **SAME_ORIGIN},
+        ):
+            with self.subTest(headers):
+                status = http_request(self.where, path, "POST", headers, b"")[0]
+                self.assertEqual(status, 403)
+                self.assertEqual(self.state(), "UP")
+
+    def test_post_of_the_page_itself_is_obeyed(self) -> None:
+        address = self.server.address
+        for action, state in (("drain", "DRAIN"), ("maint", "MAINT"), ("ready", "UP")):
+            headers = {"Origin": f"http://{self.where}", **SAME_ORIGIN}
+            path = f"/servers/{address}/{action}"
+            self.assertEqual(
+                http_request(self.where, path, "POST", headers, b"")[0], 200
+            )
+            self.assertEqual(self.state(), state)
+
+    def test_foreign_host_is_refused(self) -> None:
+        port = split_address(self.where)[1]
+        for host in ("evil.example", f"evil.example:{port}", "", "127.0.0.1.evil:80"):
+            for path in ("/", "/status.json", "/metrics"):
+                with self.subTest(host=host, path=path):
+                    self.assertIn(self.ask(path, Host=host)[0], (400, 403, 421))
+        for host in (self.where, f"localhost:{port}"):
+            self.assertEqual(self.ask("/status.json", Host=host)[0], 200)
+
+    def test_foreign_host_cannot_change_a_state(self) -> None:
+        path = f"/servers/{self.server.address}/drain"
+        headers = {"Host": "evil.example", "Origin": "http://evil.example"}
+        status = http_request(self.where, path, "POST", headers | SAME_ORIGIN, b"")[0]
+        self.assertIn(status, (403, 421))
+        self.assertEqual(self.state(), "UP")
+
+    def test_slow_and_silent_status_clients_keep_nobody_waiting(self) -> None:
+        for first in (
+            b"",
+            b"GET / HT",
+            b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\n",
+        ):
+            for _ in range(15):
+                self.dial(self.where).sendall(first)
+        start = time.monotonic()
+        self.assertEqual(self.ask("/healthz")[0], 200)
+        self.assertEqual(visit_once(self.running), self.server.port)
+        self.assertLess(time.monotonic() - start, 5)
+
+    def test_hostile_requests_get_an_answer_or_an_end_and_harm_nothing(self) -> None:
+        requests = [
+            b"\x00\x01\x02\xff" * 100 + b"\r\n\r\n",
+            b"GET " + b"/" * 100_000 + b" HTTP/1.1\r\n\r\n",
+            b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 10_000 + b"\r\n",
+            b"GET / HTTP/1.1\r\nX: " + b"y" * 1_000_000 + b"\r\n\r\n",
+            b"GET / HTTP/9.9\r\n\r\n",
+            b"get / http/1.1\r\nhost: " + self.where.encode() + b"\r\n\r\n",
+            b"GET http://evil.example/ HTTP/1.1\r\nHost: evil.example\r\n\r\n",
+            b"POST /servers/x/drain HTTP/1.1\r\nContent-Length: 99999999999\r\n\r\n",
+            b"POST /servers/x/drain HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
+            b"POST /servers/x/drain HTTP/1.1\r\nContent-Length: x\r\n\r\n",
+            b"POST /servers/%ff%00%0a/drain HTTP/1.1\r\nContent-Length: 0\r\n\r\n",
+            b"CONNECT 127.0.0.1:22 HTTP/1.1\r\n\r\n",
+            b"PROXY TCP4 1.2.3.4 1.2.3.4 1 1\r\nGET / HTTP/1.1\r\n\r\n",
+            b"\x1b]0;owned\x07 / HTTP/1.1\r\n\r\n",
+        ]
+
+        def send(request: bytes) -> bytes:
+            # It may refuse at any point: OSError covers a reset before the shutdown.
+            with dial(self.where, 20) as client, contextlib.suppress(OSError):
+                client.sendall(request)
+                client.shutdown(socket.SHUT_WR)
+                return read_to_end(client)
+            return b""
+
+        answers = in_parallel(*(lambda r=request: send(r) for request in requests))
+        for request, answer in zip(requests, answers, strict=True):
+            with self.subTest(request[:60]):
+                self.assertNotIn(b"Traceback", answer)
+                self.assertNotRegex(answer, rb"\AHTTP/1\.[01] 200")
+        self.assertEqual(self.ask("/healthz")[0], 200)
+        self.assertEqual(self.state(), "UP")
+        self.assertNotIn(
+            "\x1b", self.running.stdout_text() + self.running.stderr_text()
+        )
+        self.assertEqual(self.running.stderr_text(), "")
+
+    def test_reader_of_the_page_that_never_reads_slows_no_traffic(self) -> None:
+        host = self.where.encode()
+        stuck = [self.dial(self.where) for _ in range(5)]
+        for client in stuck:
+            with contextlib.suppress(OSError):
+                client.settimeout(0.2)
+                client.sendall(b"GET / HTTP/1.1\r\nHost: " + host + b"\r\n\r\n" * 5000)
+        client = self.dial(self.running)
+        for _ in range(20):
+            client.sendall(b"x")
+        self.assertEqual(len(read_exactly(client, 25)), 25)
+        self.assertEqual(self.ask("/healthz")[0], 200)
+
+    def test_live_list_shows_each_open_connection(self) -> None:
+        clients = [self.dial(self.running) for _ in range(3)]
+        names = {local_address(client) for client in clients}
+        for client in clients:
+            read_exactly(client, 5)
+        wait_until(
+            lambda: {live["client"] for live in figures(self.running)["live"]} >= names,
+            what="three live connections",
+        )
+        for live in figures(self.running)["live"]:
+            if live["client"] not in names:
+                continue  # of a test before this one
+            self.assertEqual(
+                sorted(live),
+                ["age_s", "client", "idle_s", "server", "to_client", "to_server"],
+            )
+            self.assertEqual(live["server"], self.server.address)
+            self.assertEqual((live["to_server"], live["to_client"]), (0, 5))
+
+    def test_status_document_is_json_for_any_client(self) -> None:
+        status, headers, body = self.ask("/status.json")
+        self.assertEqual((status, headers["content-type"]), (200, "application/json"))
+        self.assertIsInstance(json.loads(body), dict)
+        self.assertEqual(int(headers["content-length"]), len(body))
