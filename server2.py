@@ -77,10 +77,9 @@ BACK_OFF_S = 0.1  # after accept or a thread's start failed for want of resource
 LISTEN_QUEUE = 4_096  # clients that wait for accept; the kernel caps it (somaxconn)
 SPARE_THREADS = 2  # waiting in accept at least, so that a client finds one ready
 IDLE_THREADS = 64  # waiting in accept at most; the others end
-BLANK_BYTES = (
-    1 << 20
-)  # others may have appended so much after a record that was just cut
-MEND_BYTES = 16 << 20  # of the log's end are searched for cut records, at the start
+BLOCK_BYTES = 4 << 20  # of the log are searched for cut records at once
+LINE_BYTES = 1 << 20  # no line of the log is longer
+MEND_BYTES = 256 << 20  # of the log's end are searched for cut records at most
 STACK_BYTES = 512 << 10  # per thread: calls here are shallow, threads many
 PRINTED_LINES = 1_000  # waiting for a slow terminal; later ones are dropped
 PRINTED_CHARACTERS = 60  # of a message, on the terminal
@@ -280,6 +279,9 @@ SAMPLE = b"2026-11-23 14:50:15,613 - "  # to complete a stamp that is cut itself
 HEAD = STAMP + rb"\d+ - \S+ - "
 RECORD = re.compile(HEAD + rb"(?:connected$|received: |replied: |closed: )")
 MESSAGE = re.compile(HEAD + rb"(?:replied: Server \d+ )?received: (.*)")
+# Both begin with a literal, for speed, and then look back at what must be before it.
+GLUED = re.compile(rb",(?<=[^\n]\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,)\d{3} - \d+ - ")
+OWN = rb",(?<=^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,)\d{3} - %b - "
 
 
 def is_like_record(part: bytes) -> bool:
@@ -294,40 +296,50 @@ def is_message(part: bytes, neighbours: Sequence[bytes]) -> bool:
     return any(line.endswith(b" received: " + message[1]) for line in neighbours)
 
 
-def cut_records(data: bytes, first: int) -> list[tuple[int, int]]:
-    """Return (start, end) of the cut records in the end of a log.
+def cut_in_line(before: bytes, line: bytes, after: bytes) -> Iterator[tuple[int, int]]:
+    """Yield (start, end) of the cut records in a line, given its neighbours.
 
-    A cut record has no line ending. So it is the very last line, or the record of
-    another server follows on its line. It begins with a stamp, or with the first part
-    of one; what somebody else wrote does not. A message that contains a record only
-    looks like that. Lines before the `first` are neighbours, but are not judged.
+    A cut record has no line ending, so the record of another server follows on its
+    line. It begins with a stamp, or with the first part of one; what somebody else
+    wrote does not. A message that contains a record only looks like that.
     """
-    lines = data.split(b"\n")
-    found = []
-    place = sum(len(line) + 1 for line in lines[:first])
-    for index in range(first, len(lines) - 1):
-        line = lines[index]
-        start = 0
-        while record := RECORD.search(line, start + 1):
-            end = record.start()
-            whole = is_message(line[start:], (lines[index - 1], lines[index + 1]))
-            if whole or not is_like_record(line[start:end]):
-                break
-            found.append((place + start, place + end))
-            start = end
-        place += len(line) + 1
-    if len(lines) > first and lines[-1] and is_like_record(lines[-1]):
-        found.append((place, len(data)))
-    return found
+    start = 0
+    while record := RECORD.search(line, start + 1):
+        end = record.start()
+        whole = is_message(line[start:], (before, after))
+        if whole or not is_like_record(line[start:end]):
+            return
+        yield start, end
+        start = end
 
 
-def read_end(file: io.FileIO, end: int) -> tuple[int, bytes]:
-    """Return the last MEND_BYTES before `end`, and where they start."""
-    start = file.seek(max(0, end - MEND_BYTES))
-    return start, file.read(end - start)
+def cut_records(file: io.FileIO, size: int, port: int) -> Iterator[tuple[int, int]]:
+    """Yield (start, end) of the cut records in the first `size` bytes of a log.
+
+    The last line may be one; others are in the middle of lines. Walks back block by
+    block, MEND_BYTES at most, and no further than to a whole record of `port`: what a
+    server's death cut was its last record.
+    """
+    own = re.compile(OWN % str(port).encode(), re.MULTILINE)
+    for high in range(size, max(0, size - MEND_BYTES), -BLOCK_BYTES):
+        low = max(0, high - BLOCK_BYTES)
+        first = file.seek(max(0, low - LINE_BYTES))  # so that lines have neighbours
+        data = file.read(min(size, high + LINE_BYTES) - first)
+        last = data.rpartition(b"\n")[2] if high == size else b""
+        if last and is_like_record(last):
+            yield size - len(last), size
+        lines = data.split(b"\n") if GLUED.search(data) else []
+        place = first
+        for before, line, after in zip([b"", *lines], lines, lines[1:], strict=False):
+            if low <= place < high:
+                for start, end in cut_in_line(before, line, after):
+                    yield place + start, place + end
+            place += len(line) + 1
+        if own.search(data, low - first + len("2026-11-23 14:50:15")):
+            return
 
 
-def mend(path: str) -> None:
+def mend(path: str, port: int = 0) -> None:
     """Blank the cut records in the log's end, or raise OSError.
 
     What looks cut may be a write under way. So a line ending is appended first:
@@ -336,14 +348,14 @@ def mend(path: str) -> None:
     if not os.path.isfile(path):  # not yet, or a FIFO or a device
         return
     with io.FileIO(path, "r+") as file, io.FileIO(path, "a") as log:
-        start, data = read_end(file, file.seek(0, os.SEEK_END))
-        if data[-1:] in (b"", b"\n") and not cut_records(data, start > 0):
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 1))
+        if file.read(1) in (b"", b"\n") and not any(cut_records(file, size, port)):
             return
         log.write(b"\n")
-        start, data = read_end(file, log.tell() - 1)
-        for begin, end in cut_records(data, start > 0):
-            file.seek(start + begin)
-            file.write(b" " * (end - begin - 1) + b"\n")
+        for start, end in cut_records(file, log.tell() - 1, port):
+            file.seek(start)
+            file.write(b" " * (end - start - 1) + b"\n")
 
 
 def locked() -> threading.Lock:
@@ -394,9 +406,19 @@ class Log:
         return own.result or (0, "")
 
     def reopen(self) -> None:
-        """Open the path anew, or raise OSError and keep the old file."""
-        with self._flushing:
-            self._replace()
+        """Open the path anew, or raise OSError and keep the old file.
+
+        Cut records in the old one are blanked now: a server that left one there, and
+        comes back, finds the new file only.
+        """
+        old = os.dup(self._file)
+        try:
+            with self._flushing:
+                self._replace()
+            with contextlib.suppress(OSError):  # where the system has no such path
+                mend(f"/proc/self/fd/{old}")
+        finally:
+            os.close(old)
 
     def close(self) -> None:
         """Close the file. No other method may be called after it."""
@@ -444,7 +466,7 @@ class Log:
         found by its content, so that nothing else is overwritten.
         """
         with contextlib.suppress(OSError), io.FileIO(self.path, "r+") as file:
-            size = len(written) + BLANK_BYTES
+            size = len(written) + BLOCK_BYTES
             start = file.seek(max(0, file.seek(0, os.SEEK_END) - size))
             place = file.read(size).rfind(written)
             if place >= 0:
@@ -1134,7 +1156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return fail(1, f"port {args.port} is in use ({where}); choose another one")
         return fail(2, f"cannot listen on {where}: {error.strerror}")
     with contextlib.suppress(OSError):  # as far as the file may be changed
-        mend(args.log)
+        mend(args.log, args.port)
     try:
         log = Log(args.log, args.fsync)
     except OSError as error:
