@@ -566,14 +566,15 @@ class Pool:
     `_lock` guards the servers (list and fields), the sessions (dictionaries and
     fields), the free slots, the workers' loads and the totals. `_room` is notified when
     a session ends, a worker's capacity changes, or the pool is `stopping`: from then on
-    no session begins, while the live ones may go on.
+    no session begins, while the live ones may go on. The two events need no lock to be
+    asked; they change under it.
     """
 
     def __init__(self, options: Options, slots: int) -> None:
         self.options = options
         self._lock = threading.Lock()
         self._room = threading.Condition(self._lock)
-        self.servers: list[Server] = options.servers
+        self._servers: list[Server] = options.servers
         self.counters = Counters(slots)
         self.workers: list[Worker] = []
         self._capacity = 0  # of all workers
@@ -584,8 +585,8 @@ class Pool:
         self._waiting: dict[int, Session] = {}  # by slot, whoever has no server now
         self._random = random.Random()
         self._started_s = time.monotonic()
-        self.stopping = False
-        self.fail_open = False  # no server is UP: all are tried
+        self.stopping = threading.Event()
+        self.fail_open = threading.Event()  # no server is UP: all are tried
         self.total = self.failed = self.refused = 0
         self._to_servers = self._to_clients = 0  # bytes of sessions that have ended
 
@@ -622,14 +623,16 @@ class Pool:
 
     def _candidates(self, tried: list[Server]) -> list[Server]:
         """Return who may be asked: UP servers, else a backup, else (fail open) any."""
-        present = [s for s in self.servers if not s.gone]
+        present = [s for s in self._servers if not s.gone]
         ready = [s for s in present if s.admin == "ready" and s.weight]
         up = [s for s in ready if self._is_up(s)]
-        self.fail_open = bool(ready) and not up
+        fail_open = bool(ready) and not up
+        if fail_open != self.fail_open.is_set():
+            (self.fail_open.set if fail_open else self.fail_open.clear)()
         untried = [s for s in up or ready if s not in tried]
         if not untried and tried:
             raise NoServerError
-        if self.fail_open:
+        if fail_open:
             return untried
         # Without a server of the first rank the first backup serves all, like HAProxy.
         return [s for s in untried if not s.backup] or untried[:1]
@@ -649,9 +652,9 @@ class Pool:
     def wait_for_room(self) -> bool:
         """Wait until one more session may begin; False when the pool stops."""
         with self._room:
-            while not self.stopping and not self._has_room():
+            while not self.stopping.is_set() and not self._has_room():
                 self._room.wait()
-            return not self.stopping
+            return not self.stopping.is_set()
 
     def _has_room(self) -> bool:
         return len(self._live) < min(self.limit, self._capacity)
@@ -763,7 +766,7 @@ class Pool:
 
     def stop(self) -> None:
         with self._room:
-            self.stopping = True
+            self.stopping.set()
             self._room.notify_all()
 
     def wait_until_idle(self, timeout_s: float) -> bool:
@@ -839,6 +842,16 @@ class Pool:
         with self._lock:
             return self._is_up(server)
 
+    def servers(self) -> list[Server]:
+        """Return the servers of this moment, without those whose address is gone."""
+        with self._lock:
+            return [s for s in self._servers if not s.gone]
+
+    def has(self, server: Server) -> bool:
+        """Tell whether the server's address is not gone."""
+        with self._lock:
+            return not server.gone
+
     def is_maint(self, server: Server) -> bool:
         with self._lock:
             return server.admin == "maint"
@@ -852,7 +865,7 @@ class Pool:
         return self._say(server, state, why, checks)
 
     def _say(self, server: Server, state: str, why: str, checks: str) -> str:
-        present = [s for s in self.servers if not s.gone]
+        present = [s for s in self._servers if not s.gone]
         up = sum(self._state(s) == UP for s in present)
         return (
             f'server={server.label} state={state} reason="{why}" checks={checks} '
@@ -868,7 +881,7 @@ class Pool:
         that is gone gets no new session; its live ones go on.
         """
         with self._lock:
-            known = [s for s in self.servers if s.name == name]
+            known = [s for s in self._servers if s.name == name]
             model = known[0]  # kept for its settings, also when it is gone
             present = [s for s in known if not s.gone]
             gone = [s for s in present if (s.family, s.address) not in found]
@@ -879,8 +892,8 @@ class Pool:
             for server in gone:
                 server.gone = True
                 server.went_down.set()  # lets its thread end
-            kept = [s for s in self.servers if not s.gone or s.active or s is model]
-            self.servers[:] = kept + new
+            kept = [s for s in self._servers if not s.gone or s.active or s is model]
+            self._servers[:] = kept + new
             why = f"{name} has moved"
             changes = [(s, "GONE") for s in gone] + [(s, self._state(s)) for s in new]
             return new, [self._say(s, state, why, "0/0") for s, state in changes]
@@ -891,7 +904,7 @@ class Pool:
         """Return the figures of this moment as /status.json has them."""
         now_s = time.monotonic()
         with self._lock:
-            present = [s for s in self.servers if not s.gone or s.active]
+            present = [s for s in self._servers if not s.gone or s.active]
             copies = {s: replace(s, connects=list(s.connects)) for s in present}
             states = [self._state(s) for s in present]
             sessions = list(self._live.values())  # in the order in which they came
@@ -908,7 +921,7 @@ class Pool:
         described = zip(servers, states, strict=True)
         return {
             "uptime_s": round(now_s - self._started_s, 3),
-            "stopping": self.stopping,
+            "stopping": self.stopping.is_set(),
             "connections": {"active": len(live), **dict(named)},
             "bytes": {
                 "to_servers": to_servers + sum(row.to_server for row in rows),
@@ -1722,9 +1735,14 @@ class ProcessWorker:
         not touch the pool, the log or the frontend, and closes all their descriptors.
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # fork beside threads
-            pid = os.fork()
+        try:
+            with warnings.catch_warnings():  # of a fork beside threads
+                warnings.simplefilter("ignore", DeprecationWarning)
+                pid = os.fork()
+        except OSError:
+            ours.close()
+            theirs.close()
+            raise
         if pid == 0:
             worker_main(theirs.detach(), self._pool.options, self._pool.counters)
         theirs.close()
@@ -1984,7 +2002,7 @@ class Frontend:
         except NoServerError:
             self._end(session, session.failure or NO_SERVER)
             return True
-        if self.pool.fail_open:
+        if self.pool.fail_open.is_set():
             self.log.seldom("open", "no server is UP: every server is tried")
         if server is None:
             if threading.current_thread() is not self._placing:
@@ -2131,7 +2149,7 @@ class Frontend:
         self.log.line(ended.health)
         if ended.others_wait:
             self.wake_queue()
-        if ended.was_last and self.pool.stopping:
+        if ended.was_last and self.pool.stopping.is_set():
             self._on_idle()
 
     # Stopping -------------------------------------------------------------------------
@@ -2194,16 +2212,17 @@ class Checks:
         self._over = threading.Event()
 
     def start(self) -> None:
-        names = {s.name for s in self._pool.servers}
+        servers = self._pool.servers()
+        names = {s.name for s in servers}
         moving = sorted(n for n in names if not is_literal(parse_address(n)[0]))
-        self._watch(self._pool.servers)
+        self._watch(servers)
         if moving:  # on a daemon thread: getaddrinfo(3) cannot be interrupted
             daemon("resolve", self._follow, moving).start()
 
     def stop(self) -> None:
         """Tell the threads to end; one that is checking ends after its timeout."""
         self._over.set()
-        for server in self._pool.servers:
+        for server in self._pool.servers():
             server.went_down.set()
 
     def _watch(self, servers: list[Server]) -> None:
@@ -2215,7 +2234,7 @@ class Checks:
         """Thread "check-HOST:PORT": check once per interval, first within it."""
         interval_s = self._options.check_interval
         pause_s = random.uniform(0, interval_s)  # so that checks do not come in step
-        while not self._over.wait(pause_s) and not server.gone:
+        while not self._over.wait(pause_s) and self._pool.has(server):
             pause_s = interval_s * random.uniform(0.95, 1.05)
             if not self._pool.is_maint(server):
                 began = time.monotonic()
@@ -2253,7 +2272,7 @@ class Checks:
 
     def _forgive(self, server: Server) -> None:
         """Thread "check-HOST:PORT", --no-checks: end a DOWN server's penalty."""
-        while not self._over.is_set() and not server.gone:
+        while not self._over.is_set() and self._pool.has(server):
             server.went_down.wait()
             if self._over.wait(server.penalty_s):
                 return
@@ -2835,8 +2854,8 @@ class StatusServer(http.server.ThreadingHTTPServer):
 
     def set_admin(self, label: str, admin: str) -> bool:
         """Drain, stop or ready a server by its label; False when there is none."""
-        for server in list(self.pool.servers):
-            if server.label == label and not server.gone:
+        for server in self.pool.servers():
+            if server.label == label:
                 self._frontend.log.line(self.pool.set_admin(server, admin))
                 self._frontend.wake_queue()
                 return True
@@ -3180,16 +3199,16 @@ def run(options: Options, log: Log, signals: Signals) -> None:
     where = format_address(listener.getsockname())
     about = f"room for {pool.limit:,} connections"
     parts: list[Frontend | Checks | StatusServer] = [frontend, Checks(frontend)]
-    try:
+    with contextlib.ExitStack() as undo:  # what was opened, should the rest fail
+        undo.callback(frontend.close)
         if options.status:
             with listening("--status", options.status):
                 status = StatusServer(options.status, where, frontend)
+            undo.callback(status.server_close)
             parts.append(status)
             about += f"; status on http://{format_address(status.server_address)}/"
         add_workers(pool, frontend, room)
-    except StartError:
-        frontend.close()
-        raise
+        undo.pop_all()
     print(f"listening on {where} ({about})", flush=True)
     log.start()
     for part in [*pool.workers, *parts]:

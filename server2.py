@@ -35,6 +35,7 @@ It does not encrypt, does not ask who a client is, and keeps nothing but the log
 from __future__ import annotations
 
 import argparse
+import array
 import contextlib
 import errno
 import functools
@@ -53,10 +54,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-try:
-    import ctypes
-except ImportError:  # a Python without libffi
-    ctypes = None  # type: ignore[assignment]
 try:
     import resource
 except ImportError:  # Windows
@@ -790,10 +787,10 @@ def drop_packets(listener: socket.socket) -> None:
     Accepted connections are not touched. Raise OSError when it refuses; do nothing
     where there is no such thing.
     """
-    if sys.platform == "linux" and ctypes:
+    if sys.platform == "linux":
         so_attach_filter = 26  # Python has no name for it
-        program = ctypes.create_string_buffer(struct.pack("=HBBI", 6, 0, 0, 0))  # ret 0
-        filters = struct.pack("HP", 1, ctypes.addressof(program))
+        program = array.array("B", struct.pack("=HBBI", 6, 0, 0, 0))  # "ret 0"
+        filters = struct.pack("HP", 1, program.buffer_info()[0])
         listener.setsockopt(socket.SOL_SOCKET, so_attach_filter, filters)
 
 
