@@ -80,6 +80,19 @@ class Checks(BalancerTestCase):
         self.assertRegex(up.reason, "connected")
         self.assertEqual(len(changes(balancer.stdout_lines())), 2)
 
+    def test_server_comes_back_only_after_as_many_passed_checks_as_rise_says(
+        self,
+    ) -> None:
+        backend = self.backend()
+        options = ("--check-interval=0.1", "--rise=4", "--fall=1")
+        balancer = self.balance([backend], *options, checks=True)
+        backend.visit()
+        backend.close()
+        balancer.wait_for_line(f"server={backend.address} state=DOWN")
+        again = self.backend(port=backend.port)
+        balancer.wait_for_line(f"server={backend.address} state=UP")
+        self.assertGreaterEqual(len(again.visits), 4)
+
     def test_one_passed_check_between_failures_starts_the_count_again(self) -> None:
         backend = self.backend()
         options = ("--check-interval=0.4", "--fall=3", "--check-timeout=0.3")

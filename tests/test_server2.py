@@ -1052,6 +1052,30 @@ class Lifetime(ScriptTestCase):
         self.assertEqual(set(confirmed) - set(logged), set())
         self.assertGreater(len(confirmed), 20)
 
+    def test_what_was_received_before_sigterm_is_answered_also_to_a_slow_reader(
+        self,
+    ) -> None:
+        server = self.start("server2.py", "0", "--quiet")
+        message = b"x" * 999 + b"\n"
+        with dial(server) as client:
+            client.sendall(b"first\n")
+            reply = read_line(client)
+            client.setblocking(False)
+            rest = memoryview(message * 20_000)
+            with contextlib.suppress(BlockingIOError):
+                while rest:  # until the replies, too, fill all buffers
+                    rest = rest[client.send(rest) :]
+            client.settimeout(20)
+            server.signal(signal.SIGTERM)
+            replies = read_to_end(client)
+        self.assertEqual(reply, b"Server %d received: first\n" % server.port)
+        self.assertEqual(server.wait(10), 0)
+        log = (self.folder / "server_log.txt").read_bytes()
+        logged = log.count(b"replied: ") - 1
+        expected = (b"Server %d received: " % server.port + message) * logged
+        self.assertEqual(replies, expected)
+        self.assertGreater(logged, 100)
+
     def test_the_same_port_can_be_taken_again_at_once(self) -> None:
         server = self.start("server2.py", "0")
         port = server.port
