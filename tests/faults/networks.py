@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
 import json
+import math
 import re
 import socket
 import threading
@@ -25,11 +28,11 @@ PORT = 9991  # each host has its own
 
 @dataclass
 class Deployment:
-    """A client, a balancer and three servers, each on a host of its own."""
+    """A client (or more), a balancer and three servers, each on a host of its own."""
 
     lab: Lab
     network: Network
-    client: Host
+    clients: list[Host]
     middle: Host
     back: list[Host]
     servers: list[Running]
@@ -37,10 +40,12 @@ class Deployment:
     address: tuple[str, int]
 
     @classmethod
-    def start(cls, lab: Lab, ipv6: bool = False, *options: object) -> Deployment:
+    def start(
+        cls, lab: Lab, ipv6: bool = False, *options: object, clients: int = 1
+    ) -> Deployment:
         """Start them; every host has its own log."""
-        network = Network(lab, 5)
-        client, middle, *back = network.hosts
+        network = Network(lab, clients + 4)
+        middle, *back = network.hosts[clients:]
         servers = [
             lab.spawn(
                 "server2.py", PORT, "--quiet", "--host", place(host, ipv6),
@@ -58,16 +63,28 @@ class Deployment:
             listen=where, preexec_fn=middle.enter,
         )  # fmt: skip
         address = (front, 9990)
-        return cls(lab, network, client, middle, back, servers, balancer, address)
+        hosts = network.hosts[:clients]
+        return cls(lab, network, hosts, middle, back, servers, balancer, address)
 
-    def measure(self, *options: object) -> dict[str, Any]:
-        """Run client2.py on the client's host; return its --json document."""
+    @property
+    def client(self) -> Host:
+        """Return the first client's host."""
+        return self.clients[0]
+
+    def measuring(
+        self, *options: object, client: int = 0, name: str = "run.json"
+    ) -> Running:
+        """Start client2.py on a client's host; its --json document goes to `name`."""
         host, port = self.address
         target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        running = self.lab.spawn(
-            "client2.py", *options, "--target", target, "--json", "run.json", "--quiet",
-            preexec_fn=self.client.enter,
+        return self.lab.spawn(
+            "client2.py", *options, "--target", target, "--json", name, "--quiet",
+            preexec_fn=self.clients[client].enter,
         )  # fmt: skip
+
+    def measure(self, *options: object) -> dict[str, Any]:
+        """Run client2.py on the first client's host; return its --json document."""
+        running = self.measuring(*options)
         code = running.wait(120)
         self.lab.release(running)
         document: dict[str, Any] = json.loads(
@@ -134,6 +151,48 @@ def ipv6_only(lab: Lab) -> None:
     clients = {line.client for line in endings(system.balancer.stdout_lines())}
     from_there = {client.rpartition(":")[0] for client in clients}
     lab.expect(from_there == {f"[{system.client.ipv6}]"}, f"clients: {from_there}")
+
+
+@scenario(4, share=0.3, short_s=1)
+def two_measuring_hosts(lab: Lab) -> None:
+    """Measure from two hosts at once: merged, it is what one run of both has."""
+    system = Deployment.start(lab, clients=2)
+    for host, delay_s in zip(system.clients, (0.001, 0.02), strict=True):
+        wire = system.network.wire(host, system.middle)
+        wire.delay_s = delay_s  # so that the means of two percentiles would be wrong
+    seconds = max(1.0, min(10.0, lab.seconds))
+    names = [f"run{index}" for index in range(2)]
+    running = [
+        system.measuring(
+            20 + 20 * index, "--duration", seconds, "--csv", f"{name}.csv",
+            client=index, name=f"{name}.json",
+        )
+        for index, name in enumerate(names)
+    ]  # fmt: skip
+    for one in running:
+        lab.expect(one.wait(60) == 0, f"exit {one.returncode}: {one.stderr_text()}")
+        lab.release(one)
+    files = [f"{name}.json" for name in names]
+    merging = lab.spawn("client2.py", "--merge", *files, "--json", "both.json")
+    lab.expect(merging.wait(60) == 0, merging.stderr_text())
+    lab.release(merging)
+    both = json.loads((lab.folder / "both.json").read_text())
+    rows = []
+    for name in names:
+        text = (lab.folder / f"{name}.csv").read_text()
+        rows += list(csv.DictReader(io.StringIO(text)))
+    lab.count("messages confirmed", len(rows))
+    lab.expect(both["exchanges"]["confirmed"] == len(rows), str(both["exchanges"]))
+    lab.expect(both["clients"] == 60, f"{both['clients']} clients")
+    for metric in ("latency_ns", "response_time_ns"):
+        values = sorted(int(row[metric]) for row in rows)
+        for key, share in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99)):
+            true = values[math.ceil(share * len(values)) - 1]
+            off = abs(both[metric][key] / true - 1)
+            lab.expect(off <= 0.001, f"{metric} {key}: {both[metric][key]} for {true}")
+        ends = (both[metric]["min"], both[metric]["max"], both[metric]["count"])
+        expected = (values[0], values[-1], len(values))
+        lab.expect(ends == expected, f"{metric}: {ends} for {expected}")
 
 
 def converse(sock: socket.socket, text: bytes) -> bytes:
