@@ -276,6 +276,27 @@ def cut_record_long_ago(lab: Lab) -> None:
     lab.count("records cut")
 
 
+@scenario(1, share=0.1, short_s=0)
+def cut_record_in_a_rotated_log(lab: Lab) -> None:
+    """Cut a write, then rotate the log: who leaves the old one mends it."""
+    needs_signals()
+    port = steady_port()
+    record = records_of(port, 3, range(1)).partition(b"\n")[0]
+    torn = record[: lab.random.randrange(1, len(record))]
+    server = lab.start("server2.py", 0, "--quiet")
+    lab.log.write_bytes(torn + records_of(port + 1, 4, range(2)) + torn)
+    old = lab.log.with_name("server_log.old.txt")
+    lab.log.rename(old)
+    server.signal(signal.SIGHUP)
+    wait_until_closed(server, old)
+    lab.release(server)
+    book = read_log([old])
+    for text in (*book.faults, *book.missing({4: 2})):
+        lab.lost(f"cut after {torn[-60:]!r}: {text}")
+    lab.expect(not book.foreign, f"cut after {torn[-60:]!r}: mixed")
+    lab.count("records cut", 2)
+
+
 @scenario(1, share=0.2, short_s=0)
 def forged_records(lab: Lab) -> None:
     """Send messages that look like parts of records: mending the log spares them."""
