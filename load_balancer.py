@@ -146,6 +146,7 @@ class Parser(argparse.ArgumentParser):
     """Say what is wrong in one line; the whole usage is one `--help` away."""
 
     def error(self, message: str) -> NoReturn:
+        """Print one line on standard error; exit with status 2."""
         self.exit(2, f"{self.prog}: {message} (see --help)\n")
 
 
@@ -253,9 +254,11 @@ class SelectPoll:
         self._masks: dict[int, int] = {}
 
     def register(self, fd: int, mask: int) -> None:
+        """Watch a descriptor, or watch it for something else."""
         self._masks[fd] = mask
 
     def unregister(self, fd: int) -> None:
+        """Watch a descriptor no longer."""
         del self._masks[fd]
 
     def poll(self, timeout_ms: float | None = None) -> list[tuple[int, int]]:
@@ -401,6 +404,7 @@ def read_proxy_header(sock: socket.socket, timeout_s: float) -> Header:
     deadline = time.monotonic() + timeout_s
 
     def take(size: int, flags: int = 0) -> bytes:
+        """Return the next bytes, `size` at most, before the deadline."""
         sock.settimeout(max(deadline - time.monotonic(), 0.001))
         data = sock.recv(size, flags)
         if not data:
@@ -462,6 +466,7 @@ class Server:
 
     @property
     def label(self) -> str:
+        """Its address: what it is called in the log and in the figures."""
         return format_address(self.address)
 
     def connected(self, seconds: float) -> None:
@@ -537,9 +542,11 @@ class Counters:
         return self._cells[slot * 4 : slot * 4 + 4]
 
     def read(self, slot: int) -> Row:
+        """Return what a session's row says now."""
         return Row(*self.cells(slot))
 
     def clear(self, slot: int) -> None:
+        """Set a row to zero, for the next session."""
         self.cells(slot)[:] = array.array("q", [0] * 4)
 
 
@@ -683,6 +690,7 @@ class Pool:
             session.worker.active += 1
 
     def session(self, slot: int) -> Session:
+        """Return the live session of a slot."""
         with self._lock:
             return self._live[slot]
 
@@ -749,6 +757,7 @@ class Pool:
 
     @property
     def active(self) -> int:
+        """How many sessions are live."""
         with self._lock:
             return len(self._live)
 
@@ -765,6 +774,7 @@ class Pool:
         self.set_capacity(worker, worker.room)
 
     def stop(self) -> None:
+        """Begin no more sessions."""
         with self._room:
             self.stopping.set()
             self._room.notify_all()
@@ -839,6 +849,7 @@ class Pool:
             return self._note_change(server, before, why, "0/0")
 
     def is_up(self, server: Server) -> bool:
+        """Tell whether the server is UP, whatever the operator has set it to."""
         with self._lock:
             return self._is_up(server)
 
@@ -853,6 +864,7 @@ class Pool:
             return not server.gone
 
     def is_maint(self, server: Server) -> bool:
+        """Tell whether the operator has taken the server out: no checks either."""
         with self._lock:
             return server.admin == "maint"
 
@@ -1040,6 +1052,7 @@ class Pipe:
 
     @classmethod
     def set_budget(cls, pipes: int) -> None:
+        """Say how many pipes this process may have open at once."""
         with cls._lock:
             cls._budget = pipes
 
@@ -1062,6 +1075,7 @@ class Pipe:
             cls._budget += 1
 
     def close(self) -> None:
+        """Close both ends; what is inside is lost."""
         os.close(self.read_fd)
         os.close(self.write_fd)
         self._give_back()
@@ -1237,6 +1251,7 @@ class Direction:
             self.rest = memoryview(data)
 
     def close_pipe(self) -> None:
+        """Close the pipe, if there is one."""
         if self.pipe is not None:
             self.pipe.close()
             self.pipe = None
@@ -1421,10 +1436,17 @@ Take = Callable[[], Job | None]
 class Boss(Protocol):
     """Who hears from a crew how its sessions went."""
 
-    def ended(self, slot: int, end: End) -> None: ...
-    def connect_failed(self, slot: int, client: socket.socket, end: End) -> None: ...
-    def header_read(self, slot: int, client: socket.socket, header: Header) -> None: ...
-    def short_of_threads(self, threads: int, why: str) -> None: ...
+    def ended(self, slot: int, end: End) -> None:
+        """Hear that a session has ended, its sockets closed."""
+
+    def connect_failed(self, slot: int, client: socket.socket, end: End) -> None:
+        """Take a session back that could not be connected."""
+
+    def header_read(self, slot: int, client: socket.socket, header: Header) -> None:
+        """Take a session back whose PROXY header has been read."""
+
+    def short_of_threads(self, threads: int, why: str) -> None:
+        """Hear that no more than so many threads can run now; 0: no longer so."""
 
 
 class ConnectFailedError(Exception):
@@ -1537,6 +1559,7 @@ class Crew:
 
     @property
     def threads(self) -> int:
+        """How many threads there are, idle ones included."""
         with self._lock:
             return self._threads
 
@@ -1675,10 +1698,17 @@ class Worker(Protocol):
     capacity: int  # fewer than `room` when it cannot start threads
     room: int
 
-    def start(self) -> None: ...
-    def give(self, job: Job) -> bool: ...
-    def cut(self) -> None: ...
-    def stop(self) -> None: ...
+    def start(self) -> None:
+        """Start its threads."""
+
+    def give(self, job: Job) -> bool:
+        """Hand a session over; False when the worker takes none."""
+
+    def cut(self) -> None:
+        """End all its sessions."""
+
+    def stop(self) -> None:
+        """Let its threads, or its process, end."""
 
 
 class LocalWorker:
@@ -1690,6 +1720,7 @@ class LocalWorker:
         self._crew = Crew(pool.options, pool.counters, boss, self._jobs.get)
 
     def start(self) -> None:
+        """Start the thread "spare", which starts the others."""
         daemon("spare", self._crew.keep_spare).start()
 
     def give(self, job: Job) -> bool:
@@ -1698,9 +1729,11 @@ class LocalWorker:
         return True
 
     def cut(self) -> None:
+        """End all its sessions."""
         self._crew.cut()
 
     def stop(self) -> None:
+        """Let the threads end: those that wait get a None each."""
         self._crew.stop()
         for _ in range(self._crew.threads):
             self._jobs.put(None)
@@ -1725,6 +1758,7 @@ class ProcessWorker:
         self._thread = daemon(f"worker-{self.index}", self._listen)
 
     def start(self) -> None:
+        """Start the thread that hears the process."""
         self._thread.start()
 
     def _fork(self) -> None:
@@ -1818,6 +1852,7 @@ class ProcessWorker:
         return False
 
     def cut(self) -> None:
+        """End all its sessions."""
         with self._lock, contextlib.suppress(OSError):
             self._channel.send(b"cut")
 
@@ -1885,6 +1920,7 @@ def worker_main(channel_fd: int, options: Options, counters: Counters) -> NoRetu
     boss = Messenger(channel)
 
     def take() -> Job | None:
+        """Wait for the next job; the end of the channel ends the process."""
         while True:
             message, fds = receive(channel)
             if not message:
@@ -1940,6 +1976,7 @@ class Frontend:
         self._placing = daemon("queue", self.place_waiting)
 
     def start(self) -> None:
+        """Start the threads "accept" and "queue"."""
         self._accepting.start()
         self._placing.start()
 
@@ -2212,6 +2249,7 @@ class Checks:
         self._over = threading.Event()
 
     def start(self) -> None:
+        """Start a thread for every server, and one for names that can move."""
         servers = self._pool.servers()
         names = {s.name for s in servers}
         moving = sorted(n for n in names if not is_literal(parse_address(n)[0]))
@@ -2332,6 +2370,7 @@ class Log:
         self._thread = daemon("log", self._write_lines)
 
     def start(self) -> None:
+        """Start the thread that writes; lines wait until then."""
         self._thread.start()
 
     def _open(self) -> int:
@@ -2825,9 +2864,11 @@ class StatusServer(http.server.ThreadingHTTPServer):
         self.server_name = str(host)
 
     def start(self) -> None:
+        """Start the thread "status"."""
         self._thread.start()
 
     def stop(self) -> None:
+        """Answer no more requests; close the port."""
         self.shutdown()
         self.server_close()
         self._thread.join()
@@ -3138,6 +3179,7 @@ class Signals:
             self._outer.send(b"\0")
 
     def close(self) -> None:
+        """Let signals do nothing from now on."""
         signal.set_wakeup_fd(-1)
         self._inner.close()
         self._outer.close()
