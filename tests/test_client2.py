@@ -899,9 +899,11 @@ class TheScreen(ClientTestCase):
             (20, "--reconnect", "--rate", 100, "--duration", 0.5, "--workers", 2),
             (4, "--messages", 5, "--direct", backend.address),
         ]
-        for args in runs:
+        results = in_parallel(
+            *(partial(self.client, *args, "--target", backend.address) for args in runs)
+        )
+        for args, result in zip(runs, results, strict=True):
             with self.subTest(args=args):
-                result = self.client(*args, "--target", backend.address)
                 self.assertEqual(result.returncode, 0)
                 wide = [line for line in result.stdout.splitlines() if len(line) > 80]
                 self.assertEqual(wide, [])
@@ -951,9 +953,10 @@ class TheScreen(ClientTestCase):
     def test_progress_is_shown_on_a_terminal_only(self) -> None:
         backend = self.backend(confirm(0.01))
         args = (2, "--duration", 1.5, "--target", backend.address)
-        shown = self.on_a_terminal(args)
+        shown, result = in_parallel(
+            partial(self.on_a_terminal, args), partial(self.client, *args)
+        )
         self.assertGreater(shown.count("\r") - shown.count("\r\n"), 2)
-        result = self.client(*args)
         self.assertEqual(result.stderr, "")
         self.assertNotIn("\r", result.stdout)
 
