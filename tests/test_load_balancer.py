@@ -385,8 +385,15 @@ class Closing(OneServer):
 
     def test_bytes_that_arrived_before_a_server_reset_are_delivered(self) -> None:
         data = random.Random(1).randbytes(30_000)
-        self.behave(reset_once_received(data))
+        opened = threading.Event()
+
+        def reset_later(visit: Visit) -> None:
+            opened.wait(30)  # connect fails, when a reset comes before it returns
+            reset_once_received(data)(visit)
+
+        self.behave(reset_later)
         client, name = self.open()
+        opened.set()
         received = bytearray()
         with self.assertRaises(ConnectionResetError):
             while piece := client.recv(4096):

@@ -226,6 +226,7 @@ class Draining(BalancerTestCase):
         self.assertEqual(server_figures(balancer, one)["state"], "UP")
         ports = {visit_once(balancer) for _ in range(6)}
         self.assertEqual(ports, {one.port, two.port})
+        balancer.wait_for_line("state=UP")
         states = [change.state for change in changes(balancer.stdout_lines())]
         self.assertEqual(states, ["DRAIN", "UP"])
 
@@ -261,6 +262,7 @@ class States(BalancerTestCase):
         balancer = self.balance([backend])
         for action in ("ready", "drain", "drain", "ready", "ready"):
             self.assertEqual(command(balancer, backend, action), 200)
+        balancer.wait_for_line("state=UP")
         states = [change.state for change in changes(balancer.stdout_lines())]
         self.assertEqual(states, ["DRAIN", "UP"])
 

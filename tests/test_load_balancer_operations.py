@@ -203,8 +203,9 @@ class Workers(BalancerTestCase):
             what="the figures to know",
         )
         self.assertEqual(server_figures(balancer, backend)["active"], alive)
-        self.assertTrue(
-            any("worker" in line for line in other_lines(balancer)), "not in the log"
+        wait_until(
+            lambda: any("worker" in line for line in other_lines(balancer)),
+            what="a line in the log",
         )
         ports = [visit_once(balancer) for _ in range(8)]
         self.assertEqual(set(ports), {backend.port})
