@@ -129,6 +129,7 @@ class Parser(argparse.ArgumentParser):
     """Say what is wrong in one line; the whole usage is one `--help` away."""
 
     def error(self, message: str) -> NoReturn:
+        """Print one line on standard error; exit with status 2."""
         self.exit(2, f"{self.prog}: {message} (see --help)\n")
 
 
@@ -2187,7 +2188,7 @@ STYLE += "".join(
 STYLE += "".join(f".h{k}{{fill-opacity:{0.15 + 0.12 * k:.2f}}}" for k in range(SHADES))
 SHAPES = (
     ("round", "M{x:.1f} {y:.1f}h0"),
-    ("square", "M{x:.1f} {y:.1f}h0"),
+    ("square", "M{x:.1f} {y:.1f}h.1"),  # some printers leave h0 out
     ("cross", "M{x:.1f} {y:.1f}m-3 0h6m-3-3v6"),
 )
 METHOD = """
