@@ -698,7 +698,8 @@ class Limits(ClientTestCase):
         for result in (same, other):
             self.assertEqual(result.returncode, 0, result)
             self.assertRegex(result.stdout, r"p50[^\n]*%")
-        self.assertNotIn("no difference", other.stdout)
+        # The median only: a busy machine may well hold up every tenth reply.
+        self.assertRegex(other.stdout, r"latency p50 -\d[^\n]*: faster\n")
 
     def test_merge_adds_runs_up(self) -> None:
         fast, slow = (
