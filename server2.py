@@ -55,9 +55,11 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 try:
+    import fcntl
     import resource
+    import termios
 except ImportError:  # Windows
-    resource = None  # type: ignore[assignment]
+    fcntl = resource = termios = None  # type: ignore[assignment]
 
 RECEIVE_BYTES = 65_536  # one read; a whole message of the default limit fits
 BATCH_MESSAGES = 256  # per write to the log: bounds memory and the wait of others
@@ -553,6 +555,15 @@ def set_timeouts(sock: socket.socket, receive_s: float) -> None:
         sock.setsockopt(socket.SOL_SOCKET, option, timeval)
 
 
+def unacknowledged(sock: socket.socket) -> int:
+    """Return how many bytes the peer has not acknowledged (tcp(7), SIOCOUTQ)."""
+    if fcntl is None or not hasattr(termios, "TIOCOUTQ"):
+        return 0
+    answer = array.array("i", [0])
+    fcntl.ioctl(sock, termios.TIOCOUTQ, answer)
+    return answer[0]
+
+
 class Connection:
     """One client's connection. Only its own thread calls `serve`."""
 
@@ -586,7 +597,27 @@ class Connection:
         if self.server.stopping.is_set() and reason in ("by client", "reset by client"):
             reason = "shutdown"
         self._record_end(reason)
+        if self.server.stopping.is_set():
+            self._part()
         self.sock.close()
+
+    def _part(self) -> None:
+        """Let the client's kernel have all replies before we close, GRACE_S at most.
+
+        Closing with bytes unread sends a reset, which overtakes replies. So drop what
+        still comes, until nothing does and all replies are acknowledged. The kernel has
+        no event for that: look again after 1, 2, 4 … 64 ms.
+        """
+        deadline, pause_s = time.monotonic() + GRACE_S, 0.001
+        self.shut_down(socket.SHUT_RD)  # from here on, recv does not wait
+        with contextlib.suppress(OSError):  # the client has gone
+            came = True
+            while (came or unacknowledged(self.sock)) and time.monotonic() < deadline:
+                came = False
+                while self.sock.recv(RECEIVE_BYTES) and time.monotonic() < deadline:
+                    came = True
+                time.sleep(pause_s)
+                pause_s = min(2 * pause_s, 0.064)
 
     def shut_down(self, how: int) -> None:
         """Make `serve` end: by SHUT_RD after what was received, by SHUT_RDWR now.
