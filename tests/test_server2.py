@@ -1212,6 +1212,7 @@ class Lifetime(ScriptTestCase):
             "os.posix_fadvise",
             "os.fork",
             "fcntl",
+            "ctypes",
         )
         server = self.start("server2.py", "0", "--fsync", env=env)
         with dial(server) as client:
