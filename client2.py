@@ -106,8 +106,8 @@ TICK_S = 0.25  # the main thread's heartbeat; waking later than it tells of a st
 STALL_S = 0.5  # a heartbeat later than this: the client was stopped or starved
 FIRST_RETRY_S, LAST_RETRY_S = 0.05, 1.0  # pause after a connect that failed
 STACK_BYTES = 256 * 1024  # a client's thread needs little, and there may be thousands
-CLIENTS_ALONE = 50  # one process keeps up with so many threads; above this they wait
-CLIENTS_PER_WORKER = 25  # for the interpreter lock, and smaller groups wait less
+CLIENTS_PER_WORKER = 12  # of --workers auto: more wait for one interpreter lock
+AWAKE_TRIES = 150  # a lone client asks so often, 200 µs, before it goes to sleep
 SPARE_DESCRIPTORS = 40  # standard streams, pipes, files besides the connections
 EXCHANGES_SHOWN = 120  # lines, for a dozen clients or fewer
 CLIENTS_SHOWN = 12
@@ -585,6 +585,7 @@ class Connection:
         self.addresses, self.message, self.is_cut = addresses, message, is_cut
         self.timeout_s, self.any_reply = config.timeout_s, config.any_reply
         self.clients = config.clients if config.message is None else 0
+        self.waits_awake = config.clients == 1 and usable_cores() > 1
         self.room = max(4096, len(message) + 64)  # one read takes a usual reply whole
         self.longest = ANY_REPLY_BYTES if config.any_reply else 2 * self.room
         self.lock = threading.Lock()
@@ -660,7 +661,8 @@ class Connection:
         """
         conn, message, expected = self.conn, self.message, self.expected
         assert conn is not None and expected is not None
-        send, receive, size = conn.sendall, conn.recvmsg, self.first_read
+        send, size = conn.sendall, self.first_read
+        receive = self.receive_awake if self.waits_awake else conn.recvmsg
         code |= len(expected) << 20
         before, phase = len(rows), SEND
         try:
@@ -685,6 +687,20 @@ class Connection:
         finally:
             self.replies += (len(rows) - before) // ROW_FIELDS
         return None
+
+    def receive_awake(self, size: int, space: int) -> tuple[bytes, Notes, int, Any]:
+        """Receive like recvmsg, but do not go to sleep at once.
+
+        A lone client would spend as long on waking up as many a server on its reply.
+        """
+        assert self.conn is not None
+        receive = self.conn.recvmsg
+        for _ in range(AWAKE_TRIES):
+            try:
+                return receive(size, space, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                pass
+        return receive(size, space)
 
     def complete(self, sent: int, data: bytes, notes: Notes, seen: int) -> Exchange:
         """Read what is missing of a reply, and check it; raise ExchangeError."""
@@ -1167,6 +1183,7 @@ def serve_as_worker() -> int:
     orders, events = sys.stdin.buffer, sys.stdout.buffer
     plain, numbers = pickle.load(orders)
     raise_descriptor_limit()
+    sys.setswitchinterval(1.0)  # all threads wait in calls: none need be made to yield
     inbox: Inbox = queue.SimpleQueue()
     group = Group(Config(**plain), numbers, inbox)
     group.start()
@@ -1218,6 +1235,13 @@ def make_groups(config: Config, inbox: Inbox) -> Sequence[Group | WorkerGroup]:
     edges = [1 + config.clients * k // count for k in range(count + 1)]
     parts = enumerate(itertools.starmap(range, itertools.pairwise(edges)), 1)
     return [WorkerGroup(config, numbers, inbox, k) for k, numbers in parts]
+
+
+def usable_cores() -> int:
+    """Return how many processor cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def raise_descriptor_limit() -> int | None:
@@ -3162,7 +3186,7 @@ def make_config(options: argparse.Namespace, target: tuple[str, int]) -> Config:
     clients, message = options.clients, options.message
     messages = options.messages or (0 if options.duration else 1)
     few = clients <= CLIENTS_SHOWN and 0 < clients * messages <= EXCHANGES_SHOWN
-    many = math.ceil(clients / CLIENTS_PER_WORKER) if clients > CLIENTS_ALONE else 1
+    many = math.ceil(clients / CLIENTS_PER_WORKER)
     return Config(
         target=format_address(target),
         addresses=resolve(target),
@@ -3176,7 +3200,7 @@ def make_config(options: argparse.Namespace, target: tuple[str, int]) -> Config:
         reconnect=options.reconnect,
         timeout_s=options.timeout,
         any_reply=options.any_reply,
-        workers=options.workers or many,
+        workers=options.workers or min(many, usable_cores() + 1),
         direct={str(a[1]): resolve(a) for a in options.direct},
         keep_replies=not options.quiet and (few or options.verbose),
     )
