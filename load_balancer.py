@@ -1096,6 +1096,7 @@ class Direction:
         self.rest: memoryview | None = None
         self.pipe: Pipe | None = None
         self.in_pipe = 0
+        self.dropped = 0  # bytes that nobody was left to take
         self.size = READ_BYTES  # of the next read
         self.can_splice = CAN_SPLICE
         self.other = self  # the other way of the relay, which sets this
@@ -1111,7 +1112,7 @@ class Direction:
         """Return how many bytes were taken that the sink's side never acknowledged."""
         # An end of file that was sent and not acknowledged is a byte for the kernel.
         unacknowledged = undelivered_bytes(self.sink) - (not self.open)
-        return self.pending + max(0, unacknowledged)
+        return self.dropped + self.pending + max(0, unacknowledged)
 
     def pull(self) -> bool:
         """Take what the source has, pass it on; True when what to wait for changed.
@@ -1228,27 +1229,58 @@ class Direction:
             self.in_pipe -= moved
             self.cells[self.cell] += moved
 
-    def flush(self, timeout_s: float | None) -> None:
-        """Deliver all that the source had sent before it died, if the sink takes it.
+    def flush(self, timeout_s: float) -> None:
+        """Deliver all that the source had sent before it died, and see it acknowledged.
 
-        Raise SideDiedError when the sink dies too, or takes nothing for `timeout_s`.
+        Only then may the sink be reset, which throws away what is on the way. What the
+        sink sends meanwhile is dropped: a server that is blocked in sending to a dead
+        client would take nothing, either. Raise SideDiedError when the sink dies too,
+        or takes nothing for `timeout_s`.
         """
-        self.source.setblocking(False)
-        self.sink.settimeout(timeout_s)
+        poll = new_poll()
+        taken, deadline, pause_s = -1, math.inf, 0.001
+        while self._send_last():
+            now_s = time.monotonic()
+            acknowledged = self.cells[self.cell] - undelivered_bytes(self.sink)
+            if acknowledged > taken:
+                taken, deadline, pause_s = acknowledged, now_s + timeout_s, 0.001
+            elif now_s > deadline:
+                raise SideDiedError(self.sink_name, TimeoutError())
+            # An acknowledgement is no event: look again after 1, 2, 4 … 64 ms.
+            wait_s = deadline - now_s if self.rest else pause_s
+            pause_s = min(2 * pause_s, 0.064)
+            mask = POLLIN if self.other.reading else 0
+            poll.register(self.sink.fileno(), mask | (POLLOUT if self.rest else 0))
+            for _, found in poll.poll(min(wait_s, 3600) * 1000):
+                if found & POLLIN:
+                    self._drop()
+                elif found & (POLLERR | POLLHUP):
+                    raise SideDiedError(self.sink_name, ConnectionResetError())
+
+    def _send_last(self) -> int:
+        """Send what the dead source has left; return how much is not delivered yet."""
         if self.in_pipe:
             assert self.pipe is not None
             self.rest = memoryview(os.read(self.pipe.read_fd, self.in_pipe))
             self.in_pipe = 0
-        while True:
-            while self.rest:
+        with contextlib.suppress(OSError):  # of the source: all has been read
+            while self.rest or (data := self.source.recv(BUFFER_BYTES)):
+                self.rest = self.rest or memoryview(data)
                 self._send_rest()
-            try:
-                data = self.source.recv(BUFFER_BYTES)
-            except OSError:
-                return
-            if not data:
-                return
-            self.rest = memoryview(data)
+                if self.rest:
+                    break
+        return self.undelivered()
+
+    def _drop(self) -> None:
+        """Take what the sink sends to the dead source, and forget it."""
+        try:
+            data = self.sink.recv(BUFFER_BYTES)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            raise SideDiedError(self.sink_name, error) from None
+        self.other.reading = bool(data)
+        self.other.dropped += len(data)
 
     def close_pipe(self) -> None:
         """Close the pipe, if there is one."""
@@ -1364,21 +1396,19 @@ class Relay:
 
     def _bury(self, death: SideDiedError) -> End:
         """Deliver what the dead side had sent; then reset the other side, too."""
-        patience_s = self._options.half_close_timeout or None
+        patience_s = self._options.half_close_timeout or math.inf
         from_dead, to_dead = self.upstream, self.downstream
         if death.side == "server":
             from_dead, to_dead = self.downstream, self.upstream
-        survivor = from_dead.sink
-        lost = to_dead.undelivered()  # for ever
+        code, lost = self._code(death), 0
         try:
             if from_dead.open:
                 from_dead.flush(patience_s)
-                wait_delivered(survivor, patience_s)
         except SideDiedError:  # the survivor died as well, or takes nothing
-            lost += from_dead.undelivered()
+            lost = from_dead.undelivered()
         if from_dead.reading:  # its end of file never came: more was to follow
-            reset(survivor)
-        return End(self._code(death), say_death(death), lost)
+            reset(from_dead.sink)
+        return End(code, say_death(death), lost + to_dead.undelivered())
 
     def _code(self, death: SideDiedError) -> str:
         """Return c, C, s or S for who, then L for a server that had finished, or D."""
@@ -1394,22 +1424,6 @@ def say_death(death: SideDiedError) -> str:
     if isinstance(death.error, TimeoutError):
         return f"{death.side} vanished: it no longer answers"
     return f"{death.side} reset the connection"
-
-
-def wait_delivered(sock: socket.socket, timeout_s: float | None) -> None:
-    """Wait until the peer has acknowledged all, for a reset would throw away the rest.
-
-    The kernel has no event for that, so look again after 1, 2, 4 … 64 ms, and stop when
-    the socket shows an error (POLLERR) or `timeout_s` has passed.
-    """
-    deadline = time.monotonic() + (timeout_s or math.inf)
-    poll = new_poll()
-    poll.register(sock.fileno(), 0)
-    pause_ms = 1
-    while undelivered_bytes(sock):
-        if poll.poll(pause_ms) or time.monotonic() > deadline:
-            raise SideDiedError("", TimeoutError())
-        pause_ms = min(2 * pause_ms, 64)
 
 
 # ---- Crew: a thread for every session ------------------------------------------------

@@ -471,6 +471,21 @@ class Closing(OneServer):
         self.assertFalse(sender.done.is_set())
         self.assertGreater(self.assert_end(name, "CD").undelivered, 0)
 
+    def test_client_reset_reaches_a_server_that_is_blocked_in_its_reply(self) -> None:
+        # Both ways are full: the server takes nothing before somebody takes its echo.
+        self.behave(echo)
+        client, name = self.open()
+        client.settimeout(1)
+        with self.assertRaises(TimeoutError):
+            client.sendall(bytes(64 * MIB))
+        send_reset(client)
+        visit = self.visit()
+        self.assertTrue(visit.done.wait(10))
+        was_reset = visit.end == "reset" or isinstance(visit.error, ConnectionError)
+        self.assertTrue(was_reset, (visit.end, visit.error))
+        ending = self.assert_end(name, "CD")
+        self.assertGreater(ending.undelivered, 0)
+
     def test_bytes_that_a_reset_server_never_took_are_counted_undelivered(self) -> None:
         go_on = threading.Event()
 
