@@ -24,6 +24,7 @@ from tests.bench.loads import Held, generate, p50, probe, redis_benchmark
 from tests.bench.machine import RunError, Stage, cpu_of, free_port, loopback
 from tests.bench.subjects import (
     BALANCER,
+    C_RELAY,
     CLIENT,
     SERVER,
     Address,
@@ -278,10 +279,10 @@ def measure_messages(bench: Bench, keep: bool) -> None:
     """Send small messages by 50 clients, kept connections or one per message."""
     with Stage() as stage:
         servers = start_redis_servers(stage)
-        found = [
-            *start_peers(bench, stage, servers),
-            *start_ours(bench, stage, servers),
-        ]
+        found = start_peers(bench, stage, servers)
+        if not subjects.missing(["cc"]) and not bench.settings.quick:
+            found.append(subjects.start_c_relay(stage, FIRST_SERVER - 1, servers))
+        found += start_ours(bench, stage, servers)
         clients = KEPT_CLIENTS
         counts = {s.name: messages_for(bench, stage, s, clients, keep) for s in found}
         bench.in_turn(
@@ -317,6 +318,10 @@ def message_checks(
     for against in ("HAProxy 2 threads", "nginx", "nginx 2 workers"):
         found.append(Check(f"rate, {against}", "rate", against, "", "/s"))
     found.append(Check(f"CPU per {unit}, nginx", "CPU", "nginx", "", "µs", 1e6))
+    found.append(Check(f"rate, {C_RELAY}", "rate", C_RELAY, "", "/s"))
+    found.append(Check(f"CPU per {unit}, {C_RELAY}", "CPU", C_RELAY, "", "µs", 1e6))
+    title = f"rate of {C_RELAY}, HAProxy"
+    found.append(Check(title, "rate", "HAProxy", "", "/s", ours=C_RELAY))
     found.append(Check("p99 of a message, HAProxy", "p99", "HAProxy", "", "ms", 1e3))
     return tuple(found)
 

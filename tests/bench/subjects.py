@@ -30,6 +30,7 @@ INSTALL = {
     "redis-server": "Redis (the servers behind): apt install redis-server",
     "redis-benchmark": "redis-benchmark (the load): apt install redis-tools",
     "iperf3": "iperf3 (the bulk load): apt install iperf3",
+    "cc": "a C compiler (a thread per connection, in C): apt install gcc libc6-dev",
 }
 
 Address = tuple[str, int]
@@ -178,6 +179,22 @@ def start_nginx(
     return Subject(name, (host, port), process)
 
 
+C_RELAY = "C, a thread each"
+
+
+def start_c_relay(stage: Stage, number: int, servers: Sequence[Address]) -> Subject:
+    """Compile and start relay.c: a thread per connection, and no more than that."""
+    program = stage.folder / "relay"
+    source = Path(__file__).with_name("relay.c")
+    command = ["cc", "-O2", "-pthread", str(source), "-o", str(program)]
+    built = subprocess.run(command, capture_output=True, text=True)
+    if built.returncode:
+        raise RunError(f"cc cannot build {source.name}: {built.stderr[:200]}")
+    addresses = [f"{host}:{port}" for host, port in servers]
+    process = stage.start([str(program), loopback(number), *addresses], subprocess.PIPE)
+    return Subject(C_RELAY, address_in(first_line(stage, process)), process)
+
+
 # ---- The scripts, and what server2.py is compared with ---------------------------
 
 
@@ -203,12 +220,15 @@ def start_script(
     """Start a script that prints `listening on HOST:PORT` first."""
     command = [python or sys.executable, str(script), *args]
     process = stage.start(command, subprocess.PIPE)
-    line = first_line(stage, process)
+    return Subject(name, address_in(first_line(stage, process)), process)
+
+
+def address_in(line: str) -> Address:
+    """Return the address in "listening on HOST:PORT". Raises RunError if none is."""
     match = re.match(r"listening on (\S+):(\d+)", line)
     if not match:
-        stage.stop(process)
-        raise RunError(f"{script.name} printed {line!r} instead of its address")
-    return Subject(name, (match[1], int(match[2])), process)
+        raise RunError(f"{line!r} is no address that something listens on")
+    return match[1], int(match[2])
 
 
 def balancer_args(number: int, servers: Sequence[Address], log: Path) -> list[str]:
