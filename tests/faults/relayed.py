@@ -17,6 +17,7 @@ import unittest
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from tests.balancer import SAME_ORIGIN, STATUS, Ending, endings
@@ -263,16 +264,24 @@ def check_trips(
     by_client: dict[str, list[Ending]] = defaultdict(list)
     for line in lines:
         by_client[line.client].append(line)
+    for logged in by_client.values():
+        logged.sort(key=began_at)  # a port whose client left is soon another's
     seen = seen_by_peers(peers)
     for trip in trips:
         logged = by_client[trip.client]
         if not logged:
             lab.lost(f"{trip}: not in the balancer's log")
             continue
-        line = logged.pop(0)  # a port comes again only after its connection's end
+        line = logged.pop(0)
         check_trip(lab, trip, line, seen.get(trip.number))
     spare = [line.line for lines in by_client.values() for line in lines]
     lab.expect(not spare, f"logged and made by no client: {spare[:3]}")
+
+
+def began_at(line: Ending) -> float:
+    """Return when a connection began, in seconds since the epoch."""
+    ended = datetime.strptime(line.line[:23], "%Y-%m-%d %H:%M:%S,%f")
+    return ended.timestamp() - line.duration_ms / 1000
 
 
 def check_trip(
