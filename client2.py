@@ -15,8 +15,9 @@ must be `Server <port> received: ` and the same bytes.
      ├──────────────────────── response time ──────────────────────────────────┤
 
 Latency ends when the reply's first byte reaches this machine's kernel, by its receive
-timestamp (`Connection.arrival`): how late the client's thread wakes up is not in it,
-but on a line of its own. `Tally.add_part` subtracts, for all metrics.
+timestamp (`Connection.arrival`, and inlined in `Connection.repeat`): how late the
+client's thread wakes up is not in it, but on a line of its own. For the summary,
+`Tally.add_part` subtracts; the CSV, the lines and the plots do so for theirs.
 
 Data flow: options → Config → N × Client, each with a Connection → rows (six numbers
 per exchange), handed over as a Chunk → Tally adds up → Summary, with the verdict →
@@ -77,7 +78,8 @@ from pathlib import Path
 from time import time_ns
 from typing import IO, Any, NoReturn, TextIO
 
-# Percentiles are nearest rank; one is printed when the sample can carry its 95 % range.
+# Percentiles are nearest rank; one is printed when the sample can carry its 95 % range,
+# the median always (its range from 6 exchanges on).
 PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99_9": 0.999}
 NEEDED = {"p50": 1, "p90": 29, "p99": 299, "p99_9": 2995}
 CONFIDENCE = 0.95
@@ -516,6 +518,7 @@ class Chunk:
     client: int
     rows: array[int] = field(default_factory=lambda: array("q"))
     connects: array[int] = field(default_factory=lambda: array("q"))  # ns
+    send_lateness: array[int] = field(default_factory=lambda: array("q"))  # ns
     servers: list[str] = field(default_factory=list)  # names, by the rows' codes
     connections: Counter[str] = field(default_factory=Counter)  # by server
     failures: list[tuple[int, int, str]] = field(default_factory=list)
@@ -576,8 +579,9 @@ def read_stamped(conn: socket.socket, size: int) -> tuple[bytes, Notes]:
 class Connection:
     """A TCP connection to one address, used by its client's thread alone.
 
-    `lock` guards `conn` between that thread, which replaces it, and the main thread,
-    which may cut it: a closed descriptor's number can be another file's at once.
+    `lock` guards `conn` between that thread, which replaces it, and the one that may
+    cut it (the main one; "orders" in a worker): a closed descriptor's number can be
+    another file's at once.
     """
 
     def __init__(self, addresses: Addresses, config: Config, message: bytes,
@@ -833,7 +837,7 @@ class Connection:
         conn.close()
 
     def cut(self) -> None:
-        """End a wait at once; called by the main thread when the run is interrupted."""
+        """End a wait at once: the run is interrupted (main thread, or "orders")."""
         with self.lock, contextlib.suppress(OSError):
             if self.conn is not None:
                 self.conn.shutdown(socket.SHUT_RDWR)
@@ -916,9 +920,12 @@ class Client(threading.Thread):
         if 0 < self.config.planned <= place:
             return None
         due = self.gates.start_ns + int(place * 1e9 / self.config.rate)
+        now = time.monotonic_ns()
         self.wait_until(due)
         if self.gates.stop.is_set():
             return None
+        late = time.monotonic_ns() - max(due, now)  # of a client that was free
+        self.chunk.send_lateness.append(late)
         offset, usual = clock_offset(), self.gates.to_realtime_ns
         return due + (usual if abs(offset - usual) < CLOCK_STEP_NS else offset)
 
@@ -1050,7 +1057,7 @@ class Client(threading.Thread):
         self.inbox.put(("chunk", chunk))
 
     def cut(self) -> None:
-        """End its waits (main thread)."""
+        """End its waits (main thread, or "orders")."""
         self.link.cut()
         self.straight.cut()
 
@@ -1295,7 +1302,7 @@ class Tally:
         self.bytes_sent = self.bytes_received = 0
         self.latency, self.response = Distribution(), Distribution()
         self.connect, self.lateness = Distribution(), Distribution()
-        self.send_lateness = Distribution()  # open loop: due and free, but not yet sent
+        self.send_lateness = Distribution()  # open loop: due, free, not awake
         self.backlog_ns = 0  # open loop: due, but the client's last reply was not there
         self.last_seen: dict[int, int] = {}
         self.direct, self.direct_failed = Distribution(), 0
@@ -1316,6 +1323,7 @@ class Tally:
         self.exchanges += len(rows) // ROW_FIELDS
         self.connect.extend(chunk.connects)
         self.slow_connects += sum(took >= SYN_RETRY_NS for took in chunk.connects)
+        self.send_lateness.extend(chunk.send_lateness)
         self.direct.extend(chunk.direct)
         self.direct_failed += chunk.direct_failed
         self.retransmits += chunk.retransmits
@@ -1328,7 +1336,7 @@ class Tally:
         if rows:
             self.end_ns = max(self.end_ns, rows[-2])
             if self.config.rate:
-                self.add_waits(chunk.client, rows)
+                self.add_backlog(chunk.client, rows)
             for key, part in split_rows(rows).items():
                 self.add_part(chunk, key, part)
             self.find_gap(chunk)
@@ -1336,14 +1344,12 @@ class Tally:
             if self.exchanges > EXACT_LIMIT:  # a long run is its figures alone
                 self.kept.clear()
 
-    def add_waits(self, client: int, rows: array[int]) -> None:
-        """Note why messages of an open loop left late: their client, or a reply."""
-        due, sent, seen = rows[0::6], rows[1::6], rows[4::6]
+    def add_backlog(self, client: int, rows: array[int]) -> None:
+        """Note how long messages of an open loop waited for their client to be free."""
+        due, seen = rows[0::6], rows[4::6]
         free = [self.last_seen.get(client, 0), *seen[:-1]]
         self.last_seen[client] = seen[-1]
-        ready = list(map(max, due, free))
-        self.backlog_ns += sum(map(operator.sub, ready, due))
-        self.send_lateness.extend(array("q", map(operator.sub, sent, ready)))
+        self.backlog_ns += sum(max(0, f - d) for f, d in zip(free, due, strict=True))
 
     def add_part(self, chunk: Chunk, key: int, rows: array[int]) -> None:
         """Add rows of one outcome and one server: here rows become metrics."""
@@ -2730,7 +2736,8 @@ def render_report(summary: Summary, baseline: Summary | None, ending: str) -> st
 
 
 # ---- Files: JSON, CSV, limits, baseline ----------------------------------------------
-# A file is written whole or not at all: under another name first, then renamed.
+# A file is written whole or not at all, under another name first, then renamed; but the
+# CSV as the run goes on.
 
 
 def write_whole(path: str, text: str) -> None:
@@ -3047,7 +3054,7 @@ def demo_system(quiet: bool) -> Iterator[str]:
 
 
 # ---- Options and the main thread -----------------------------------------------------
-# Everything wrong with the options is said before anything is started.
+# Everything wrong with the options is said before a client is started.
 
 
 def number(
@@ -3154,6 +3161,12 @@ def check_options(parser: Parser, options: argparse.Namespace) -> None:
         parser.error("give the number of clients N, or files to --merge")
     if options.demo and (options.target or options.merge):
         parser.error("--demo brings its own target and runs by itself")
+    if options.merge:
+        flags = [flag for flag, *_ in LOAD_OPTIONS] + ["--reconnect", "--any-reply"]
+        for flag in [*flags, "--csv"]:
+            name = flag[2:].replace("-", "_")
+            if getattr(options, name) != parser.get_default(name):
+                parser.error(f"--merge runs nothing: leave out {flag}")
     if options.rate and options.ramp:
         parser.error("--rate is a schedule of its own: leave out --ramp")
     if options.message and "\n" in options.message and not options.any_reply:

@@ -10,7 +10,11 @@ The life of a session, and where to read it:
     Pool.pick                 chooses the server: the only place where that is decided
     Crew._serve               a thread of its own: PROXY headers in and out, connect
     Relay.run                 moves bytes both ways until both sides have ended
-    Pool.end                  counts, frees the place, wakes who waited; one log line
+    Relay._bury               one side died: its last bytes, then a reset, for the other
+    Frontend._end             counts, frees the place, one log line, wakes who waited
+
+A session is a client's connection together with the one to its server; the log, the
+figures and the page, made for people, call it a connection.
 
 A connect that fails hands the session back to the frontend, which picks another server:
 nothing is retried once a byte of the client was forwarded. A session for which every
@@ -21,15 +25,17 @@ there is *room* for so many sessions as descriptors and threads last; a *slot* i
 session's row in the shared counters, and its name between processes.
 
 Threads of the main process: the first one, which waits for signals; "accept"; "queue"
-(sessions between two tries or waiting for a place); "check-HOST:PORT", one per server;
+(sessions with no server: after a PROXY header, between two tries, or waiting for a
+place); "check-HOST:PORT", one per server;
 "resolve" (names that move); "log"; "status", and "status-N" for its client at port N.
 One "connection-N" per live session, "connection-idle" between two, and "spare", which
 starts them, so that some are always waiting: these are a crew.
 
-With `--workers N` there are N crews, each in a process of its own: forked from the main
-process, which has one thread "worker-N" to hear each, and still accepts, picks, limits,
-counts and logs. It passes the accepted socket on (unix(7), SCM_RIGHTS); the worker
-reports how the session ended. The bytes of live sessions stand in shared memory.
+With `--workers N`, N above 1, there are N crews, each in a process of its own whose
+first thread is the "spare" one. The main process forks them, has one thread "worker-N"
+to hear each, and still accepts, picks, limits, counts and logs. It passes the accepted
+socket on (unix(7), SCM_RIGHTS); the worker reports how the session ended. The byte
+counts of live sessions are in shared memory.
 
 Bytes are never looked at. A direction that has moved much is spliced inside the kernel
 (splice(2)) where the system can. An end of file is passed on as an end of file
@@ -129,8 +135,9 @@ CONNECTING = {errno.EINPROGRESS, getattr(errno, "WSAEWOULDBLOCK", errno.EINPROGR
 NONBLOCKING: int = getattr(socket, "SOCK_NONBLOCK", 0)  # saves a system call
 CAN_SPLICE = hasattr(os, "splice")
 SPLICE_FLAGS = getattr(os, "SPLICE_F_MOVE", 0) | getattr(os, "SPLICE_F_NONBLOCK", 0)
-CAN_FORK = hasattr(os, "fork") and sys.platform == "linux"  # SOCK_SEQPACKET pairs
-CAN_SEND_SOCKETS = CAN_FORK and hasattr(socket, "send_fds")
+CAN_SEND_SOCKETS = (  # to a forked process, by a pair of SOCK_SEQPACKET sockets
+    hasattr(os, "fork") and hasattr(socket, "send_fds") and sys.platform == "linux"
+)
 
 SocketAddress = tuple[Any, ...]  # (host, port) or, for IPv6, (host, port, flow, scope)
 Options = argparse.Namespace
@@ -139,7 +146,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 # ---- Addresses and errors ------------------------------------------------------------
-# Small pure helpers; the first three stand in all three scripts.
+# Small helpers that know nothing of sessions.
 
 
 class Parser(argparse.ArgumentParser):
@@ -433,8 +440,8 @@ def read_proxy_header(sock: socket.socket, timeout_s: float) -> Header:
 
 
 # ---- Pool: every decision, limit and figure ------------------------------------------
-# The only shared mutable state, with one lock. Nothing in here waits, reads or writes a
-# socket.
+# Servers, sessions, limits and totals, under one lock. Nothing in here uses a socket,
+# and nothing waits but the two `wait_…`.
 
 
 @dataclass(eq=False, slots=True)
@@ -458,7 +465,8 @@ class Server:
     to_server: int = 0  # bytes
     to_client: int = 0
     penalty_s: float = PENALTY_S
-    went_down: threading.Event = field(default_factory=threading.Event)
+    # Set when it went DOWN, is gone, or all ends: a thread of --no-checks has to look.
+    look: threading.Event = field(default_factory=threading.Event)
     changed_s: float = field(default_factory=time.monotonic)
     last_check: str = "not checked yet"
     connect_s: float = 0.0  # sum, and how many fell into each of CONNECT_BUCKETS_S
@@ -480,9 +488,9 @@ class Server:
 class Session:
     """One client's connection, from accept to its line in the log.
 
-    Guarded by the pool's lock, but for `client`: the thread that places the session
-    ("accept", later "queue") owns it until a worker takes it. A worker that hands it
-    back does so under the lock, and from then on it is the queue's.
+    Owned by the thread that places it ("accept", later "queue"), then by the worker
+    that has it, then by the thread that ends it. It changes hands, and what the figures
+    show of it (`server`, `source`) changes, under the pool's lock.
     """
 
     number: int
@@ -574,7 +582,7 @@ class Pool:
     fields), the free slots, the workers' loads and the totals. `_room` is notified when
     a session ends, a worker's capacity changes, or the pool is `stopping`: from then on
     no session begins, while the live ones may go on. The two events need no lock to be
-    asked; they change under it.
+    asked; they change under it. A method whose name begins with _ wants the lock held.
     """
 
     def __init__(self, options: Options, slots: int) -> None:
@@ -791,6 +799,8 @@ class Pool:
         return server.health >= rise
 
     def _state(self, server: Server) -> str:
+        if server.gone:
+            return DRAIN  # its live sessions go on
         if server.admin != "ready":
             return DRAIN if server.admin == "drain" else MAINT
         return UP if self._is_up(server) else DOWN
@@ -822,7 +832,7 @@ class Pool:
         else:
             server.health = server.health - 1 if server.health > rise else 0
             if server.health == 0:
-                server.went_down.set()
+                server.look.set()
         counted = f"{rise}/{rise}" if passed else f"{fall}/{fall}"
         return self._note_change(server, before, result, counted)
 
@@ -844,7 +854,7 @@ class Pool:
             waited_s = server.penalty_s
             server.penalty_s = min(2 * waited_s, PENALTY_MAX_S)
             server.health = self.options.rise
-            server.went_down.clear()
+            server.look.clear()
             why = f"tried again after {waited_s:.0f} s without checks"
             return self._note_change(server, before, why, "0/0")
 
@@ -852,6 +862,11 @@ class Pool:
         """Tell whether the server is UP, whatever the operator has set it to."""
         with self._lock:
             return self._is_up(server)
+
+    def penalty_s(self, server: Server) -> float:
+        """Return for how long the server, DOWN without checks, is left alone."""
+        with self._lock:
+            return server.penalty_s
 
     def servers(self) -> list[Server]:
         """Return the servers of this moment, without those whose address is gone."""
@@ -903,12 +918,12 @@ class Pool:
             new = [Server(name, *where, *settings) for where in more]
             for server in gone:
                 server.gone = True
-                server.went_down.set()  # lets its thread end
+                server.look.set()  # lets its thread end
             kept = [s for s in self._servers if not s.gone or s.active or s is model]
             self._servers[:] = kept + new
             why = f"{name} has moved"
-            changes = [(s, "GONE") for s in gone] + [(s, self._state(s)) for s in new]
-            return new, [self._say(s, state, why, "0/0") for s, state in changes]
+            changed = gone + new
+            return new, [self._say(s, self._state(s), why, "0/0") for s in changed]
 
     # Figures --------------------------------------------------------------------------
 
@@ -1321,6 +1336,7 @@ class Relay:
             self.downstream.close_pipe()
 
     def _run(self) -> End | None:
+        """Move bytes: `leaving` takes from a socket what `arriving` gives it."""
         upstream, downstream = self.upstream, self.downstream
         client_fd = self.client.fileno()
         poll = self._poll.poll
@@ -1392,7 +1408,7 @@ class Relay:
             return End(code, f"{side} idle for {options.idle_timeout:g} s")
         code, side = ("sD", "server") if downstream.reading else ("cD", "client")
         limit = f"{options.half_close_timeout:g} s"
-        return End(code, f"{side} did not end within {limit} of the other side")
+        return End(code, f"{side} silent for {limit} after the other side ended")
 
     def _bury(self, death: SideDiedError) -> End:
         """Deliver what the dead side had sent; then reset the other side, too."""
@@ -1427,9 +1443,8 @@ def say_death(death: SideDiedError) -> str:
 
 
 # ---- Crew: a thread for every session ------------------------------------------------
-# Threads wait for the next session rather than being started by it, and another one is
-# started whenever the last waiting one is taken: so no client waits for a thread to
-# come to life.
+# Threads wait for the next session rather than being started by it, and more start
+# whenever few are left waiting: so no client waits for a thread to come to life.
 
 
 @dataclass(frozen=True, slots=True)
@@ -1578,7 +1593,7 @@ class Crew:
             return self._threads
 
     def keep_spare(self) -> None:
-        """Thread "spare": start connection threads, so that some are always waiting.
+        """Thread "spare", or a worker process's first one: start connection threads.
 
         A connection's own thread starts none: that would cost it a page of stack for as
         long as it lives. When the system has no more threads, try again every second.
@@ -1756,9 +1771,9 @@ class LocalWorker:
 class ProcessWorker:
     """A crew in a process of its own; the channel keeps message boundaries.
 
-    `_lock` guards `_channel` and `_pid`, which change when the process is replaced, and
-    `_held`, the slots that the process has; it is held while a client is passed on, so
-    that each one is either with the process when it dies, or not.
+    `_lock` guards `_stopping`, `_held` (the slots that the process has), `_channel` and
+    `_pid`; only the thread "worker-N" changes those two, when it replaces the process.
+    It is held while a client is passed on: when the process dies, it has it, or not.
     """
 
     def __init__(self, pool: Pool, boss: "Frontend", room: int) -> None:
@@ -2275,7 +2290,7 @@ class Checks:
         """Tell the threads to end; one that is checking ends after its timeout."""
         self._over.set()
         for server in self._pool.servers():
-            server.went_down.set()
+            server.look.set()
 
     def _watch(self, servers: list[Server]) -> None:
         target = self._forgive if self._options.no_checks else self._keep_checking
@@ -2325,8 +2340,8 @@ class Checks:
     def _forgive(self, server: Server) -> None:
         """Thread "check-HOST:PORT", --no-checks: end a DOWN server's penalty."""
         while not self._over.is_set() and self._pool.has(server):
-            server.went_down.wait()
-            if self._over.wait(server.penalty_s):
+            server.look.wait()
+            if self._over.wait(self._pool.penalty_s(server)):
                 return
             self._log_change(self._pool.give_chance(server))
 
@@ -2995,7 +3010,7 @@ def parse_server(text: str) -> dict[str, Any]:
     return parts
 
 
-class Group:
+class OptionGroup:
     """A group of options in the help: each one is added by a line or two."""
 
     def __init__(self, parser: argparse.ArgumentParser, title: str) -> None:
@@ -3018,7 +3033,7 @@ class Group:
         self.add(name, type=network, action="append", metavar="CIDR", help=text)
 
 
-def add_where(group: Group) -> None:
+def add_where(group: OptionGroup) -> None:
     """Add the options that say where clients come from and where they go."""
     text = "accept clients here (default: 127.0.0.1:9990)"
     group.address("--listen", ("127.0.0.1", 9990), text)
@@ -3031,18 +3046,19 @@ def add_where(group: Group) -> None:
         help="send clients to this server; repeat for more "
         "(default: 127.0.0.1:9991, :9992, :9993)",
     )
-    text = "choose the next server by this rule (default: %(default)s)"
+    text = "choose the next server by this rule; random = the less loaded of two "
+    text += "(default: %(default)s)"
     group.add("--algorithm", choices=ALGORITHMS, default=ALGORITHMS[0], help=text)
     text = "relay in N processes, auto = one per core"
     group.number("--workers", 1, processes, text)
 
 
-def add_checks(group: Group) -> None:
+def add_checks(group: OptionGroup) -> None:
     """Add the options that say when a server is UP."""
     text = "connect to each server every S seconds"
     group.number("--check-interval", 2.0, positive_seconds, text)
     group.number("--rise", 2, positive_number, "call a server UP after N good checks")
-    text = "call a server DOWN after N failed checks"
+    text = "call a server DOWN after N failed checks, or connects for clients"
     group.number("--fall", 3, positive_number, text)
     text = "let a check fail after S seconds"
     group.number("--check-timeout", 2.0, positive_seconds, text)
@@ -3050,7 +3066,7 @@ def add_checks(group: Group) -> None:
     group.add("--no-checks", action="store_true", help=text)
 
 
-def add_limits(group: Group) -> None:
+def add_limits(group: OptionGroup) -> None:
     """Add the options that bound time and number."""
     text = "try another server after S seconds"
     group.number("--connect-timeout", 3.0, positive_seconds, text)
@@ -3062,11 +3078,11 @@ def add_limits(group: Group) -> None:
     group.number("--grace", 30.0, seconds, text)
     text = "close after S seconds without a place at a server, 0 = wait"
     group.number("--queue-timeout", 5.0, seconds, text)
-    text = "leave more than N waiting in the listen queue, 0 = as the descriptors allow"
+    text = "serve N at once, more wait to be accepted; 0 = as the descriptors allow"
     group.number("--max-connections", 0, whole_number, text)
 
 
-def add_who(group: Group) -> None:
+def add_who(group: OptionGroup) -> None:
     """Add the options that say who may come, and as whom."""
     text = "refuse clients from elsewhere; repeat for more (default: all may come)"
     group.networks("--allow", text)
@@ -3076,7 +3092,7 @@ def add_who(group: Group) -> None:
     group.add("--send-proxy", choices=("v1", "v2"), help=text)
 
 
-def add_seeing(group: Group) -> None:
+def add_seeing(group: OptionGroup) -> None:
     """Add the options that say what an operator sees."""
     text = "serve a live page, /status.json, /metrics and /healthz here (default: off)"
     group.address("--status", None, text)
@@ -3092,11 +3108,11 @@ def parse_args(argv: Sequence[str] | None) -> Options:
     stopping = "SIGTERM or Ctrl-C: stop accepting, let live connections end for "
     stopping += "--grace seconds. SIGHUP: reopen --log."
     parser = Parser(prog="load_balancer.py", description=about, epilog=stopping)
-    add_where(Group(parser, "where"))
-    add_checks(Group(parser, "checks"))
-    add_limits(Group(parser, "time and number"))
-    add_who(Group(parser, "who"))
-    add_seeing(Group(parser, "seeing it"))
+    add_where(OptionGroup(parser, "where"))
+    add_checks(OptionGroup(parser, "checks"))
+    add_limits(OptionGroup(parser, "time and number"))
+    add_who(OptionGroup(parser, "who"))
+    add_seeing(OptionGroup(parser, "seeing it"))
     options = parser.parse_args(argv)
     if options.workers == 0:
         options.workers = (os.cpu_count() or 1) if CAN_SEND_SOCKETS else 1

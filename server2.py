@@ -15,7 +15,8 @@ Log: one line per event (connected, received, replied, closed), appended with on
 write for all messages that arrived together, always before their confirmations:
 Connection._record_and_confirm. Several servers append to the same file. SIGHUP
 reopens it, for log rotation. A record that SIGKILL cut is blanked when a server starts
-on the log, one that a full disk cut at once: an empty line marks the place.
+on the log, one that a full disk cut at once: a line of blanks marks the place. A
+connection that never sends a byte leaves no record.
 
 Threads of the one process:
     MainThread      waits on one socket for signals and for requests to start threads
@@ -81,7 +82,7 @@ LISTEN_QUEUE = 4_096  # clients that wait for accept; the kernel caps it (somaxc
 SPARE_THREADS = 2  # waiting in accept at least, so that a client finds one ready
 IDLE_THREADS = 64  # waiting in accept at most; the others end
 BLOCK_BYTES = 4 << 20  # of the log are searched for cut records at once
-LINE_BYTES = 1 << 20  # no line of the log is longer
+LINE_BYTES = 1 << 20  # no line of the log is longer, with the default --max-message
 MEND_BYTES = 256 << 20  # of the log's end are searched for cut records at most
 STACK_BYTES = 512 << 10  # per thread: calls here are shallow, threads many
 PRINTED_LINES = 1_000  # waiting for a slow terminal; later ones are dropped
@@ -275,7 +276,7 @@ class Printer:
 # ---- Calls that keep the interpreter lock -------------------------------------------
 # Python lets go of its lock around every system call, and a thread that waits for it
 # wakes: with 50 busy clients that takes longer than the call. These take microseconds
-# and wait for nobody, so they keep the lock: a third less time per message. Where
+# and hardly ever wait, so they keep the lock: a third less time per message. Where
 # there is no such call, or it says no, Python's own does the work, or says why not.
 
 
@@ -420,15 +421,17 @@ class Share:
     """One thread's part of a write that serves several (--fsync)."""
 
     records: Sequence[bytes]
-    ready: threading.Lock = field(default_factory=locked)  # released: done, or lead
+    # Released by whoever writes: the result is known, or it is this thread's turn to
+    # write. (A lock, because waiting for an Event costs three of them.)
+    ready: threading.Lock = field(default_factory=locked)
     result: tuple[int, str] | None = None  # what Log.append returns, once known
 
 
 class Log:
     """The log file. Every method may be called by any thread.
 
-    Without --fsync no lock is taken: write(2) with O_APPEND is atomic among threads
-    and processes, and dup2(2) puts another file behind the descriptor atomically.
+    Without --fsync `append` takes no lock: write(2) with O_APPEND is atomic among
+    threads and processes, and dup2(2) puts another file behind the descriptor at once.
     """
 
     def __init__(self, path: str, fsync: bool) -> None:
@@ -651,10 +654,11 @@ class Connection:
             reason = self._exchange()
         except Ended as ended:
             reason = str(ended)
-        except TIMEOUTS:
-            reason = "idle"
-        except OSError:  # reset, or a time-out of TCP's own keepalive
+        except OSError as error:
             reason = "reset by client"
+            if isinstance(error, TIMEOUTS):  # TCP's own says that nobody answers
+                vanished = error.errno == errno.ETIMEDOUT
+                reason = "client vanished" if vanished else "idle"
         if self.server.stopping.is_set() and reason in ("by client", "reset by client"):
             reason = "shutdown"
         self._record_end(reason)
@@ -1088,8 +1092,12 @@ class Server:
         with contextlib.suppress(OSError):
             drop_packets(self.listener)
             deadline = time.monotonic() + LAST_S
-            while self._threads < self._max_threads and time.monotonic() < deadline:
+            while self._has_room() and time.monotonic() < deadline:
                 self._start_thread(Connection(self, *self.listener.accept()))
+
+    def _has_room(self) -> bool:
+        with self._changed:
+            return self._threads < self._max_threads
 
     def _wait_for_threads(self, seconds: float) -> bool:
         with self._changed:

@@ -1092,6 +1092,8 @@ class BadInput(ClientTestCase):
             (("--merge", "missing"), "missing"),
             (("--merge", "text"), "text"),
             (("--merge", "other"), "other"),
+            (("--merge", "other", "--csv", "rows.csv"), "leave out --csv"),
+            (("--merge", "other", "--rate", "5"), "leave out --rate"),
         ]
         results = run_main("client2.py", [args for args, _ in cases], cwd=self.folder)
         for (args, word), result in zip(cases, results, strict=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import queue
 import random
 import socket
 import threading
@@ -383,11 +384,26 @@ class TheTally(unittest.TestCase):
     def test_an_open_loop_tells_its_own_lateness_from_the_servers(self) -> None:
         tally = Tally(config(messages=2, rate=10.0))
         good = client2.CONFIRMED
-        tally.take(
-            chunk_of((0, 5, 100, 100, 110, good), (50, 113, 150, 150, 151, good))
-        )
+        chunk = chunk_of((0, 5, 100, 100, 110, good), (50, 113, 150, 150, 151, good))
+        chunk.send_lateness.extend((5, 0))  # as its client saw it
+        tally.take(chunk)
         self.assertEqual(tally.backlog_ns, 60)  # due at 50, free at 110
-        self.assertEqual(list(tally.send_lateness.values or []), [5, 3])
+        self.assertEqual(list(tally.send_lateness.values or []), [5, 0])
+
+    def test_a_connect_is_not_called_the_clients_own_lateness(self) -> None:
+        gates = client2.Gates(start_ns=time.monotonic_ns())
+        inbox: client2.Inbox = queue.SimpleQueue()
+        client = client2.Client(1, config(messages=1, rate=10.0), gates, inbox)
+
+        def slow_open() -> None:
+            time.sleep(0.1)
+            raise client2.ExchangeError(client2.CONNECT, "refused")
+
+        with mock.patch.object(client, "open", slow_open):
+            client.converse()
+        _, chunk = inbox.get_nowait()
+        late_ns = chunk.send_lateness if chunk.send_lateness else [1 << 62]
+        self.assertLess(max(late_ns), 100_000_000)
 
     def test_rows_of_a_long_run_are_let_go(self) -> None:
         rows = [(k, k, k + 1, k + 1, k + 2, client2.CONFIRMED) for k in range(8)]
