@@ -109,7 +109,7 @@ STALL_S = 0.5  # a heartbeat later than this: the client was stopped or starved
 FIRST_RETRY_S, LAST_RETRY_S = 0.05, 1.0  # pause after a connect that failed
 STACK_BYTES = 256 * 1024  # a client's thread needs little, and there may be thousands
 CLIENTS_PER_WORKER = 12  # of --workers auto: more wait for one interpreter lock
-AWAKE_TRIES = 150  # a lone client asks so often, 200 µs, before it goes to sleep
+AWAKE_TRIES = 150  # a lone client asks so often, about 200 µs, before it sleeps
 SPARE_DESCRIPTORS = 40  # standard streams, pipes, files besides the connections
 EXCHANGES_SHOWN = 120  # lines, for a dozen clients or fewer
 CLIENTS_SHOWN = 12
@@ -605,12 +605,14 @@ class Connection:
         began = time_ns()
         reason = "no address"
         for family, address in self.addresses:
-            conn = socket.socket(family, socket.SOCK_STREAM)
+            conn = None
             try:
+                conn = socket.socket(family, socket.SOCK_STREAM)
                 self.set_options(conn)
                 conn.connect(address)
             except OSError as error:
-                conn.close()
+                if conn:
+                    conn.close()
                 late = isinstance(error, (BlockingIOError, TimeoutError))
                 reason = f"no answer in {self.timeout_s:g} s" if late else why(error)
                 continue
@@ -618,7 +620,8 @@ class Connection:
             with self.lock:
                 self.conn = conn
                 if self.is_cut.is_set():  # too early for cut() to see this socket
-                    conn.shutdown(socket.SHUT_RDWR)
+                    with contextlib.suppress(OSError):
+                        conn.shutdown(socket.SHUT_RDWR)
             self.expected, self.first_read, self.replies = None, 1, 0
             self.ended, self.server = False, ""
             return took
@@ -1136,6 +1139,7 @@ class WorkerGroup:
         self, config: Config, numbers: range, inbox: Inbox, place: int
     ) -> None:
         self.numbers, self.config, self.inbox = numbers, config, inbox
+        self.process: subprocess.Popen[bytes] | None = None
         self.reader = threading.Thread(
             target=self.read_events, name=f"worker-{place}", daemon=True
         )
@@ -1155,14 +1159,14 @@ class WorkerGroup:
 
     def order(self, *words: Any) -> None:
         """Have a method of the other process's Group called: its name, arguments."""
-        assert self.process.stdin is not None
+        assert self.process and self.process.stdin
         with contextlib.suppress(BrokenPipeError):  # read_events sees that it died
             pickle.dump(words, self.process.stdin)
             self.process.stdin.flush()
 
     def read_events(self) -> None:
         """Pass the worker's events on (thread `worker-K`) until it ends."""
-        assert self.process.stdout is not None
+        assert self.process and self.process.stdout
         with contextlib.suppress(EOFError, OSError, pickle.UnpicklingError):
             while True:
                 kind, payload = pickle.load(self.process.stdout)
@@ -1173,7 +1177,9 @@ class WorkerGroup:
 
     def close(self, timeout_s: float = 5.0) -> None:
         """Wait for the process to end by itself, and make it end if it does not."""
-        assert self.process.stdin is not None and self.process.stdout is not None
+        if self.process is None:  # the system had refused one
+            return
+        assert self.process.stdin and self.process.stdout
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
         try:
@@ -1543,6 +1549,7 @@ class Run:
                 listener(payload)
             if payload.final:
                 self.open_clients.discard(payload.client)
+                self.waiting.discard(payload.client)
         elif kind == "connected":
             number, words = payload
             self.waiting.discard(number)

@@ -96,6 +96,7 @@ READ_BYTES = 4096  # first reads: most messages are short, most connections idle
 BUFFER_BYTES = 65536  # ... and at most; larger gains nothing before splicing takes over
 PIPE_BYTES = 1048576  # the most that an unprivileged process may ask for (pipe(7))
 SPLICE_ROUNDS = 16  # fills of the pipe before the other direction gets its turn
+DROPPED_BYTES = 64 << 20  # sent to a dead side: more than buffers hold both ways
 LISTEN_BACKLOG = 4096  # the kernel lowers it to somaxconn (listen(2))
 # A vanished peer is found after 60 + 4 x 15 s (tcp(7)).
 KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
@@ -215,6 +216,13 @@ def raise_descriptor_limit() -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return 1 << 20 if soft == resource.RLIM_INFINITY else int(soft)
+
+
+def usable_cores() -> int:
+    """Return how many processor cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def undelivered_bytes(sock: socket.socket) -> int:
@@ -467,6 +475,7 @@ class Server:
     penalty_s: float = PENALTY_S
     # Set when it went DOWN, is gone, or all ends: a thread of --no-checks has to look.
     look: threading.Event = field(default_factory=threading.Event)
+    failed_s: float = 0.0  # when a check or a client's connect failed last
     changed_s: float = field(default_factory=time.monotonic)
     last_check: str = "not checked yet"
     connect_s: float = 0.0  # sum, and how many fell into each of CONNECT_BUCKETS_S
@@ -569,6 +578,7 @@ class Ended:
 
 
 NO_SERVER = End("SC", "no server available")
+WORKER_DIED = End("ID", "its worker process died")
 
 
 class NoServerError(Exception):
@@ -592,7 +602,7 @@ class Pool:
         self._servers: list[Server] = options.servers
         self.counters = Counters(slots)
         self.workers: list[Worker] = []
-        self._capacity = 0  # of all workers
+        self._capacity = 0  # of all live workers
         self._top = options.rise + options.fall - 1  # full health
         self._free = list(range(slots - 1, -1, -1))
         self.limit = min(options.max_connections or slots, slots)
@@ -687,15 +697,23 @@ class Pool:
             return session
 
     def _least_busy(self) -> "Worker":
-        """Return the worker that is least full, the first among equals."""
-        return min(self.workers, key=lambda w: w.active / w.capacity)
+        """Return the live worker that is least full, the first among equals."""
+        alive = [w for w in self.workers if w.alive] or self.workers
+        return min(alive, key=lambda w: w.active / w.capacity)
 
-    def move(self, session: Session) -> None:
-        """Give the session another worker: its own died before it took the client."""
-        with self._lock:
+    def move(self, session: Session) -> bool:
+        """Give the session another worker: its own died before it took the client.
+
+        Wait for one if none is alive; False when the pool stops before.
+        """
+        with self._room:
+            self._room.wait_for(lambda: self._capacity or self.stopping.is_set())
+            if not self._capacity:
+                return False
             session.worker.active -= 1
             session.worker = self._least_busy()
             session.worker.active += 1
+            return True
 
     def session(self, slot: int) -> Session:
         """Return the live session of a slot."""
@@ -709,6 +727,7 @@ class Pool:
         with self._lock:
             session = self._live[slot]
             session.client, session.barred = client, barred
+            session.queued_s = time.monotonic()
             self._waiting[slot] = session
             if header.source and header.destination:
                 session.source, session.destination = header.source, header.destination
@@ -747,7 +766,9 @@ class Pool:
             if session.server is not None:
                 session.server.active -= 1
                 add_row(session.server, row)
-                if connected and session.server.health < self._top:
+                # A session that is older than the last failure says nothing of now.
+                fresh = session.accepted_s > session.server.failed_s
+                if connected and fresh and session.server.health < self._top:
                     health = self._tally(session.server, True, "connected for a client")
             self._room.notify()
             return Ended(row, health, bool(self._waiting), not self._live)
@@ -773,8 +794,17 @@ class Pool:
         """Say how many sessions a worker can hold: as many as it has threads."""
         with self._room:
             worker.capacity = max(1, capacity)
-            self._capacity = sum(w.capacity for w in self.workers)
-            self._room.notify()
+            self._sum_up()
+
+    def set_alive(self, worker: "Worker", alive: bool) -> None:
+        """Say whether a worker can take sessions, or its process died."""
+        with self._room:
+            worker.alive = alive
+            self._sum_up()
+
+    def _sum_up(self) -> None:
+        self._capacity = sum(w.capacity for w in self.workers if w.alive)
+        self._room.notify_all()
 
     def add_worker(self, worker: "Worker") -> None:
         """Let a worker have sessions; called before any begins."""
@@ -805,11 +835,11 @@ class Pool:
             return DRAIN if server.admin == "drain" else MAINT
         return UP if self._is_up(server) else DOWN
 
-    def record_check(self, server: Server, passed: bool, result: str) -> str:
-        """Note the result of a check; return a line if the state changed."""
+    def record_check(self, server: Server, passed: bool | None, result: str) -> str:
+        """Note the result of a check, None: no result; return a line for a change."""
         with self._lock:
             server.last_check = result
-            return self._tally(server, passed, result)
+            return "" if passed is None else self._tally(server, passed, result)
 
     def record_refusal(self, server: Server, why: str) -> str:
         """Hold a client's failed connect against its server, like a failed check."""
@@ -830,6 +860,7 @@ class Pool:
             if server.health >= rise:
                 server.health = self._top
         else:
+            server.failed_s = time.monotonic()
             server.health = server.health - 1 if server.health > rise else 0
             if server.health == 0:
                 server.look.set()
@@ -857,11 +888,6 @@ class Pool:
             server.look.clear()
             why = f"tried again after {waited_s:.0f} s without checks"
             return self._note_change(server, before, why, "0/0")
-
-    def is_up(self, server: Server) -> bool:
-        """Tell whether the server is UP, whatever the operator has set it to."""
-        with self._lock:
-            return self._is_up(server)
 
     def penalty_s(self, server: Server) -> float:
         """Return for how long the server, DOWN without checks, is left alone."""
@@ -1250,16 +1276,17 @@ class Direction:
         Only then may the sink be reset, which throws away what is on the way. What the
         sink sends meanwhile is dropped: a server that is blocked in sending to a dead
         client would take nothing, either. Raise SideDiedError when the sink dies too,
-        or takes nothing for `timeout_s`.
+        or takes nothing for `timeout_s`, or while DROPPED_BYTES came.
         """
         poll = new_poll()
-        taken, deadline, pause_s = -1, math.inf, 0.001
+        taken, deadline, most, pause_s = -math.inf, math.inf, 0, 0.001
         while self._send_last():
             now_s = time.monotonic()
             acknowledged = self.cells[self.cell] - undelivered_bytes(self.sink)
             if acknowledged > taken:
                 taken, deadline, pause_s = acknowledged, now_s + timeout_s, 0.001
-            elif now_s > deadline:
+                most = self.other.dropped + DROPPED_BYTES
+            elif now_s > deadline or self.other.dropped > most:
                 raise SideDiedError(self.sink_name, TimeoutError())
             # An acknowledgement is no event: look again after 1, 2, 4 … 64 ms.
             wait_s = deadline - now_s if self.rest else pause_s
@@ -1278,12 +1305,18 @@ class Direction:
             assert self.pipe is not None
             self.rest = memoryview(os.read(self.pipe.read_fd, self.in_pipe))
             self.in_pipe = 0
-        with contextlib.suppress(OSError):  # of the source: all has been read
-            while self.rest or (data := self.source.recv(BUFFER_BYTES)):
-                self.rest = self.rest or memoryview(data)
+        while True:
+            if self.rest:
                 self._send_rest()
-                if self.rest:
-                    break
+            if self.rest:
+                break
+            try:
+                data = self.source.recv(BUFFER_BYTES)
+            except OSError:  # it is dead, and all has been read
+                break
+            if not data:
+                break
+            self.rest = memoryview(data)
         return self.undelivered()
 
     def _drop(self) -> None:
@@ -1416,15 +1449,14 @@ class Relay:
         from_dead, to_dead = self.upstream, self.downstream
         if death.side == "server":
             from_dead, to_dead = self.downstream, self.upstream
-        code, lost = self._code(death), 0
-        try:
-            if from_dead.open:
-                from_dead.flush(patience_s)
-        except SideDiedError:  # the survivor died as well, or takes nothing
-            lost = from_dead.undelivered()
+        code = self._code(death)
+        # The survivor may die as well, or take nothing.
+        with contextlib.suppress(SideDiedError):
+            from_dead.flush(patience_s)
+        lost = from_dead.undelivered() + to_dead.undelivered()
         if from_dead.reading:  # its end of file never came: more was to follow
             reset(from_dead.sink)
-        return End(code, say_death(death), lost + to_dead.undelivered())
+        return End(code, say_death(death), lost)
 
     def _code(self, death: SideDiedError) -> str:
         """Return c, C, s or S for who, then L for a server that had finished, or D."""
@@ -1474,8 +1506,8 @@ class Boss(Protocol):
     def header_read(self, slot: int, client: socket.socket, header: Header) -> None:
         """Take a session back whose PROXY header has been read."""
 
-    def short_of_threads(self, threads: int, why: str) -> None:
-        """Hear that no more than so many threads can run now; 0: no longer so."""
+    def short_of_threads(self, threads: int | None, why: str) -> None:
+        """Hear that no more than so many threads can run now; None: no longer so."""
 
 
 class ConnectFailedError(Exception):
@@ -1602,7 +1634,7 @@ class Crew:
         while self._wants_thread():
             if self._start_thread():
                 if short:
-                    self._boss.short_of_threads(0, "")
+                    self._boss.short_of_threads(None, "")
                 short = False
             else:
                 short = True
@@ -1721,8 +1753,9 @@ class Crew:
 
 
 class Worker(Protocol):
-    """A crew as the frontend sees it; the pool's lock guards `active`, `capacity`."""
+    """A crew as the frontend sees it; the pool's lock guards its first three fields."""
 
+    alive: bool
     active: int  # sessions that it has
     capacity: int  # fewer than `room` when it cannot start threads
     room: int
@@ -1744,7 +1777,7 @@ class LocalWorker:
     """A crew of threads in this process."""
 
     def __init__(self, pool: Pool, boss: Boss, room: int) -> None:
-        self.active, self.capacity, self.room = 0, room, room
+        self.alive, self.active, self.capacity, self.room = True, 0, room, room
         self._jobs = queue.SimpleQueue[Job | None]()
         self._crew = Crew(pool.options, pool.counters, boss, self._jobs.get)
 
@@ -1778,7 +1811,7 @@ class ProcessWorker:
 
     def __init__(self, pool: Pool, boss: "Frontend", room: int) -> None:
         """Fork the first process; raise OSError when that cannot be done."""
-        self.active, self.capacity, self.room = 0, room, room
+        self.alive, self.active, self.capacity, self.room = True, 0, room, room
         self.index = len(pool.workers) + 1
         self._pool, self._boss = pool, boss
         self._lock = threading.Lock()
@@ -1797,6 +1830,7 @@ class ProcessWorker:
         is forked beside threads, whose locks may be taken for ever in the copy: it must
         not touch the pool, the log or the frontend, and closes all their descriptors.
         """
+        self._forked_s = time.monotonic()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             with warnings.catch_warnings():  # of a fork beside threads
@@ -1842,7 +1876,7 @@ class ProcessWorker:
     def _handle(self, message: bytes, fds: list[int]) -> None:
         name, slot, *rest = pickle.loads(message)
         if name == "short_of_threads":
-            return self._boss.say_short(self, slot or self.room, *rest)
+            return self._boss.say_short(self, slot, *rest)  # not a slot: threads
         with self._lock:
             self._held.discard(slot)
         if name == "ended":
@@ -1859,6 +1893,7 @@ class ProcessWorker:
         with self._lock:
             self._channel.close()
             pid, stopping, held = self._pid, self._stopping, self._held
+        self._pool.set_alive(self, False)
         os.kill(pid, signal.SIGKILL)  # should it only have closed its channel
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         if not stopping:
@@ -1866,17 +1901,18 @@ class ProcessWorker:
         return stopping
 
     def _restart(self) -> bool:
-        while not self._boss.over.is_set():
+        """Fork again, once a second at most; False when there is no need to."""
+        while not self._boss.over.wait(max(0.0, self._forked_s + 1 - time.monotonic())):
             try:
                 self._fork()
             except OSError as error:
                 words = f"worker={self.index} not started: {say_why(error)}"
                 self._boss.log.seldom("start", words)
-                self._boss.over.wait(1.0)
             else:
                 with self._lock:
                     if self._stopping:
                         self._channel.shutdown(socket.SHUT_WR)
+                self._pool.set_alive(self, True)
                 return True
         return False
 
@@ -1918,7 +1954,7 @@ class Messenger:
     def header_read(self, slot: int, client: socket.socket, header: Header) -> None:
         self._tell(client, "header_read", slot, header.source, header.destination)
 
-    def short_of_threads(self, threads: int, why: str) -> None:
+    def short_of_threads(self, threads: int | None, why: str) -> None:
         self._tell(None, "short_of_threads", threads, why)
 
     def _tell(self, client: socket.socket | None, *message: Any) -> None:
@@ -2089,8 +2125,11 @@ class Frontend:
 
     def _give(self, session: Session, job: Job) -> None:
         session.client = None  # the worker's from now on
-        while not session.worker.give(job):
-            self.pool.move(session)  # its process died before it took the client
+        while not session.worker.give(job):  # its process died before it took it
+            if not self.pool.move(session):
+                session.client = job.client
+                return self._end(session, WORKER_DIED)
+        return None
 
     # Thread "queue" -------------------------------------------------------------------
 
@@ -2179,14 +2218,13 @@ class Frontend:
         self.pool.header_read(slot, client, header, self._is_barred(source))
         self.wake_queue()
 
-    def short_of_threads(self, threads: int, why: str) -> None:
+    def short_of_threads(self, threads: int | None, why: str) -> None:
         """Hear that this process can, or again can, start no more threads."""
-        worker = self.pool.workers[0]
-        self.say_short(worker, threads or worker.room, why)
+        self.say_short(self.pool.workers[0], threads, why)
 
-    def say_short(self, worker: Worker, capacity: int, why: str) -> None:
+    def say_short(self, worker: Worker, threads: int | None, why: str) -> None:
         """Take no more sessions than a worker has threads for."""
-        self.pool.set_capacity(worker, capacity)
+        self.pool.set_capacity(worker, worker.room if threads is None else threads)
         if why:
             words = f"cannot start a thread: {why}; live connections go on"
             self.log.seldom("thread", words)
@@ -2200,7 +2238,7 @@ class Frontend:
             "and is replaced"
         )
         for session in sessions:
-            self._end(session, End("ID", "its worker process died"))
+            self._end(session, WORKER_DIED)
 
     def _end(self, session: Session, end: End) -> None:
         """Close what is held of a session, count it, log it, let the next one in."""
@@ -2309,15 +2347,18 @@ class Checks:
                 self._log_change(self._pool.record_check(server, passed, result))
                 pause_s = max(0.0, pause_s - (time.monotonic() - began))
 
-    def _check_once(self, server: Server) -> tuple[bool, str]:
-        """Connect, and part with an end of file, never a reset: servers log resets."""
+    def _check_once(self, server: Server) -> tuple[bool | None, str]:
+        """Connect, and part with an end of file, never a reset: servers log resets.
+
+        Return whether it passed (None: a shortage of our own, which tells nothing of
+        the server), and the result in words.
+        """
         options = self._options
         began = time.monotonic()
         try:
             sock = socket.socket(server.family, socket.SOCK_STREAM)
         except OSError as error:
-            # Our own shortage: the server stays what it is.
-            return self._pool.is_up(server), f"not checked: {say_why(error)}"
+            return None, f"not checked: {say_why(error)}"
         with sock:
             sock.settimeout(options.check_timeout)
             try:
@@ -2328,6 +2369,8 @@ class Checks:
                 elif options.send_proxy:
                     sock.sendall(PROXY_V2_LOCAL)
             except OSError as error:
+                if error.errno in LOCAL_SHORTAGE:
+                    return None, f"not checked: {say_why(error)}"
                 return False, say_why(error)
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_WR)
@@ -2383,7 +2426,8 @@ def is_literal(host: str) -> bool:
 class Log:
     """Lines with their time, written whole by thread "log", many at once if busy.
 
-    `_lock` guards `_file`, `_lost` and `_said`.
+    `_lock` guards `_lost` and `_said`. The file needs none: only thread "log" writes,
+    and dup2(2) puts another file behind the descriptor at once.
     """
 
     def __init__(self, path: str | None, quiet: bool) -> None:
@@ -2434,9 +2478,8 @@ class Log:
         except OSError as error:
             self.line(f"cannot reopen {self._path}: {say_why(error)}")
             return
-        with self._lock:
-            old, self._file = self._file, new
-        os.close(old)
+        os.dup2(new, self._file, inheritable=False)
+        os.close(new)
 
     def close(self) -> None:
         """Write what is left, for two seconds at most."""
@@ -2470,17 +2513,21 @@ class Log:
             written_s = time.monotonic()
 
     def _write(self, data: bytes) -> None:
+        """Write lines, and before them how many were lost; nobody waits for this."""
         with self._lock:
             lost, self._lost = self._lost, 0
-        if lost:
-            data = f"{lost} log lines were lost\n".encode() + data
-        try:
+        if lost and not self._lines_left(f"{lost} log lines were lost\n".encode()):
+            lost = 0
+        lost += self._lines_left(data)
+        with self._lock:
+            self._lost += lost
+
+    def _lines_left(self, data: bytes) -> int:
+        """Write; return how many lines could not be: disk full, reader gone."""
+        with contextlib.suppress(OSError):  # traffic goes on
             while data:
-                with self._lock:  # `reopen` must not close the file under a write
-                    data = data[os.write(self._file, data) :]
-        except OSError:  # disk full, reader gone: traffic goes on, the loss counts
-            with self._lock:
-                self._lost += lost + data.count(b"\n")
+                data = data[os.write(self._file, data) :]
+        return data.count(b"\n")
 
 
 # ---- Status: what an operator sees and does ------------------------------------------
@@ -3115,7 +3162,7 @@ def parse_args(argv: Sequence[str] | None) -> Options:
     add_seeing(OptionGroup(parser, "seeing it"))
     options = parser.parse_args(argv)
     if options.workers == 0:
-        options.workers = (os.cpu_count() or 1) if CAN_SEND_SOCKETS else 1
+        options.workers = usable_cores() if CAN_SEND_SOCKETS else 1
     if options.workers > 1 and not CAN_SEND_SOCKETS:
         why = "this system cannot pass sockets to a process: use --workers 1"
         parser.error(f"--workers: {why}")

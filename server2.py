@@ -47,6 +47,7 @@ import os
 import re
 import signal
 import socket
+import stat
 import struct
 import sys
 import threading
@@ -276,30 +277,32 @@ class Printer:
 # ---- Calls that keep the interpreter lock -------------------------------------------
 # Python lets go of its lock around every system call, and a thread that waits for it
 # wakes: with 50 busy clients that takes longer than the call. These take microseconds
-# and hardly ever wait, so they keep the lock: a third less time per message. Where
-# there is no such call, or it says no, Python's own does the work, or says why not.
+# and hardly ever wait, so they keep the lock: a third less time per message. (A disk
+# that stalls then stalls all clients at once, not one after the other.) Where there is
+# no such call, or it says no, Python's own does the work, or says why not.
 
 
-def keeping_lock(name: str, *arguments: Any) -> Callable[..., int] | None:
+def keeping_lock(result: str, name: str, *kinds: str) -> Callable[..., int] | None:
     """Return a function of the C library that keeps the lock (ctypes.PyDLL), or None.
 
-    Its result is what the man page says: less than 0 when it failed.
+    `result` and `kinds` name the types of ctypes. The function returns what its man
+    page says: less than 0 when it failed.
     """
     try:
         function = getattr(ctypes.PyDLL(None), name)
     except (AttributeError, OSError, TypeError):  # no ctypes, no such function, Windows
         return None
-    function.argtypes, function.restype = arguments, ctypes.c_ssize_t
+    function.restype = getattr(ctypes, result)
+    function.argtypes = [getattr(ctypes, kind) for kind in kinds]
     kept: Callable[..., int] = function
     return kept
 
 
-INT, SIZE, BYTES = (
-    (ctypes.c_int, ctypes.c_size_t, ctypes.c_char_p) if ctypes else (None, None, None)
+kept_write = keeping_lock("c_ssize_t", "write", "c_int", "c_char_p", "c_size_t")
+kept_send = keeping_lock("c_ssize_t", "send", "c_int", "c_char_p", "c_size_t", "c_int")
+kept_statx = keeping_lock(
+    "c_int", "statx", "c_int", "c_char_p", "c_int", "c_uint", "c_char_p"
 )
-kept_write = keeping_lock("write", INT, BYTES, SIZE)
-kept_send = keeping_lock("send", INT, BYTES, SIZE, INT)
-kept_statx = keeping_lock("statx", INT, BYTES, INT, INT, BYTES)
 AT_EMPTY_PATH, STATX_NLINK, STATX_BYTES, LINKS = 0x1000, 4, 256, slice(16, 20)
 SEND_FLAGS = getattr(socket, "MSG_DONTWAIT", 0) | getattr(socket, "MSG_NOSIGNAL", 0)
 
@@ -311,6 +314,14 @@ def count_links(file: int) -> int:
         if kept_statx(file, b"", AT_EMPTY_PATH, STATX_NLINK, answer) == 0:
             return int.from_bytes(answer.raw[LINKS], sys.byteorder)
     return os.fstat(file).st_nlink
+
+
+def is_quick(file: int) -> bool:
+    """Tell whether no reader decides how long a write takes: no pipe, no terminal."""
+    status = os.fstat(file)
+    if stat.S_ISREG(status.st_mode):
+        return True
+    return os.path.samestat(status, os.stat(os.devnull))
 
 
 def send_at_once(sock: socket.socket, data: bytes) -> int:
@@ -439,8 +450,7 @@ class Log:
         self.path = path
         self._fsync = fsync
         self._file = self._open()
-        # Not a pipe or a terminal: how long a write takes is up to no reader.
-        self._is_quick = os.path.isfile(path) or path == os.devnull
+        self._is_quick = is_quick(self._file)
         self._cut = threading.Event()  # set: `mend` before the next write
         # With --fsync: held from a write to its flush, and while the file is replaced.
         self._flushing = threading.Lock()
@@ -487,6 +497,7 @@ class Log:
     def _replace(self) -> None:
         new = self._open()
         try:
+            self._is_quick = self._is_quick and is_quick(new)
             os.dup2(new, self._file, inheritable=False)
         finally:
             os.close(new)
@@ -565,12 +576,25 @@ class Log:
                 return
         with self._sharing:
             group, self._queue = self._queue, []
+        written, reason = 0, "internal error"
+        try:
+            written, reason = self._write_and_flush(
+                [r for s in group for r in s.records]
+            )
+        finally:  # whatever happened: nobody else would wake them
+            self._tell(group, own, written, reason)
+
+    def _write_and_flush(self, records: Sequence[bytes]) -> tuple[int, str]:
         with self._flushing:
-            written, reason = self._write([r for share in group for r in share.records])
+            written, reason = self._write(records)
             try:
                 os.fsync(self._file)
             except OSError as error:
-                written, reason = 0, error.strerror or str(error)
+                return 0, error.strerror or str(error)
+        return written, reason
+
+    def _tell(self, group: list[Share], own: Share, written: int, reason: str) -> None:
+        """Tell the threads of a group, and the one that leads next."""
         for share in group:
             logged = min(written, len(share.records))
             share.result = logged, reason if logged < len(share.records) else ""
@@ -619,6 +643,11 @@ def set_timeouts(sock: socket.socket, receive_s: float) -> None:
         sock.setsockopt(socket.SOL_SOCKET, option, timeval)
 
 
+def is_gone(error: OSError) -> bool:
+    """Tell whether it is not our deadline but TCP's: the peer answers no more."""
+    return error.errno == errno.ETIMEDOUT
+
+
 def unacknowledged(sock: socket.socket) -> int:
     """Return how many bytes the peer has not acknowledged (tcp(7), SIOCOUTQ)."""
     if fcntl is None or not hasattr(termios, "TIOCOUTQ"):
@@ -656,9 +685,8 @@ class Connection:
             reason = str(ended)
         except OSError as error:
             reason = "reset by client"
-            if isinstance(error, TIMEOUTS):  # TCP's own says that nobody answers
-                vanished = error.errno == errno.ETIMEDOUT
-                reason = "client vanished" if vanished else "idle"
+            if isinstance(error, TIMEOUTS):
+                reason = "client vanished" if is_gone(error) else "idle"
         if self.server.stopping.is_set() and reason in ("by client", "reset by client"):
             reason = "shutdown"
         self._record_end(reason)
@@ -715,7 +743,9 @@ class Connection:
             set_timeouts(self.sock, pause)
             try:
                 return self.sock.recv(RECEIVE_BYTES)
-            except TIMEOUTS:
+            except TIMEOUTS as error:
+                if is_gone(error):
+                    raise
                 self._answer([self.framer.take_rest()])
             finally:
                 set_timeouts(self.sock, self.options.idle_timeout)
@@ -775,7 +805,9 @@ class Connection:
             sent = send_at_once(self.sock, data)
             if sent < len(data):
                 self.sock.sendall(data[sent:])
-        except TIMEOUTS:
+        except TIMEOUTS as error:
+            if is_gone(error):
+                raise
             raise Ended("by server (client does not read)") from None
         self.bytes_out += len(data)
 

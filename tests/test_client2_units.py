@@ -396,7 +396,7 @@ class TheTally(unittest.TestCase):
         client = client2.Client(1, config(messages=1, rate=10.0), gates, inbox)
 
         def slow_open() -> None:
-            time.sleep(0.1)
+            threading.Event().wait(0.1)
             raise client2.ExchangeError(client2.CONNECT, "refused")
 
         with mock.patch.object(client, "open", slow_open):

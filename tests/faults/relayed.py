@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import itertools
 import json
@@ -175,6 +176,9 @@ class Travellers:
             try:
                 trip = Traveller(self.target, number, choices).run()
             except OSError as error:
+                if error.errno == errno.EADDRINUSE:  # of bind: all ports in TIME_WAIT
+                    self._stop.wait(0.1)
+                    continue
                 self.lab.lost(f"the balancer could not be reached: {error}")
                 return
             with self._lock:
@@ -267,7 +271,7 @@ def check_trips(
     for logged in by_client.values():
         logged.sort(key=began_at)  # a port whose client left is soon another's
     seen = seen_by_peers(peers)
-    for trip in trips:
+    for trip in sorted(trips, key=lambda trip: trip.number):
         logged = by_client[trip.client]
         if not logged:
             lab.lost(f"{trip}: not in the balancer's log")
