@@ -1945,6 +1945,8 @@ def figure_table(summary: Summary) -> Iterator[str]:
             cells = "".join(f"{range_text(r, size):>13}" for r in ranges)
             yield f"   95 % range   {cells}"
     yield "   latency = sent → first byte of the reply; response = due → its last byte"
+    if summary.latency.count >= 6:
+        yield "   95 % range = where the percentile itself lies, with 95 % confidence"
     yield from sample_words(summary.latency)
 
 
@@ -1995,6 +1997,7 @@ def histogram_lines(metric: Distribution) -> Iterator[str]:
     steps = axis_steps(metric.minimum, max(metric.maximum, 1), HISTOGRAM_ROWS)
     bins = binned(metric, steps)
     values = {n.replace("_", "."): metric.reported(n) or -1 for n in PERCENTILES}
+    yield f"{'latency':>12}{'exchanges':>17}"
     for (low, high), number in zip(itertools.pairwise(steps), bins, strict=True):
         marks = " ".join(name for name, v in values.items() if low <= v < high)
         edges = f"{round_number(low / size):>7} – {round_number(high / size):<6}"
@@ -2058,6 +2061,9 @@ def slower_words(servers: dict[str, ServerFigures]) -> str:
         return "too few exchanges to say which server is slower"
     ratio, low, high = found
     words = f"p50 {ratio:+.0%} ({low:+.0%} to {high:+.0%})"
+    if ratio >= 1:
+        factors = (three_digits(1 + value) for value in found)
+        words = "p50 {} times as long (95 % range {} to {})".format(*factors)
     if low <= 0:
         return f"no server shown to be slower ({slow} to {fast}: {words})"
     return f"{slow} is slower than {fast}: {words}"
@@ -2145,10 +2151,10 @@ def closing_lines(summary: Summary) -> Iterator[str]:
     if tally and course and tally.lateness.count:
         late = format_duration(tally.lateness.percentile(0.99))
         where = "not in" if summary.timestamps == "kernel" else "part of"
-        words = f"woke {late} late at p99 ({where} the figures)"
+        words = f"woke {late} late at p99 to read replies ({where} the figures)"
         if tally.send_lateness.count:
             late = format_duration(tally.send_lateness.percentile(0.99))
-            words += f", sent {late} late at p99 (part of response time)"
+            words += f", {late} late to send (part of response time)"
         if course.cpu_s and summary.wall_s > 0.2:
             words += f"; used {course.cpu_s / summary.wall_s:.0%} of a processor core"
         yield from wrapped("client", words)

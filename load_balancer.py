@@ -28,14 +28,15 @@ Threads of the main process: the first one, which waits for signals; "accept"; "
 (sessions with no server: after a PROXY header, between two tries, or waiting for a
 place); "check-HOST:PORT", one per server;
 "resolve" (names that move); "log"; "status", and "status-N" for its client at port N.
-One "connection-N" per live session, "connection-idle" between two, and "spare", which
+One "connection-N" per live session, "connection-idle…" between two, and "spare", which
 starts them, so that some are always waiting: these are a crew.
 
 With `--workers N`, N above 1, there are N crews, each in a process of its own whose
 first thread is the "spare" one. The main process forks them, has one thread "worker-N"
 to hear each, and still accepts, picks, limits, counts and logs. It passes the accepted
-socket on (unix(7), SCM_RIGHTS); the worker reports how the session ended. The byte
-counts of live sessions are in shared memory.
+socket on (unix(7), SCM_RIGHTS); the worker reports how the session ended. A process
+that dies takes its sessions with it and is replaced (`ProcessWorker._restart`). The
+byte counts of live sessions are in shared memory.
 
 Bytes are never looked at. A direction that has moved much is spliced inside the kernel
 (splice(2)) where the system can. An end of file is passed on as an end of file
