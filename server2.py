@@ -678,19 +678,22 @@ class Connection:
 
     def serve(self) -> None:
         """Serve the client to the end, record the end, close the socket."""
+        is_there = True
         try:
             set_timeouts(self.sock, self.options.idle_timeout)
             reason = self._exchange()
         except Ended as ended:
             reason = str(ended)
-        except OSError as error:
+        except TIMEOUTS as error:
+            is_there = not is_gone(error)
+            reason = "idle" if is_there else "client vanished"
+        except OSError:
+            is_there = False
             reason = "reset by client"
-            if isinstance(error, TIMEOUTS):
-                reason = "client vanished" if is_gone(error) else "idle"
         if self.server.stopping.is_set() and reason in ("by client", "reset by client"):
             reason = "shutdown"
         self._record_end(reason)
-        if self.server.stopping.is_set():
+        if self.server.stopping.is_set() and is_there:
             self._part()
         self.sock.close()
 

@@ -433,6 +433,15 @@ class TheFigures(ClientTestCase):
         self.assertEqual(len(rows), 100)
         self.assertGreaterEqual(min(int(row["latency_ns"]) for row in rows), 5 * MS)
 
+    def test_a_lone_client_that_waits_awake_first_measures_the_same(self) -> None:
+        backend = self.backend(confirm(0.005))
+        document = self.measure(backend, 1, "--messages", 20)
+        self.assertEqual(document["latency_ns"]["count"], 20)
+        self.assertGreaterEqual(document["latency_ns"]["min"], 5 * MS)
+        self.assertLess(document["latency_ns"]["p50"], 5 * MS + NOISE_NS)
+        if os.uname().sysname == "Linux":
+            self.assertEqual(document["timestamps"], "kernel")
+
     def test_two_modes_show_as_two_modes(self) -> None:
         backend = self.backend(confirm(lambda number: 0.002 if number % 3 else 0.06))
         rows = self.rows(backend, 1, "--messages", 30)
@@ -652,6 +661,44 @@ class Failures(ClientTestCase):
         with refusing_address() as address:
             result = self.client(9, "--target", address)
         self.assert_one_line(result, 1, address, "load_balancer.py")
+
+    def test_a_socket_that_cannot_be_made_is_a_failed_connect(self) -> None:
+        env = self.without()
+        Path(env["PYTHONPATH"], "sitecustomize.py").write_text(
+            "import errno, os, socket\n"
+            "plain = socket.socket.__init__\n"
+            "def without_ipv6(self, family=-1, *rest, **named):\n"
+            "    if family == socket.AF_INET6:\n"
+            "        number = errno.EAFNOSUPPORT\n"
+            "        raise OSError(number, os.strerror(number))\n"
+            "    plain(self, family, *rest, **named)\n"
+            "socket.socket.__init__ = without_ipv6\n"
+        )
+        result = self.client(
+            *(2, "--json", "run.json", "--target", "[::1]:9990"), env=env, timeout=20
+        )
+        self.assert_one_line(result, 1, "[::1]:9990", "family not supported")
+        document = json.loads((self.folder / "run.json").read_text())
+        self.assertEqual(self.kinds(document), {"connect": 2})
+
+    def test_a_second_worker_that_cannot_be_started_is_said_in_one_line(self) -> None:
+        env = self.without()
+        Path(env["PYTHONPATH"], "sitecustomize.py").write_text(
+            "import errno, os, subprocess\n"
+            "class Scarce(subprocess.Popen):\n"
+            "    left = 1\n"
+            "    def __init__(self, *args, **named):\n"
+            "        Scarce.left -= 1\n"
+            "        if Scarce.left < 0:\n"
+            "            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))\n"
+            "        super().__init__(*args, **named)\n"
+            "subprocess.Popen = Scarce\n"
+        )
+        backend = self.backend(confirm())
+        result = self.client(
+            *(3, "--workers", 3, "--target", backend.address), env=env, timeout=20
+        )
+        self.assert_one_line(result, 1, "temporarily unavailable")
 
 
 class Limits(ClientTestCase):

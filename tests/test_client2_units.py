@@ -347,6 +347,62 @@ class LateThreads(unittest.TestCase):
         self.assertEqual(found.exception.kind, client2.TIMEOUT)
 
 
+class Connections(unittest.TestCase):
+    """One connection without a client and a run."""
+
+    def test_an_address_whose_socket_cannot_be_made_gives_way_to_the_next(self) -> None:
+        unheard_of = (9999, ("::1", 1))  # EAFNOSUPPORT, like a missing IPv6
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            reachable = (socket.AF_INET, listener.getsockname())
+            made = config(addresses=[unheard_of, reachable])
+            link = Connection(made.addresses, made, b"message\n", threading.Event())
+            self.addCleanup(link.close)
+            link.open()
+            assert link.conn is not None
+            self.assertEqual(link.conn.getpeername(), listener.getsockname())
+        link = Connection([unheard_of], made, b"message\n", threading.Event())
+        with self.assertRaisesRegex(client2.ExchangeError, "not supported") as found:
+            link.open()
+        self.assertEqual(found.exception.kind, client2.CONNECT)
+
+    def test_waiting_awake_ends_with_a_wait_asleep(self) -> None:
+        link = Connection([], config(), b"message\n", threading.Event())
+        link.conn = mock.Mock()
+        nothing = BlockingIOError()
+        link.conn.recvmsg.side_effect = [nothing, nothing, (b"reply\n", [], 0, None)]
+        with mock.patch.object(client2, "AWAKE_TRIES", 2):
+            self.assertEqual(link.receive_awake(64, 32)[0], b"reply\n")
+        awake, asleep = mock.call(64, 32, socket.MSG_DONTWAIT), mock.call(64, 32)
+        self.assertEqual(link.conn.recvmsg.mock_calls, [awake, awake, asleep])
+
+
+class Workers(unittest.TestCase):
+    """How many processes there are, and one that never was."""
+
+    def test_auto_is_one_per_dozen_clients_but_at_most_one_more_than_cores(
+        self,
+    ) -> None:
+        for clients, cores, workers in (
+            (1, 8, 1),
+            (12, 8, 1),
+            (20, 8, 2),
+            (50, 2, 3),
+            (1000, 1, 2),
+        ):
+            options = client2.parse_args([str(clients), "--workers", "auto"])
+            with (
+                self.subTest(clients=clients, cores=cores),
+                mock.patch.object(client2, "usable_cores", return_value=cores),
+            ):
+                made = client2.make_config(options, ("127.0.0.1", 1))
+                self.assertEqual(made.workers, workers)
+
+    def test_a_group_whose_process_was_never_started_can_be_closed(self) -> None:
+        inbox: client2.Inbox = queue.SimpleQueue()
+        client2.WorkerGroup(config(), range(1, 2), inbox, 1).close()
+        self.assertTrue(inbox.empty())
+
+
 class TheTally(unittest.TestCase):
     """Rows become figures."""
 

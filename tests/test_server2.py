@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import os
 import re
 import select
@@ -13,11 +14,13 @@ import subprocess
 import threading
 import time
 import unittest
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import IO
+from unittest import mock
 
+import server2
 from tests.support import (
     DEADLINE_S,
     LISTENING,
@@ -479,6 +482,49 @@ class TheLog(ScriptTestCase):
         send_reset(client)
         self.assertIn("1 message", whole_story(self.log, name)[-1])
 
+    def test_a_client_that_reset_does_not_hold_up_a_stop(self) -> None:
+        log = mock.Mock()
+        log.append.side_effect = lambda records: (len(records), "")
+        options = server2.Options(1024, 0.2, 3600, 0, [], "", 0)
+        server = mock.Mock(port=9991, log=log, options=options, prefix=bytes(60_000))
+        server.stopping = threading.Event()
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            client = self.dial(listener.getsockname())
+            connection = server2.Connection(server, *listener.accept())
+        serving = threading.Thread(target=connection.serve)
+        serving.start()
+        client.sendall(b"\n" * 5_000)  # 300 MB of replies: nobody reads so much
+        read_exactly(client, 1)
+        server.stopping.set()
+        began = time.monotonic()
+        send_reset(client)
+        serving.join(DEADLINE_S)
+        self.assertLess(time.monotonic() - began, server2.GRACE_S / 2)
+
+    def test_a_client_that_vanished_is_not_called_idle(self) -> None:
+        gone = TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))  # by TCP
+        ours = BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        for case, received, sent, reason in (
+            ("awaited", [b"hi\n", gone], None, "client vanished, 1 message"),
+            ("in a pause", [b"h", gone, gone], None, "client vanished, 0 messages"),
+            ("answered", [b"hi\n"], gone, "client vanished, 1 message"),
+            ("our own deadline", [b"hi\n", ours], None, "idle, 1 message"),
+        ):
+            with self.subTest(case):
+                log = mock.Mock()
+                log.append.side_effect = lambda records: (len(records), "")
+                options = server2.Options(1024, 0.2, 3600, 0, [], "", 0)
+                server = mock.Mock(port=9991, log=log, options=options, prefix=b"")
+                server.stopping.is_set.return_value = False
+                sock = mock.Mock()
+                sock.fileno.return_value = -1  # so that sendall is called
+                sock.recv.side_effect = received
+                sock.sendall.side_effect = sent
+                server2.Connection(server, sock, ("127.0.0.1", 56457)).serve()
+                (record,) = log.append.call_args.args[0]
+                self.assertIn(b" - closed: %b, " % reason.encode(), record)
+                sock.close.assert_called_once_with()
+
 
 class WhereTheLogGoes(ScriptTestCase):
     """Appending, sharing, rotating, and a log that cannot be written."""
@@ -649,6 +695,75 @@ class WhereTheLogGoes(ScriptTestCase):
         self.assertEqual(replies, [expected * 5] * 20)
         text = (self.folder / "server_log.txt").read_text()
         self.assertEqual(text.count(" - received: durable\n"), 100)
+
+    def test_with_fsync_a_leader_that_fails_leaves_nobody_waiting(self) -> None:
+        log = server2.Log(str(self.folder / "log.txt"), fsync=True)
+        self.addCleanup(log.close)
+        leading, plain = threading.Event(), log._write
+
+        def fail_once(records: Sequence[bytes]) -> tuple[int, str]:
+            if leading.is_set():
+                return plain(records)
+            leading.set()
+            wait_until(lambda: log._queue, 5, "an append made meanwhile")
+            raise MemoryError
+
+        def lead() -> None:
+            with self.assertRaises(MemoryError):
+                log.append([b"first\n"])
+
+        def follow() -> tuple[int, str]:
+            leading.wait(5)
+            return log.append([b"second\n"])
+
+        with mock.patch.object(log, "_write", fail_once):
+            _, followed = in_parallel(lead, follow, timeout=5)
+            (later,) = in_parallel(lambda: log.append([b"third\n"]), timeout=5)
+        self.assertEqual((followed, later), ((1, ""), (1, "")))
+        self.assertEqual(self.log_lines("log.txt"), ["second", "third"])
+
+    @unittest.skipUnless(hasattr(os, "mkfifo"), "needs FIFOs")
+    def test_only_a_file_that_no_reader_stalls_is_written_with_the_lock_kept(
+        self,
+    ) -> None:
+        path = self.folder / "log.txt"
+        log = server2.Log(str(path), fsync=False)
+        self.addCleanup(log.close)
+        self.assertTrue(log._is_quick)
+        log.reopen()
+        self.assertTrue(log._is_quick)
+        path.unlink()
+        os.mkfifo(path)
+        reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        self.addCleanup(os.close, reader)
+        log.reopen()
+        self.assertFalse(log._is_quick)
+
+    @unittest.skipUnless(hasattr(os, "mkfifo"), "needs FIFOs")
+    def test_a_log_that_nobody_reads_stops_no_client_that_needs_no_record(self) -> None:
+        log = self.folder / "server_log.txt"
+        server = self.start("server2.py", "0", "--max-message", 64)
+        busy, other = self.dial(server), self.dial(server)
+        log.rename(self.folder / "old.txt")
+        os.mkfifo(log)
+        with open(os.open(log, os.O_RDONLY | os.O_NONBLOCK), "rb") as fifo:
+            server.signal(signal.SIGHUP)
+
+            def is_reopened() -> bool:
+                busy.sendall(b"hi\n")
+                read_line(busy)
+                return bool(select.select([fifo], [], [], 0)[0])
+
+            wait_until(is_reopened, what="the new log")
+            busy.sendall(b"hi\n" * 1_000)  # more than a pipe holds
+            while not nothing_comes(busy):
+                read_exactly(busy, 1)
+            other.sendall(b"x" * 65)
+            self.assertEqual(
+                read_line(other),
+                b"Server %d error: message longer than 64 bytes\n" % server.port,
+            )
+            server.kill()  # the busy client's thread writes until somebody reads
 
 
 class Options(ScriptTestCase):
