@@ -23,6 +23,7 @@ from pathlib import Path
 from tests.balancer import (
     OneServer,
     figures,
+    local_address,
 )
 from tests.support import (
     Behaviour,
@@ -485,6 +486,47 @@ class Closing(OneServer):
         self.assertTrue(was_reset, (visit.end, visit.error))
         ending = self.assert_end(name, "CD")
         self.assertGreater(ending.undelivered, 0)
+
+    def test_upload_of_a_client_that_half_closed_and_reset_is_delivered(self) -> None:
+        sender = Progress(32 * MIB)
+
+        def reply_then_read(visit: Visit) -> None:
+            with contextlib.suppress(ConnectionError):
+                sender(visit)  # blocked, as the client reads nothing of it
+            sink(visit)
+
+        self.behave(reply_then_read)
+        client, name = self.open()
+        client.sendall(bytes(1_500_000))
+        client.shutdown(socket.SHUT_WR)
+        sender.wait_until_blocked()
+        send_reset(client)
+        self.assertTrue(self.visit().done.wait(10))
+        self.assertEqual(len(self.visit().received), 1_500_000)
+        self.assert_end(name, "CD", to_server=1_500_000)
+
+    def test_server_that_streams_for_ever_to_a_dead_client_is_ended(self) -> None:
+        def stream_for_ever(visit: Visit) -> None:
+            while not visit.backend.closing.is_set():
+                visit.send(bytes(MIB))
+
+        backend = self.backend([stream_for_ever, echo])
+        balancer = self.balance([f"{backend.address},max=1"])
+        client = self.dial(balancer)
+        name = local_address(client)
+        client.settimeout(1)
+        with self.assertRaises(TimeoutError):  # more than the server ever takes
+            client.sendall(bytes(64 * MIB))
+        send_reset(client)
+        visit = backend.visit()
+        self.assertTrue(visit.done.wait(10))
+        self.assertIsInstance(visit.error, ConnectionError)
+        ending = self.ending(balancer, name)
+        self.assertEqual(ending.code, "CD")
+        self.assertGreater(ending.undelivered, 64 * MIB)
+        later = self.dial(balancer)  # the one place is free again
+        later.sendall(b"next")
+        self.assertEqual(read_exactly(later, 4), b"next")
 
     def test_bytes_that_a_reset_server_never_took_are_counted_undelivered(self) -> None:
         go_on = threading.Event()

@@ -41,6 +41,16 @@ FAST = ("--check-interval=0.1", "--rise=2", "--fall=3", "--check-timeout=0.5")
 class Checks(BalancerTestCase):
     """Checks see what clients would see, and are seen by nobody else."""
 
+    def accept_from(self, listener: socket.socket, first: bytes) -> socket.socket:
+        """Return the connection that begins with these bytes: checks come as well."""
+        while True:
+            connection, _ = listener.accept()
+            connection.settimeout(10)
+            self.addCleanup(connection.close)
+            if read_exactly(connection, len(first)) == first:
+                return connection
+            connection.close()
+
     def test_check_ends_with_a_clean_end_of_file_and_sends_nothing(self) -> None:
         backend = self.backend(sink)
         balancer = self.balance([backend], *FAST, checks=True)
@@ -151,13 +161,7 @@ class Checks(BalancerTestCase):
             client = self.dial(balancer)
             name = local_address(client)
             client.sendall(b"first")
-            while True:  # the checks come to this listener as well
-                server_side, _ = listener.accept()
-                server_side.settimeout(10)
-                self.addCleanup(server_side.close)
-                if read_exactly(server_side, 5) == b"first":
-                    break
-                server_side.close()
+            server_side = self.accept_from(listener, b"first")
         balancer.wait_for_line("state=DOWN")
         server_side.sendall(b"still here")
         self.assertEqual(read_exactly(client, 10), b"still here")
@@ -166,6 +170,24 @@ class Checks(BalancerTestCase):
         client.close()
         server_side.close()
         self.assertEqual(self.ending(balancer, name).code, "--")
+
+    def test_end_of_an_old_session_brings_no_server_up(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            address = f"127.0.0.1:{listener.getsockname()[1]}"
+            listener.settimeout(10)
+            balancer = self.balance([address], *FAST, "--rise=1", checks=True)
+            client = self.dial(balancer)
+            name = local_address(client)
+            client.sendall(b"first")
+            server_side = self.accept_from(listener, b"first")
+        (down,) = wait_for_states(balancer, address, "DOWN")
+        self.assertEqual(down.reason, "connection refused")
+        client.close()
+        server_side.close()
+        self.assertEqual(self.ending(balancer, name).code, "--")
+        self.assertEqual(server_figures(balancer, address)["state"], "DOWN")
+        balancer.stop()
+        self.assertEqual(changes(balancer.stdout_lines()), [down])
 
     def test_killing_one_of_three_fails_nobody_and_splits_evenly(self) -> None:
         backends = [self.backend(named) for _ in range(3)]

@@ -150,6 +150,25 @@ class ServerLimit(BalancerTestCase):
         self.assertEqual(read_exactly(holder, 10), b"still here")
         self.is_queued(balancer, 0)
 
+    def test_queue_timeout_of_all_counts_from_their_own_proxy_headers(self) -> None:
+        backend = self.backend(named)
+        options = ("--queue-timeout=1", "--accept-proxy=127.0.0.1")
+        balancer = self.balance([f"{backend.address},max=1"], *options)
+        holder = self.dial(balancer)
+        holder.sendall(b"PROXY UNKNOWN\r\n")
+        served_by(holder)
+        names = []
+        for _ in range(4):
+            client = self.dial(balancer)
+            client.sendall(b"PROXY UNKNOWN\r\n")
+            names.append(local_address(client))
+        found = [self.ending(balancer, name) for name in names]
+        self.assertEqual([ending.code for ending in found], ["sQ"] * 4)
+        waited_ms = [ending.duration_ms for ending in found]
+        self.assertGreater(min(waited_ms), 950)
+        self.assertLess(max(waited_ms) - min(waited_ms), 700, waited_ms)
+        self.assertEqual(backend.total, 1)
+
     def test_client_that_leaves_the_queue_takes_no_place(self) -> None:
         for leave in (socket.socket.close, send_reset):
             with self.subTest(leave.__name__):

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import os
 import re
+import select
 import signal
 import socket
 import threading
@@ -29,6 +30,8 @@ from tests.balancer import (
     wait_for_endings,
 )
 from tests.support import (
+    DEADLINE_S,
+    LISTENING,
     Running,
     ScriptTestCase,
     children,
@@ -42,6 +45,7 @@ from tests.support import (
     read_line,
     read_to_end,
     run_main,
+    status_json,
     wait_until,
 )
 
@@ -489,6 +493,51 @@ class Log(BalancerTestCase):
         for _ in range(5):
             self.assertEqual(visit_once(balancer), backend.port)
         self.assertNotIn("Traceback", balancer.stderr_text())
+
+    def test_log_that_nobody_reads_stops_no_service(self) -> None:
+        read_fd, write_fd = os.pipe()
+        self.addCleanup(os.close, read_fd)
+        self.addCleanup(os.close, write_fd)
+        os.set_blocking(read_fd, False)
+
+        def write_there() -> None:
+            os.dup2(write_fd, 1)
+
+        backend = self.backend(named)
+        status = f"127.0.0.1:{free_port()}"
+        balancer = self.spawn(
+            "load_balancer.py",
+            "--listen=127.0.0.1:0",
+            f"--server={backend.address}",
+            f"--status={status}",
+            "--check-interval=0.1",
+            "--rise=1",
+            "--fall=1",
+            preexec_fn=write_there,
+        )
+        select.select([read_fd], [], [], DEADLINE_S)
+        first = LISTENING.match(os.read(read_fd, 65536).decode())
+        assert first
+        address = f"{first[1]}:{first[2]}"
+
+        def wait_for_state(state: str) -> None:
+            wait_until(
+                lambda: status_json(status)["servers"][0]["state"] == state, what=state
+            )
+
+        wait_for_state("UP")
+        while select.select([], [write_fd], [], 0)[1]:
+            os.write(write_fd, bytes(select.PIPE_BUF))
+        self.assertEqual(visit_once(address), backend.port)  # its line fits no more
+        backend.close()
+        wait_for_state("DOWN")
+        for _ in range(2):  # fail-open has something to say, too
+            with dial(address) as client, contextlib.suppress(ConnectionResetError):
+                self.assertEqual(client.recv(1), b"")
+        self.backend(named, port=backend.port)
+        wait_for_state("UP")
+        self.assertEqual(visit_once(address), backend.port)
+        self.assertEqual(balancer.stop(10), 0)
 
     def test_first_lines_say_where_it_listens(self) -> None:
         backend = self.backend(named)

@@ -1,0 +1,226 @@
+"""load_balancer.py: what needs a failure or a moment that no client can bring about.
+
+Parts of it by themselves: the pool with workers that do nothing, a check without a
+source port, a log on a full disk, the last bytes to a side that acknowledges none.
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import os
+import socket
+import tempfile
+import threading
+import time
+import unittest
+from pathlib import Path
+from unittest import mock
+
+import load_balancer
+from load_balancer import Direction, Frontend, Log, Pool
+
+
+class IdleWorker:
+    """A worker that takes sessions and does nothing."""
+
+    def __init__(self, room: int) -> None:
+        """Have room for so many sessions."""
+        self.alive, self.active, self.capacity, self.room = True, 0, room, room
+
+    def start(self) -> None:
+        """Do nothing."""
+
+    def give(self, job: load_balancer.Job) -> bool:
+        """Take the session."""
+        return True
+
+    def cut(self) -> None:
+        """Do nothing."""
+
+    def stop(self) -> None:
+        """Do nothing."""
+
+
+def pool_of(*workers: IdleWorker) -> Pool:
+    """Return a pool with one server, rise 2 and fall 3, and these workers."""
+    options = ["--server=127.0.0.1:9991", "--rise=2", "--fall=3"]
+    pool = Pool(load_balancer.parse_args(options), 20)
+    for worker in workers:
+        pool.add_worker(worker)
+    return pool
+
+
+def admit(pool: Pool) -> load_balancer.Session:
+    """Begin a session that has no socket."""
+    return pool.admit(mock.Mock(), ("127.0.0.1", 50000))
+
+
+def move_in_background(
+    pool: Pool, session: load_balancer.Session
+) -> tuple[threading.Thread, list[bool]]:
+    """Move the session to another worker; return the thread, and where it answers."""
+    moved: list[bool] = []
+    thread = threading.Thread(
+        target=lambda: moved.append(pool.move(session)), daemon=True
+    )
+    thread.start()
+    return thread, moved
+
+
+class WorkersThatDie(unittest.TestCase):
+    """A dead worker gets no session; one that cannot be replaced blocks no others."""
+
+    def test_dead_worker_gets_no_session_while_another_lives(self) -> None:
+        first, second = IdleWorker(10), IdleWorker(10)
+        pool = pool_of(first, second)
+        pool.set_alive(first, False)
+        for _ in range(4):
+            self.assertIs(admit(pool).worker, second)
+        pool.set_alive(first, True)
+        self.assertIs(admit(pool).worker, first)
+
+    def test_session_moves_to_a_live_worker(self) -> None:
+        first, second = IdleWorker(10), IdleWorker(10)
+        pool = pool_of(first, second)
+        session = admit(pool)
+        self.assertIs(session.worker, first)
+        pool.set_alive(first, False)
+        self.assertTrue(pool.move(session))
+        self.assertIs(session.worker, second)
+        self.assertEqual((first.active, second.active), (0, 1))
+
+    def test_session_waits_for_a_live_worker(self) -> None:
+        first, second = IdleWorker(10), IdleWorker(10)
+        pool = pool_of(first, second)
+        session = admit(pool)
+        for worker in (first, second):
+            pool.set_alive(worker, False)
+        mover, moved = move_in_background(pool, session)
+        mover.join(0.1)
+        self.assertEqual(moved, [])
+        pool.set_alive(second, True)
+        mover.join(10)
+        self.assertEqual(moved, [True])
+        self.assertIs(session.worker, second)
+
+    def test_session_that_waits_for_a_live_worker_hears_of_the_stop(self) -> None:
+        worker = IdleWorker(10)
+        pool = pool_of(worker)
+        session = admit(pool)
+        pool.set_alive(worker, False)
+        mover, moved = move_in_background(pool, session)
+        pool.stop()
+        mover.join(10)
+        self.assertEqual(moved, [False])
+
+
+class WorkersShortOfThreads(unittest.TestCase):
+    """A worker gets no more sessions than it has threads."""
+
+    def test_worker_without_any_thread_has_room_for_one_until_it_has_them_again(
+        self,
+    ) -> None:
+        worker = IdleWorker(8)
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            log = Log(None, quiet=True)
+            frontend = Frontend(listener, pool_of(worker), log, mock.Mock())
+            self.addCleanup(frontend.close)
+            frontend.short_of_threads(0, "can't start new thread")
+            self.assertEqual(worker.capacity, 1)
+            frontend.short_of_threads(3, "can't start new thread")
+            self.assertEqual(worker.capacity, 3)
+            frontend.short_of_threads(None, "")
+            self.assertEqual(worker.capacity, 8)
+
+
+class ChecksInAShortage(unittest.TestCase):
+    """A shortage of our own is no result of a check."""
+
+    def test_check_without_a_result_changes_no_health(self) -> None:
+        pool = pool_of()
+        (server,) = pool.servers()
+        for passed, health in ((False, 3), (None, 3), (False, 2), (False, 0)):
+            pool.record_check(server, passed, "as told")
+            self.assertEqual(server.health, health)
+        self.assertEqual(pool.record_check(server, None, "not checked"), "")
+        self.assertEqual((server.health, server.last_check), (0, "not checked"))
+        pool.record_check(server, True, "connected")
+        pool.record_check(server, None, "not checked")
+        self.assertEqual(server.health, 1)
+
+    def test_check_without_a_descriptor_or_a_source_port_has_no_result(self) -> None:
+        pool = pool_of()
+        (server,) = pool.servers()
+        frontend = mock.Mock(options=pool.options, pool=pool)
+        checks = load_balancer.Checks(frontend)
+
+        class NoPort(socket.socket):
+            """A socket that cannot be given a source port."""
+
+            def connect(self, address: object) -> None:
+                raise OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address")
+
+        no_descriptor = OSError(errno.EMFILE, "Too many open files")
+        for broken, words in (
+            (mock.Mock(side_effect=no_descriptor), "too many open files"),
+            (NoPort, "cannot assign requested address"),
+        ):
+            with self.subTest(words):
+                with mock.patch.object(socket, "socket", broken):
+                    found = checks._check_once(server)
+                self.assertEqual(found, (None, f"not checked: {words}"))
+
+
+class LogThatCannotBeWritten(unittest.TestCase):
+    """Lines that are lost are counted, and the count is written once it can be."""
+
+    def setUp(self) -> None:
+        """Open a log in a temporary folder."""
+        folder = tempfile.TemporaryDirectory(prefix="lab-")
+        self.addCleanup(folder.cleanup)
+        self.path = Path(folder.name, "balancer.log")
+        self.log = Log(str(self.path), quiet=False)
+        self.addCleanup(os.close, self.log._file)
+
+    def test_each_lost_line_is_counted_once(self) -> None:
+        full = OSError(errno.ENOSPC, "No space left on device")
+        with mock.patch.object(os, "write", side_effect=full):
+            self.log._write(b"1\n2\n")
+            self.log._write(b"3\n")
+            self.log._write(b"4\n5\n")
+        self.log._write(b"6\n")
+        self.log._write(b"7\n")
+        self.assertEqual(self.path.read_text(), "5 log lines were lost\n6\n7\n")
+
+
+class LastBytes(unittest.TestCase):
+    """What a dead side had sent is delivered, but not waited for without end."""
+
+    def test_sink_that_never_acknowledged_anything_is_given_up(self) -> None:
+        client, server = self.pair(), self.pair()
+        cells = memoryview(array.array("q", [0] * 4))
+        way = Direction(("client", client), ("server", server), cells, 0)
+        way.other = Direction(("server", server), ("client", client), cells, 1)
+        way.other.other = way
+        start = time.monotonic()
+
+        def unacknowledged(_: socket.socket) -> int:
+            """Return the size of a PROXY header, which no counter has."""
+            if time.monotonic() - start > 5:
+                raise AssertionError("still waiting after 5 s")
+            return 50
+
+        with (
+            mock.patch.object(load_balancer, "undelivered_bytes", unacknowledged),
+            self.assertRaises(load_balancer.SideDiedError),
+        ):
+            way.flush(0.2)
+
+    def pair(self) -> socket.socket:
+        """Return a connected socket that does not block, its other end kept open."""
+        ours, theirs = socket.socketpair()
+        self.addCleanup(ours.close)
+        self.addCleanup(theirs.close)
+        ours.setblocking(False)
+        return ours
