@@ -1997,10 +1997,10 @@ def histogram_lines(metric: Distribution) -> Iterator[str]:
     steps = axis_steps(metric.minimum, max(metric.maximum, 1), HISTOGRAM_ROWS)
     bins = binned(metric, steps)
     values = {n.replace("_", "."): metric.reported(n) or -1 for n in PERCENTILES}
-    yield f"{'latency':>12}{'exchanges':>17}"
+    yield f"{'latency':>12}{'exchanges':>18}"
     for (low, high), number in zip(itertools.pairwise(steps), bins, strict=True):
         marks = " ".join(name for name, v in values.items() if low <= v < high)
-        edges = f"{round_number(low / size):>7} – {round_number(high / size):<6}"
+        edges = f"{round_number(low / size):>7} – {round_number(high / size):<7}"
         line = f"{edges}{unit:<3}{grouped(number):>9} {bar(number, max(bins))}"
         yield f"{line}  ← {marks}" if marks else line
 
@@ -2060,7 +2060,8 @@ def slower_words(servers: dict[str, ServerFigures]) -> str:
     if found is None:
         return "too few exchanges to say which server is slower"
     ratio, low, high = found
-    words = f"p50 {ratio:+.0%} ({low:+.0%} to {high:+.0%})"
+    digits = 0 if high >= 0.1 else 1
+    words = f"p50 {ratio:+.{digits}%} ({low:+.{digits}%} to {high:+.{digits}%})"
     if ratio >= 1:
         factors = (three_digits(1 + value) for value in found)
         words = "p50 {} times as long (95 % range {} to {})".format(*factors)
