@@ -450,7 +450,7 @@ def read_proxy_header(sock: socket.socket, timeout_s: float) -> Header:
 
 # ---- Pool: every decision, limit and figure ------------------------------------------
 # Servers, sessions, limits and totals, under one lock. Nothing in here uses a socket,
-# and nothing waits but the two `wait_…`.
+# and nothing waits but the two `wait_…` and `move`.
 
 
 @dataclass(eq=False, slots=True)
@@ -771,7 +771,7 @@ class Pool:
                 fresh = session.accepted_s > session.server.failed_s
                 if connected and fresh and session.server.health < self._top:
                     health = self._tally(session.server, True, "connected for a client")
-            self._room.notify()
+            self._room.notify_all()
             return Ended(row, health, bool(self._waiting), not self._live)
 
     def waiting(self) -> list[Session]:
