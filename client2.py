@@ -3213,7 +3213,7 @@ def make_config(options: argparse.Namespace, target: tuple[str, int]) -> Config:
     clients, message = options.clients, options.message
     messages = options.messages or (0 if options.duration else 1)
     few = clients <= CLIENTS_SHOWN and 0 < clients * messages <= EXCHANGES_SHOWN
-    many = math.ceil(clients / CLIENTS_PER_WORKER)
+    each = descriptors_each(options.direct)
     return Config(
         target=format_address(target),
         addresses=resolve(target),
@@ -3227,16 +3227,29 @@ def make_config(options: argparse.Namespace, target: tuple[str, int]) -> Config:
         reconnect=options.reconnect,
         timeout_s=options.timeout,
         any_reply=options.any_reply,
-        workers=options.workers or min(many, usable_cores() + 1),
+        workers=options.workers or auto_workers(clients, each),
         direct={str(a[1]): resolve(a) for a in options.direct},
         keep_replies=not options.quiet and (few or options.verbose),
     )
 
 
+def descriptors_each(direct: Iterable[Any]) -> int:
+    """Return how many files a client has open: two with --direct."""
+    return 2 if direct else 1
+
+
+def auto_workers(clients: int, each: int) -> int:
+    """Return how many processes keep up with the clients, and can open their files."""
+    limit = raise_descriptor_limit()
+    room = clients if limit is None else max(1, (limit - SPARE_DESCRIPTORS) // each)
+    many = min(math.ceil(clients / CLIENTS_PER_WORKER), usable_cores() + 1)
+    return max(many, math.ceil(clients / room))
+
+
 def check_descriptors(config: Config) -> None:
     """Raise the limit of open files; SystemExit(2) if the clients do not fit."""
     limit = raise_descriptor_limit()
-    each = 2 if config.direct else 1
+    each = descriptors_each(config.direct)
     need = each * math.ceil(config.clients / config.workers) + SPARE_DESCRIPTORS
     if limit is not None and need > limit:
         complain(

@@ -845,7 +845,18 @@ class Pool:
     def record_refusal(self, server: Server, why: str) -> str:
         """Hold a client's failed connect against its server, like a failed check."""
         with self._lock:
+            if self._is_up(server) and self._has_connected_since(server):
+                self._tally(server, True, "connected for a client")  # stays UP: no line
             return self._tally(server, False, why)
+
+    def _has_connected_since(self, server: Server) -> bool:
+        """Tell whether a live session was connected after the server's last failure."""
+        return any(
+            session.server is server
+            and session.accepted_s > server.failed_s
+            and self.counters.read(session.slot).connect_ns
+            for session in self._live.values()
+        )
 
     def _tally(self, server: Server, passed: bool, result: str) -> str:
         """Move a server's health by one pass or failure.
@@ -1292,6 +1303,9 @@ class Direction:
             # An acknowledgement is no event: look again after 1, 2, 4 … 64 ms.
             wait_s = deadline - now_s if self.rest else pause_s
             pause_s = min(2 * pause_s, 0.064)
+            if not self.open and not self.other.reading:
+                time.sleep(pause_s)  # both ends have passed: poll says POLLHUP for ever
+                continue
             mask = POLLIN if self.other.reading else 0
             poll.register(self.sink.fileno(), mask | (POLLOUT if self.rest else 0))
             for _, found in poll.poll(min(wait_s, 3600) * 1000):
@@ -1913,6 +1927,7 @@ class ProcessWorker:
                 with self._lock:
                     if self._stopping:
                         self._channel.shutdown(socket.SHUT_WR)
+                self._pool.set_capacity(self, self.room)
                 self._pool.set_alive(self, True)
                 return True
         return False
@@ -2370,7 +2385,7 @@ class Checks:
                 elif options.send_proxy:
                     sock.sendall(PROXY_V2_LOCAL)
             except OSError as error:
-                if error.errno in LOCAL_SHORTAGE:
+                if error.errno in LOCAL_SHORTAGE and has_own_address(server):
                     return None, f"not checked: {say_why(error)}"
                 return False, say_why(error)
             with contextlib.suppress(OSError):
@@ -2408,6 +2423,18 @@ class Checks:
                 for line in lines:
                     self._log_change(line)
                 self._watch(new)
+
+
+def has_own_address(server: Server) -> bool:
+    """Tell whether this machine has an address to reach the server from (connect(2)).
+
+    Without one, TCP says EADDRNOTAVAIL, as it does when only its ports are used up.
+    """
+    with contextlib.suppress(OSError):
+        with socket.socket(server.family, socket.SOCK_DGRAM) as probe:
+            probe.connect(server.address)  # sends nothing
+        return True
+    return False
 
 
 def is_literal(host: str) -> bool:

@@ -289,7 +289,7 @@ def keeping_lock(result: str, name: str, *kinds: str) -> Callable[..., int] | No
     page says: less than 0 when it failed.
     """
     try:
-        function = getattr(ctypes.PyDLL(None), name)
+        function = getattr(ctypes.PyDLL(None, use_errno=True), name)
     except (AttributeError, OSError, TypeError):  # no ctypes, no such function, Windows
         return None
     function.restype = getattr(ctypes, result)
@@ -325,10 +325,13 @@ def is_quick(file: int) -> bool:
 
 
 def send_at_once(sock: socket.socket, data: bytes) -> int:
-    """Return how many bytes the kernel took without waiting, 0 if none."""
-    if kept_send and SEND_FLAGS:
-        return max(0, kept_send(sock.fileno(), data, len(data), SEND_FLAGS))
-    return 0
+    """Return how many bytes the kernel took without waiting; raise OSError."""
+    if not (kept_send and SEND_FLAGS):
+        return 0
+    sent = kept_send(sock.fileno(), data, len(data), SEND_FLAGS)
+    if sent < 0 and (error := ctypes.get_errno()) not in (errno.EAGAIN, errno.EINTR):
+        raise OSError(error, os.strerror(error))
+    return max(0, sent)
 
 
 # ---- Log: a record is written before its confirmation is sent -----------------------

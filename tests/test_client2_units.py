@@ -393,9 +393,26 @@ class Workers(unittest.TestCase):
             with (
                 self.subTest(clients=clients, cores=cores),
                 mock.patch.object(client2, "usable_cores", return_value=cores),
+                mock.patch.object(client2, "raise_descriptor_limit", return_value=None),
             ):
                 made = client2.make_config(options, ("127.0.0.1", 1))
                 self.assertEqual(made.workers, workers)
+
+    def test_auto_is_as_many_as_can_open_the_clients_files(self) -> None:
+        spare = client2.SPARE_DESCRIPTORS
+        for clients, each, limit, workers in (
+            (2000, 1, 200 + spare, 10),
+            (2000, 2, 200 + spare, 20),
+            (100, 1, 1000, 3),
+        ):
+            with (
+                self.subTest(clients=clients, each=each, limit=limit),
+                mock.patch.object(client2, "usable_cores", return_value=2),
+                mock.patch.object(
+                    client2, "raise_descriptor_limit", return_value=limit
+                ),
+            ):
+                self.assertEqual(client2.auto_workers(clients, each), workers)
 
     def test_a_group_whose_process_was_never_started_can_be_closed(self) -> None:
         inbox: client2.Inbox = queue.SimpleQueue()

@@ -159,7 +159,9 @@ class ChecksInAShortage(unittest.TestCase):
             """A socket that cannot be given a source port."""
 
             def connect(self, address: object) -> None:
-                raise OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address")
+                if self.type == socket.SOCK_STREAM:
+                    why = "Cannot assign requested address"
+                    raise OSError(errno.EADDRNOTAVAIL, why)
 
         no_descriptor = OSError(errno.EMFILE, "Too many open files")
         for broken, words in (
@@ -170,6 +172,38 @@ class ChecksInAShortage(unittest.TestCase):
                 with mock.patch.object(socket, "socket", broken):
                     found = checks._check_once(server)
                 self.assertEqual(found, (None, f"not checked: {words}"))
+
+    def test_server_that_no_own_address_reaches_fails_its_check(self) -> None:
+        pool = pool_of()
+        (server,) = pool.servers()
+        checks = load_balancer.Checks(mock.Mock(options=pool.options, pool=pool))
+
+        class NoAddress(socket.socket):
+            """A socket of a family that this machine has no address of."""
+
+            def connect(self, address: object) -> None:
+                why = "Cannot assign requested address"
+                raise OSError(errno.EADDRNOTAVAIL, why)
+
+        with mock.patch.object(socket, "socket", NoAddress):
+            found = checks._check_once(server)
+        self.assertEqual(found, (False, "cannot assign requested address"))
+
+
+class RefusalsAmongSuccesses(unittest.TestCase):
+    """Only refusals in a row take a server DOWN: long sessions count, too."""
+
+    def test_live_session_connected_since_the_last_refusal_breaks_the_row(self) -> None:
+        pool = pool_of(IdleWorker(20))
+        (server,) = pool.servers()
+        for _ in range(10):
+            session = admit(pool)
+            self.assertIs(pool.pick(session), server)
+            pool.counters.cells(session.slot)[load_balancer.CONNECT_NS] = 1
+            self.assertEqual(pool.record_refusal(server, "refused"), "")
+        for _ in range(2):
+            line = pool.record_refusal(server, "refused")
+        self.assertIn("state=DOWN", line)
 
 
 class LogThatCannotBeWritten(unittest.TestCase):

@@ -517,10 +517,10 @@ class TheLog(ScriptTestCase):
                 server = mock.Mock(port=9991, log=log, options=options, prefix=b"")
                 server.stopping.is_set.return_value = False
                 sock = mock.Mock()
-                sock.fileno.return_value = -1  # so that sendall is called
                 sock.recv.side_effect = received
                 sock.sendall.side_effect = sent
-                server2.Connection(server, sock, ("127.0.0.1", 56457)).serve()
+                with mock.patch.object(server2, "kept_send", None):  # sendall instead
+                    server2.Connection(server, sock, ("127.0.0.1", 56457)).serve()
                 (record,) = log.append.call_args.args[0]
                 self.assertIn(b" - closed: %b, " % reason.encode(), record)
                 sock.close.assert_called_once_with()
