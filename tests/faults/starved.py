@@ -167,13 +167,15 @@ def few_threads(lab: Lab) -> None:
                     stack.enter_context(dial(target, PATIENCE_S)) for _ in range(60)
                 ]
                 lab.expect(is_confirmed(crowd[0]), f"{script}: the first is not served")
+                # As long as all are open, each one holds a thread or waits for one.
+                words = partial(lines_about, target, "thread")
+                wait_until(words, what=f"{script} to say that threads are short")
                 served = 0
                 for sock in crowd:
                     served += is_confirmed(sock)
                     sock.close()
                 lab.expect(served == 60, f"{script}: {served} of 60 were served")
-            said = lines_about(target, "thread")
-            lab.expect(said, f"{script} says nothing about threads")
+            said = words()
             lab.expect(len(said) < 60, f"{script} says too much: {len(said)} lines")
             (group / "pids.max").write_text("max")
             wait_until(partial(confirm_once, target), what="service after the limit")
