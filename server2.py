@@ -40,6 +40,7 @@ import array
 import contextlib
 import errno
 import functools
+import importlib
 import io
 import ipaddress
 import math
@@ -62,10 +63,6 @@ try:
     import termios
 except ImportError:  # Windows
     fcntl = resource = termios = None  # type: ignore[assignment]
-try:
-    import ctypes  # some Pythons are built without it
-except ImportError:
-    ctypes = None  # type: ignore[assignment]
 
 RECEIVE_BYTES = 65_536  # one read; a whole message of the default limit fits
 BATCH_MESSAGES = 256  # per write to the log: bounds memory and the wait of others
@@ -282,7 +279,27 @@ class Printer:
 # no such call, or it says no, Python's own does the work, or says why not.
 
 
-def keeping_lock(result: str, name: str, *kinds: str) -> Callable[..., int] | None:
+AT_EMPTY_PATH, STATX_NLINK, STATX_BYTES, LINKS = 0x1000, 4, 256, slice(16, 20)
+SEND_FLAGS = getattr(socket, "MSG_DONTWAIT", 0) | getattr(socket, "MSG_NOSIGNAL", 0)
+# Set by `keep_lock`: with ctypes some Pythons open a file, and some are built without.
+ctypes: Any = None
+kept_write: Callable[..., int] | None = None
+kept_send: Callable[..., int] | None = None
+kept_statx: Callable[..., int] | None = None
+
+
+def keep_lock() -> None:
+    """Have the calls keep the lock from now on, where that can be."""
+    global ctypes, kept_write, kept_send, kept_statx
+    with contextlib.suppress(ImportError):
+        ctypes = importlib.import_module("ctypes")
+        kept_write = keeping_lock("c_ssize_t", "write", "c_int c_char_p c_size_t")
+        kept_send = keeping_lock("c_ssize_t", "send", "c_int c_char_p c_size_t c_int")
+        kinds = "c_int c_char_p c_int c_uint c_char_p"
+        kept_statx = keeping_lock("c_int", "statx", kinds)
+
+
+def keeping_lock(result: str, name: str, kinds: str) -> Callable[..., int] | None:
     """Return a function of the C library that keeps the lock (ctypes.PyDLL), or None.
 
     `result` and `kinds` name the types of ctypes. The function returns what its man
@@ -290,21 +307,12 @@ def keeping_lock(result: str, name: str, *kinds: str) -> Callable[..., int] | No
     """
     try:
         function = getattr(ctypes.PyDLL(None, use_errno=True), name)
-    except (AttributeError, OSError, TypeError):  # no ctypes, no such function, Windows
+    except (AttributeError, OSError, TypeError):  # no such function; Windows
         return None
     function.restype = getattr(ctypes, result)
-    function.argtypes = [getattr(ctypes, kind) for kind in kinds]
+    function.argtypes = [getattr(ctypes, kind) for kind in kinds.split()]
     kept: Callable[..., int] = function
     return kept
-
-
-kept_write = keeping_lock("c_ssize_t", "write", "c_int", "c_char_p", "c_size_t")
-kept_send = keeping_lock("c_ssize_t", "send", "c_int", "c_char_p", "c_size_t", "c_int")
-kept_statx = keeping_lock(
-    "c_int", "statx", "c_int", "c_char_p", "c_int", "c_uint", "c_char_p"
-)
-AT_EMPTY_PATH, STATX_NLINK, STATX_BYTES, LINKS = 0x1000, 4, 256, slice(16, 20)
-SEND_FLAGS = getattr(socket, "MSG_DONTWAIT", 0) | getattr(socket, "MSG_NOSIGNAL", 0)
 
 
 def count_links(file: int) -> int:
@@ -1302,6 +1310,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail(2, f"cannot write the log {args.log}: {error.strerror}")
     raise_descriptor_limit()
     do_not_preempt()
+    keep_lock()
     threading.stack_size(STACK_BYTES)
     options = Options(
         args.max_message, args.message_pause, args.idle_timeout, args.delay,
