@@ -52,9 +52,9 @@ import io
 import itertools
 import json
 import math
+import multiprocessing
 import operator
 import os
-import pickle
 import platform
 import queue
 import re
@@ -71,49 +71,69 @@ import time
 import zlib
 from array import array
 from base64 import b64decode, b64encode
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection as MpConnection
 from pathlib import Path
 from time import time_ns
-from typing import IO, Any, NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 # Percentiles are nearest rank; one is printed when the sample can carry its 95 % range,
 # the median always (its range from 6 exchanges on).
 PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99_9": 0.999}
+LABELS = {"p50": "p50", "p90": "p90", "p99": "p99", "p99_9": "p99.9"}
 NEEDED = {"p50": 1, "p90": 29, "p99": 299, "p99_9": 2995}
 CONFIDENCE = 0.95
 EXACT_LIMIT = 1_000_000  # samples kept one by one (8 bytes each), then a histogram
 
-ROW_FIELDS = 6  # due, sent, first, last, seen (CLOCK_REALTIME, ns), code
-KINDS = ("connect", "send", "timeout", "reset", "closed", "mismatch", "error_reply")
-OUTCOMES = ("confirmed", *KINDS)  # 0, and how an exchange can fail
+# A row is an exchange: due, sent, first, last, seen (CLOCK_REALTIME, ns), and a code:
+# the outcome (4 bits), the server's index in the chunk (16), bytes received (the rest).
+ROW_FIELDS = 6
+FAILURES = ("connect", "send", "timeout", "reset", "closed", "mismatch", "error_reply")
+OUTCOMES = ("confirmed", *FAILURES)  # an outcome is an index of these
 CONFIRMED, CONNECT, SEND, TIMEOUT, RESET, CLOSED, MISMATCH, ERROR_REPLY = range(8)
-UNKNOWN_SERVER = 0xFFFF  # a code is outcome (4 bits), server (16), bytes received
+OUTCOME_MASK, KEY_MASK = 0xF, 0xFFFFF  # a code's key: outcome and server
+SERVER_SHIFT, BYTES_SHIFT = 4, 20
+UNKNOWN_SERVER = 0xFFFF
 
+LINUX = sys.platform == "linux"
+TWO_LONGS = struct.Struct("@ll")  # a timespec, a timeval
 # Linux stamps received segments when asked (socket(7), timestamping.rst 1.1). Python
 # has no name for option 35 of asm-generic/socket.h, which is also the message's type.
-TIMESTAMP_OPTION = 35 if sys.platform == "linux" else None
-unpack_timespec = struct.Struct("@ll").unpack
+TIMESTAMP_OPTION = 35 if LINUX else None
 STAMP_SPACE = 64  # bytes for one control message of two longs
-# A receive deadline in the kernel saves the poll() that settimeout() makes.
-TIMEVAL = struct.Struct("@ll") if sys.platform == "linux" else None
 TCP_INFO_BYTES = 160  # up to tcpi_data_segs_out, linux/tcp.h
 TCP_INFO_RETRANSMITS, TCP_INFO_DATA_SEGMENTS_IN = 100, 152
+TIMED_OUT = (BlockingIOError, TimeoutError)  # by a kernel's deadline, by Python's
 
-HANDOVER_NS = 500_000_000  # a client hands its rows over this often: the progress' age
+# A client hands its rows over this often (the progress' age), or as often as all
+# together make 500 chunks per second: each costs two wake-ups in the main process.
+HANDOVER_NS, HANDOVER_NS_PER_CLIENT = 500_000_000, 2_000_000
 MOST_REPEATS = 4096  # exchanges between two looks at the stop, whatever the clock does
 CLOCK_STEP_NS = 500_000_000  # slewing and a late thread stay below this
 TICK_S = 0.25  # the main thread's heartbeat; waking later than it tells of a stop
 STALL_S = 0.5  # a heartbeat later than this: the client was stopped or starved
+REDRAW_S = 0.25  # between two progress lines
+RECENT = 2000  # latencies that the progress' p99 is taken from, at most
+GAP_SHOWN_S = 0.5  # a gap without a good reply is worth a line from here on
 FIRST_RETRY_S, LAST_RETRY_S = 0.05, 1.0  # pause after a connect that failed
 STACK_BYTES = 256 * 1024  # a client's thread needs little, and there may be thousands
 CLIENTS_PER_WORKER = 12  # of --workers auto: more wait for one interpreter lock
-AWAKE_TRIES = 150  # a lone client asks so often, about 200 µs, before it sleeps
+AWAKE_TRIES = 150  # the only client asks so often, about 200 µs, before it sleeps
+REARM_BELOW = 0.99  # of the timeout left: the kernel's deadline must be set again
 SPARE_DESCRIPTORS = 40  # standard streams, pipes, files besides the connections
 EXCHANGES_SHOWN = 120  # lines, for a dozen clients or fewer
 CLIENTS_SHOWN = 12
 SLOWEST_SHOWN = 10  # in the report
+DOTS_SHOWN = 4000  # in the report; more exchanges than this become a heat map
+TIME_BINS = 240  # of a timeline, at most; then two become one
 ANY_REPLY_BYTES = 64 * 1024 * 1024  # longest line taken with --any-reply
 SYN_RETRY_NS = 900_000_000  # Linux sends a lost SYN again after 1 s
 
@@ -156,8 +176,8 @@ def format_address(address: tuple[Any, ...]) -> str:
 def safe_text(data: bytes, limit: int = 200) -> str:
     """Return `data` as printable text: no byte of a reply may steer a terminal."""
     text = data[:limit].decode("utf-8", "backslashreplace").rstrip("\r\n")
-    shown = (c if c.isprintable() else ascii(c)[1:-1] for c in text)
-    return "".join(shown) + ("…" if len(data) > limit else "")
+    escaped = (c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return "".join(escaped) + ("…" if len(data) > limit else "")
 
 
 def grouped(number: int) -> str:
@@ -188,9 +208,9 @@ def round_number(value: float) -> str:
 
 def time_unit(duration_ns: float) -> tuple[int, str]:
     """Return (nanoseconds, name) of the unit that suits a duration."""
-    for size, name in ((10**9, "s"), (10**6, "ms")):
-        if duration_ns >= size:
-            return size, name
+    for unit_ns, name in ((10**9, "s"), (10**6, "ms")):
+        if duration_ns >= unit_ns:
+            return unit_ns, name
     return 1000, "µs"
 
 
@@ -199,36 +219,36 @@ def row_unit(metric: Distribution) -> tuple[int, str]:
     return time_unit(max(metric.percentile(0.5), metric.maximum / 10))
 
 
-def in_unit(value: float | None, size: int) -> str:
-    """Return a figure in units of `size` ns; a dash for one that is not known."""
-    return "–" if value is None else three_digits(value / size)
+def in_unit(value: float | None, unit_ns: int) -> str:
+    """Return a figure in a unit; a dash for one that is not known."""
+    return "–" if value is None else three_digits(value / unit_ns)
 
 
-def range_text(around: tuple[int, int] | None, size: int) -> str:
-    """Return a range in units of `size` ns: 1.43–1.80."""
+def format_range(around: tuple[int, int] | None, unit_ns: int) -> str:
+    """Return a range in a unit: 1.43–1.80; two digits below 1."""
     if around is None:
         return "–"
-    low, high = (in_unit(v, size)[: 5 if v < size else None] for v in around)
+    low, high = (in_unit(v, unit_ns)[: 5 if v < unit_ns else None] for v in around)
     return f"{low}–{high}"
 
 
 def format_duration(duration_ns: float) -> str:
     """Return a duration with its unit: 1.62 ms."""
-    size, name = time_unit(duration_ns)
-    return f"{three_digits(duration_ns / size)} {name}"
+    unit_ns, name = time_unit(duration_ns)
+    return f"{three_digits(duration_ns / unit_ns)} {name}"
 
 
-def format_rate(bytes_per_s: float) -> str:
+def format_throughput(bytes_per_s: float) -> str:
     """Return a throughput with its unit: 129 kB/s."""
-    for size, name in ((1e9, "GB/s"), (1e6, "MB/s"), (1e3, "kB/s")):
-        if bytes_per_s >= size:
-            return f"{three_digits(bytes_per_s / size)} {name}"
+    for unit, name in ((1e9, "GB/s"), (1e6, "MB/s"), (1e3, "kB/s")):
+        if bytes_per_s >= unit:
+            return f"{three_digits(bytes_per_s / unit)} {name}"
     return f"{three_digits(bytes_per_s)} B/s"
 
 
-def plural(count: int, noun: str) -> str:
-    """Return a count and its noun: 1 byte, 2 bytes."""
-    return f"{grouped(count)} {noun}{'' if count == 1 else 's'}"
+def counted(number: int, noun: str) -> str:
+    """Return a number and its noun: 1 byte, 2 bytes."""
+    return f"{grouped(number)} {noun}{'' if number == 1 else 's'}"
 
 
 # ---- Distributions: percentiles, their ranges, HdrHistogram --------------------------
@@ -309,21 +329,21 @@ def hdr_decode(text: str) -> Counter[int]:
 
 
 def percentile_ranks(
-    count: int, share: float, confidence: float = CONFIDENCE
+    count: int, p: float, confidence: float = CONFIDENCE
 ) -> tuple[int, int] | None:
     """Return the ranks (1 to count) between which a percentile lies, None if unknown.
 
-    The number of samples below the percentile is Binomial(count, share): the range
+    The number of samples below the percentile is Binomial(count, p): the range
     from one order statistic to another holds it with a probability that needs no
     assumption about the distribution (Hahn and Meeker, Statistical Intervals, 5.2).
     """
     miss = 1 - confidence
-    if count < 1 or share**count > miss:
+    if count < 1 or p**count > miss:
         return None
-    spread = 8 * math.sqrt(count * share * (1 - share)) + 8
-    low = max(0, math.floor(count * share - spread))
-    high = min(count, math.ceil(count * share + spread))
-    chances = [binomial(count, share, k) for k in range(low, high + 1)]
+    spread = 8 * math.sqrt(count * p * (1 - p)) + 8
+    low = max(0, math.floor(count * p - spread))
+    high = min(count, math.ceil(count * p + spread))
+    chances = [binomial(count, p, k) for k in range(low, high + 1)]
     upper, above = high + 1, 0.0
     while above + chances[upper - 1 - low] <= miss / 2:
         upper -= 1
@@ -337,10 +357,10 @@ def percentile_ranks(
     return (lower, upper) if lower >= 1 else None
 
 
-def binomial(count: int, share: float, k: int) -> float:
+def binomial(count: int, p: float, k: int) -> float:
     """Return the probability of k successes in `count` trials."""
     ways = math.lgamma(count + 1) - math.lgamma(k + 1) - math.lgamma(count - k + 1)
-    return math.exp(ways + k * math.log(share) + (count - k) * math.log1p(-share))
+    return math.exp(ways + k * math.log(p) + (count - k) * math.log1p(-p))
 
 
 class Distribution:
@@ -366,7 +386,7 @@ class Distribution:
             self.values.extend(values)
             self._sorted = False
         else:
-            self.counts, self.values = self.histogram(), None
+            self.counts, self.values = self.hdr_counts(), None
             self.counts.update(map(hdr_index, values))
 
     def merge(self, other: Distribution) -> None:
@@ -374,14 +394,14 @@ class Distribution:
         if other.values is not None:
             self.extend(other.values)
             return
-        self.counts, self.values = self.histogram(), None
+        self.counts, self.values = self.hdr_counts(), None
         self.counts.update(other.counts)
         self.count += other.count
         self.total += other.total
         self.minimum = min(self.minimum, other.minimum)
         self.maximum = max(self.maximum, other.maximum)
 
-    def histogram(self) -> Counter[int]:
+    def hdr_counts(self) -> Counter[int]:
         """Return the HdrHistogram counts by index."""
         if self.values is None:
             return self.counts
@@ -400,9 +420,9 @@ class Distribution:
                 return max(self.minimum, min(self.maximum, hdr_highest(index)))
         return self.maximum
 
-    def percentile(self, share: float) -> int:
-        """Return the value at rank ⌈share · count⌉ (nearest rank); 0 when empty."""
-        rank = math.ceil(round(share * self.count, 6))  # 0.9 · 10 is 9, not 9.000…1
+    def percentile(self, p: float) -> int:
+        """Return the value at rank ⌈p · count⌉ (nearest rank); 0 when empty."""
+        rank = math.ceil(round(p * self.count, 6))  # 0.9 · 10 is 9, not 9.000…1
         return self.at_rank(max(1, rank)) if self.count else 0
 
     def between(self, low: int, high: int) -> int:
@@ -418,10 +438,10 @@ class Distribution:
         return self.percentile(PERCENTILES[name]) if carried else None
 
     def range_of(
-        self, share: float, confidence: float = CONFIDENCE
+        self, p: float, confidence: float = CONFIDENCE
     ) -> tuple[int, int] | None:
         """Return the percentile's range by order statistics, None if not to be had."""
-        ranks = percentile_ranks(self.count, share, confidence)
+        ranks = percentile_ranks(self.count, p, confidence)
         return ranks and (self.at_rank(ranks[0]), self.at_rank(ranks[1]))
 
     def as_json(self) -> dict[str, Any]:
@@ -432,7 +452,7 @@ class Distribution:
             "mean": None if empty else round(self.total / self.count),
             **{name: self.reported(name) for name in PERCENTILES},
             "max": None if empty else self.maximum,
-            "hdr": hdr_encode(self.histogram(), self.maximum),
+            "hdr": hdr_encode(self.hdr_counts(), self.maximum),
         }
 
     @classmethod
@@ -450,19 +470,96 @@ class Distribution:
 
 
 def compare(
-    ours: Distribution, theirs: Distribution, share: float, confidence: float
+    ours: Distribution, theirs: Distribution, p: float, confidence: float
 ) -> tuple[float, float, float] | None:
     """Return how much larger our percentile is: (ratio, lowest, highest), minus 1.
 
     The range joins both ranges on a log scale (MOVER: Zou and Donner, 2008).
     """
-    a, b = ours.range_of(share, confidence), theirs.range_of(share, confidence)
+    a, b = ours.range_of(p, confidence), theirs.range_of(p, confidence)
     if not (a and b and min(a + b) > 0):
         return None
-    p, q = math.log(ours.percentile(share)), math.log(theirs.percentile(share))
-    down = math.hypot(p - math.log(a[0]), math.log(b[1]) - q)
-    up = math.hypot(math.log(a[1]) - p, q - math.log(b[0]))
-    return math.expm1(p - q), math.expm1(p - q - down), math.expm1(p - q + up)
+    x, y = math.log(ours.percentile(p)), math.log(theirs.percentile(p))
+    down = math.hypot(x - math.log(a[0]), math.log(b[1]) - y)
+    up = math.hypot(math.log(a[1]) - x, y - math.log(b[0]))
+    return math.expm1(x - y), math.expm1(x - y - down), math.expm1(x - y + up)
+
+
+class Timeline:
+    """Counts by time and latency in at most TIME_BINS bins, for a run of any length.
+
+    A latency's level is its HdrHistogram index in steps of 128: eight per doubling.
+    """
+
+    def __init__(self) -> None:
+        self.width_ns = 1_000_000  # of a bin
+        self.cells: Counter[tuple[int, int]] = Counter()  # confirmed, by (bin, level)
+        self.failed: Counter[int] = Counter()  # by bin
+        self.in_flight_ns: Counter[int] = Counter()  # exchanges in flight × time
+
+    def add(self, start_ns: int, sent: array[int], latency: array[int],
+            last: array[int]) -> None:  # fmt: skip
+        """Add confirmed exchanges of a run that began at `start_ns`."""
+        bins = self._add_flights(start_ns, sent, last)
+        levels = (hdr_index(value) >> 7 for value in latency)
+        self.cells.update(zip(bins, levels, strict=True))
+
+    def add_failures(
+        self, start_ns: int, due: array[int], given_up: array[int]
+    ) -> None:
+        """Add exchanges that failed."""
+        self.failed.update(self._add_flights(start_ns, due, given_up))
+
+    def _add_flights(
+        self, start_ns: int, begins: array[int], ends: array[int]
+    ) -> list[int]:
+        """Add exchanges to those in flight; return the bins in which they ended."""
+        self._widen(max(ends) - start_ns)
+        width = self.width_ns
+        bins = [max(0, moment - start_ns) // width for moment in ends]
+        for begin, end, last_bin in zip(begins, ends, bins, strict=True):
+            begin = max(0, begin - start_ns)
+            for k in range(begin // width, last_bin):
+                self.in_flight_ns[k] += (k + 1) * width - begin
+                begin = (k + 1) * width
+            self.in_flight_ns[last_bin] += max(0, end - start_ns - begin)
+        return bins
+
+    def _widen(self, latest_ns: int) -> None:
+        """Make bins twice as wide until the latest moment has one."""
+        while latest_ns >= TIME_BINS * self.width_ns:
+            self.width_ns *= 2
+            cells: Counter[tuple[int, int]] = Counter()
+            for (k, level), number in self.cells.items():
+                cells[k // 2, level] += number
+            self.cells, self.failed = cells, joined(self.failed, 2)
+            self.in_flight_ns = joined(self.in_flight_ns, 2)
+
+    def columns(self, most: int) -> tuple[float, dict[int, Counter[int]]]:
+        """Return (seconds per column, {column: Counter of levels})."""
+        per_column = max((k for k, _ in self.cells), default=0) // most + 1
+        columns: defaultdict[int, Counter[int]] = defaultdict(Counter)
+        for (k, level), number in self.cells.items():
+            columns[k // per_column][level] += number
+        return per_column * self.width_ns / 1e9, columns
+
+
+def joined(counts: Counter[int], number: int) -> Counter[int]:
+    """Return counts by bin with `number` bins made one."""
+    result: Counter[int] = Counter()
+    for k, value in counts.items():
+        result[k // number] += value
+    return result
+
+
+def level_percentile(levels: Counter[int], p: float) -> float:
+    """Return a percentile of levels, in ns: the middle of its level."""
+    rank = math.ceil(p * levels.total())
+    for level in sorted(levels):
+        rank -= levels[level]
+        if rank <= 0:
+            break
+    return (hdr_highest(level << 7) + hdr_highest((level << 7) + 127)) / 2
 
 
 # ---- Configuration and samples -------------------------------------------------------
@@ -513,17 +610,20 @@ def message_of(config: Config, client: int) -> bytes:
 
 @dataclass(slots=True)
 class Chunk:
-    """What a client measured since its last chunk: plain data, handed over whole."""
+    """What a client measured since its last chunk: plain data, handed over whole.
+
+    A failed exchange ends its chunk: only the last row can be one.
+    """
 
     client: int
     rows: array[int] = field(default_factory=lambda: array("q"))
     connects: array[int] = field(default_factory=lambda: array("q"))  # ns
-    send_lateness: array[int] = field(default_factory=lambda: array("q"))  # ns
+    send_delays: array[int] = field(default_factory=lambda: array("q"))  # ns
     servers: list[str] = field(default_factory=list)  # names, by the rows' codes
-    connections: Counter[str] = field(default_factory=Counter)  # by server
-    failures: list[tuple[int, int, str]] = field(default_factory=list)
+    connected_to: Counter[str] = field(default_factory=Counter)  # by server's name
+    failure: str = ""  # of the last row, in words
     replies: list[bytes] = field(default_factory=list)  # beginnings, if kept
-    direct: array[int] = field(default_factory=lambda: array("q"))  # differences, ns
+    differences: array[int] = field(default_factory=lambda: array("q"))  # --direct, ns
     direct_failed: int = 0
     messages_before: int = 0  # number of the first row's message, less one
     retransmits: int = 0
@@ -533,53 +633,84 @@ class Chunk:
 
     def exchanges(self) -> Iterator[tuple[int, array[int]]]:
         """Yield (number of the message, row) in order."""
-        for message, place in enumerate(range(0, len(self.rows), ROW_FIELDS), 1):
-            yield self.messages_before + message, self.rows[place : place + ROW_FIELDS]
+        for number, offset in enumerate(range(0, len(self.rows), ROW_FIELDS), 1):
+            row = self.rows[offset : offset + ROW_FIELDS]
+            yield self.messages_before + number, row
 
     def server_of(self, code: int) -> str:
         """Return the server that a row's code names, "" if none."""
-        place = code >> 4 & 0xFFFF
-        return "" if place == UNKNOWN_SERVER else self.servers[place]
+        index = code >> SERVER_SHIFT & 0xFFFF
+        return "" if index == UNKNOWN_SERVER else self.servers[index]
 
 
-Inbox = queue.SimpleQueue[Any]  # of (kind, payload): see Run.handle
+# Events for the main thread, (name, payload), and who sends them:
+#   connected  (client, words of the failure or "")   client-K, before the start
+#   chunk      Chunk                                  client-K
+#   stalled    seconds that a heartbeat was late      who waits for events, a worker too
+#   used       seconds of processor time              a worker, at its end
+#   ended      numbers of its clients                 worker-K: the process has ended
+#   signal     number                                 the signal handler
+Inbox = queue.SimpleQueue[Any]
 
 
 class ExchangeError(Exception):
-    """An exchange failed: `kind` is an index of OUTCOMES, the text says how."""
+    """An exchange failed: an index of OUTCOMES, words, and when it was sent (or 0)."""
 
-    def __init__(self, kind: int, text: str) -> None:
-        super().__init__(text)
-        self.kind = kind
+    def __init__(self, outcome: int, words: str, sent: int = 0) -> None:
+        super().__init__(words)
+        self.outcome, self.sent = outcome, sent
 
 
-def why(error: OSError) -> str:
-    """Return an error in a few words, without its number."""
-    return (error.strerror or str(error)).lower()
+def say_why(error: OSError) -> str:
+    """Return the reason of a failed call in lower-case words, without its number."""
+    if isinstance(error, TimeoutError) and error.errno is None:
+        return "timed out"
+    return (error.strerror or str(error) or type(error).__name__).lower()
 
 
 # ---- One connection, one client ------------------------------------------------------
-# The measuring itself. A reply costs one send and one receive; nothing is shared.
+# The measuring itself; nothing is shared. A connection's first reply is read one byte
+# first, to have the first byte's own stamp. Where replies come in one piece, the next
+# ones cost one send and one receive (`exchange_many`); others go to `_complete`.
 
 
-# (sent, first, last, seen, bytes): when the message was handed to the kernel, when the
-# reply's first and last byte reached the kernel, and when the client's thread saw the
-# last one, in ns of CLOCK_REALTIME (the timestamps' clock); the reply's length.
-Exchange = tuple[int, int, int, int, int]
-Notes = Sequence[tuple[int, int, bytes]]  # control messages: at most one, the stamp
+# When the message was handed to the kernel, when the reply's first and last byte
+# reached the kernel, and when the client's thread saw the last one (ns of
+# CLOCK_REALTIME, the timestamps' clock); the reply's length.
+Times = tuple[int, int, int, int, int]
+Control = Sequence[tuple[int, int, bytes]]  # control messages: at most one, the stamp
 
 
-def read_stamped(conn: socket.socket, size: int) -> tuple[bytes, Notes]:
+def ask_for_stamps(sock: socket.socket) -> None:
+    """Have received segments stamped, where the system can."""
+    if TIMESTAMP_OPTION is not None:
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, TIMESTAMP_OPTION, 1)
+
+
+def read_stamped(sock: socket.socket, size: int) -> tuple[bytes, Control]:
     """Receive, with the stamp of the last segment consumed where there is one."""
     if TIMESTAMP_OPTION is None:
-        return conn.recv(size), ()
-    return conn.recvmsg(size, STAMP_SPACE)[:2]
+        return sock.recv(size), ()
+    return sock.recvmsg(size, STAMP_SPACE)[:2]
+
+
+def segments_of(sock: socket.socket) -> tuple[int, int]:
+    """Return how many segments were sent again, and how many came with data."""
+    if LINUX:  # other systems arrange TCP_INFO in another way
+        with contextlib.suppress(OSError, struct.error):
+            option = socket.IPPROTO_TCP, socket.TCP_INFO
+            info = sock.getsockopt(*option, TCP_INFO_BYTES)
+            (resent,) = struct.unpack_from("@I", info, TCP_INFO_RETRANSMITS)
+            (came,) = struct.unpack_from("@I", info, TCP_INFO_DATA_SEGMENTS_IN)
+            return resent, came
+    return 0, 0
 
 
 class Connection:
     """A TCP connection to one address, used by its client's thread alone.
 
-    `lock` guards `conn` between that thread, which replaces it, and the one that may
+    `lock` guards `sock` between that thread, which replaces it, and the one that may
     cut it (the main one; "orders" in a worker): a closed descriptor's number can be
     another file's at once.
     """
@@ -588,120 +719,124 @@ class Connection:
                  is_cut: threading.Event) -> None:  # fmt: skip
         self.addresses, self.message, self.is_cut = addresses, message, is_cut
         self.timeout_s, self.any_reply = config.timeout_s, config.any_reply
-        self.clients = config.clients if config.message is None else 0
+        # Whose message a reply can be; with one text for all nobody can tell.
+        self.known_clients = config.clients if config.message is None else 0
         self.waits_awake = config.clients == 1 and usable_cores() > 1
-        self.room = max(4096, len(message) + 64)  # one read takes a usual reply whole
-        self.longest = ANY_REPLY_BYTES if config.any_reply else 2 * self.room
+        self.read_size = max(4096, len(message) + 64)  # takes a usual reply whole
+        self.longest = ANY_REPLY_BYTES if config.any_reply else 2 * self.read_size
         self.lock = threading.Lock()
-        self.conn: socket.socket | None = None
+        self.sock: socket.socket | None = None
         self.server = ""  # that answered last
         self.expected: bytes | None = None  # what it will answer again
-        self.first_read = 1
-        self.ended = False  # the reply was ended by the end of file
+        self.in_one_piece = False  # so the last reply came
+        self.ended_by_eof = False  # so the last reply ended
         self.replies = self.retransmits = self.merged_segments = self.unstamped = 0
 
-    def open(self) -> int:
+    def connect(self) -> int:
         """Connect and return the connect time in ns; raise ExchangeError."""
-        began = time_ns()
         reason = "no address"
         for family, address in self.addresses:
-            conn = None
             try:
-                conn = socket.socket(family, socket.SOCK_STREAM)
-                self.set_options(conn)
-                conn.connect(address)
+                sock = self._new_socket(family)
+                began = time_ns()
+                sock.connect(address)
             except OSError as error:
-                if conn:
-                    conn.close()
-                late = isinstance(error, (BlockingIOError, TimeoutError))
-                reason = f"no answer in {self.timeout_s:g} s" if late else why(error)
+                late = f"no answer in {self.timeout_s:g} s"
+                reason = late if isinstance(error, TIMED_OUT) else say_why(error)
+                self._drop_socket()
                 continue
             took = time_ns() - began
-            with self.lock:
-                self.conn = conn
-                if self.is_cut.is_set():  # too early for cut() to see this socket
-                    with contextlib.suppress(OSError):
-                        conn.shutdown(socket.SHUT_RDWR)
-            self.expected, self.first_read, self.replies = None, 1, 0
-            self.ended, self.server = False, ""
+            self.expected, self.in_one_piece, self.replies = None, False, 0
+            self.ended_by_eof, self.server = False, ""
             return took
         raise ExchangeError(CONNECT, reason)
 
-    def set_options(self, conn: socket.socket) -> None:
-        """Ask for timestamps (before the first segment), no delay, and deadlines."""
-        conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if TIMESTAMP_OPTION is not None:
-            with contextlib.suppress(OSError):
-                conn.setsockopt(socket.SOL_SOCKET, TIMESTAMP_OPTION, 1)
-        self.set_deadline(conn, self.timeout_s)
+    def _new_socket(self, family: int) -> socket.socket:
+        """Return a socket that `cut` can reach, with its options set."""
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        with self.lock:
+            self.sock = sock
+        if self.is_cut.is_set():  # too early for cut() to see this socket
+            raise ConnectionAbortedError
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        ask_for_stamps(sock)  # before the first segment
+        self._set_deadline(sock, self.timeout_s)
+        return sock
 
-    def set_deadline(self, conn: socket.socket, seconds: float) -> None:
-        """Bound the next receive; a connect and a send, too."""
-        if TIMEVAL is None:
-            conn.settimeout(max(seconds, 1e-6))
+    def _set_deadline(self, sock: socket.socket, seconds: float) -> None:
+        """Bound a connect, a send, and a receive."""
+        if not LINUX:
+            sock.settimeout(max(seconds, 1e-6))
             return
-        value = TIMEVAL.pack(*divmod(max(1, round(seconds * 1e6)), 1_000_000))
-        conn.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
-        conn.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
+        # A deadline in the kernel saves the poll() that settimeout() makes.
+        value = TWO_LONGS.pack(*divmod(max(1, round(seconds * 1e6)), 1_000_000))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
 
-    def exchange(self) -> Exchange:
+    @property
+    def first_read(self) -> int:
+        """Bytes to ask for at first: a known reply and one more, else a single one."""
+        return len(self.expected) + 1 if self.in_one_piece and self.expected else 1
+
+    def exchange(self) -> Times:
         """Send the message and read its reply; raise ExchangeError."""
-        conn, phase = self.conn, SEND
-        assert conn is not None
+        sock, sending = self.sock, True
+        assert sock is not None
         sent = time_ns()
         try:
-            conn.sendall(self.message)
-            phase = RESET
-            data, notes = read_stamped(conn, self.first_read)
+            sock.sendall(self.message)
+            sending = False
+            data, control = read_stamped(sock, self.first_read)
         except OSError as error:
-            raise self.failure(error, phase) from None
-        return self.complete(sent, data, notes, time_ns())
+            raise self._failure(error, sending, sent) from None
+        return self._complete(sent, data, control, time_ns())
 
-    def repeat(
+    def exchange_many(
         self, rows: array[int], code: int, most: int, until_ns: int
-    ) -> Exchange | None:
+    ) -> Times | None:
         """Make up to `most` exchanges like the last one, and append their rows.
 
         Here a run spends its time: one send, one receive, and nothing else that
         could be spared. The first exchange that is different (a reply in pieces, no
         timestamp) is returned, completed; None after `most` or `until_ns`.
         """
-        conn, message, expected = self.conn, self.message, self.expected
-        assert conn is not None and expected is not None
-        send, size = conn.sendall, self.first_read
-        receive = self.receive_awake if self.waits_awake else conn.recvmsg
-        code |= len(expected) << 20
-        before, phase = len(rows), SEND
+        sock, message, expected = self.sock, self.message, self.expected
+        assert sock is not None and expected is not None
+        send, size, unpack = sock.sendall, self.first_read, TWO_LONGS.unpack
+        receive = self._receive_awake if self.waits_awake else sock.recvmsg
+        code |= len(expected) << BYTES_SHIFT
+        before, sending, sent = len(rows), True, 0
         try:
             for _ in range(most):
-                phase = SEND
+                sending = True
                 sent = time_ns()
                 send(message)
-                phase = RESET
-                data, notes, _, _ = receive(size, STAMP_SPACE)
+                sending = False
+                data, control, _, _ = receive(size, STAMP_SPACE)
                 seen = time_ns()
-                if data != expected or not notes:
-                    return self.complete(sent, data, notes, seen)
-                seconds, nanos = unpack_timespec(notes[0][2])
+                if data != expected or not control:
+                    return self._complete(sent, data, control, seen)
+                seconds, nanos = unpack(control[0][2])
                 arrived = seconds * 1_000_000_000 + nanos
-                if not sent <= arrived <= seen:
-                    return self.complete(sent, data, notes, seen)
+                if not sent <= arrived <= seen:  # the clock was stepped
+                    return self._complete(sent, data, control, seen)
                 rows.extend((sent, sent, arrived, arrived, seen, code))
                 if seen > until_ns:
                     break
         except OSError as error:
-            raise self.failure(error, phase) from None
+            raise self._failure(error, sending, sent) from None
         finally:
             self.replies += (len(rows) - before) // ROW_FIELDS
         return None
 
-    def receive_awake(self, size: int, space: int) -> tuple[bytes, Notes, int, Any]:
+    def _receive_awake(self, size: int, space: int) -> tuple[bytes, Control, int, Any]:
         """Receive like recvmsg, but do not go to sleep at once.
 
-        A lone client would spend as long on waking up as many a server on its reply.
+        The only client of a run would spend as long on waking up as some servers
+        spend on their reply.
         """
-        assert self.conn is not None
-        receive = self.conn.recvmsg
+        assert self.sock is not None
+        receive = self.sock.recvmsg
         for _ in range(AWAKE_TRIES):
             try:
                 return receive(size, space, socket.MSG_DONTWAIT)
@@ -709,92 +844,71 @@ class Connection:
                 pass
         return receive(size, space)
 
-    def complete(self, sent: int, data: bytes, notes: Notes, seen: int) -> Exchange:
+    def _complete(self, sent: int, data: bytes, control: Control, seen: int) -> Times:
         """Read what is missing of a reply, and check it; raise ExchangeError."""
-        first = self.arrival(notes, sent, seen) if data else seen
+        first = self._arrival(control, sent, seen) if data else seen
         self.replies += 1
         if data == self.expected:
             return sent, first, first, seen, len(data)
-        reply, last, seen = self.receive_rest(data, first, seen, sent)
-        self.check(reply)
+        try:
+            reply, last, seen = self._receive_rest(data, first, seen, sent)
+            self._check(reply)
+        except ExchangeError as error:
+            error.sent = sent
+            raise
         return sent, first, last, seen, len(reply)
 
-    def arrival(self, notes: Notes, sent: int, seen: int) -> int:
+    def _arrival(self, control: Control, sent: int, seen: int) -> int:
         """Return when the last segment read reached the kernel, by its stamp if any."""
-        if notes:
-            seconds, nanos = unpack_timespec(notes[0][2])
+        if control:
+            seconds, nanos = TWO_LONGS.unpack(control[0][2])
             arrived: int = seconds * 1_000_000_000 + nanos
             if sent <= arrived <= seen:  # else the clock was stepped
                 return arrived
         self.unstamped += 1
         return seen
 
-    def failure(self, error: OSError, phase: int) -> ExchangeError:
-        """Return what an error of a send (`phase` SEND) or a receive means."""
-        if phase == SEND:
-            return self.send_error(error)
-        if isinstance(error, (BlockingIOError, TimeoutError)):
-            return ExchangeError(TIMEOUT, f"no reply in {self.timeout_s:g} s")
-        return ExchangeError(RESET, why(error))
-
-    def receive_rest(
-        self, data: bytes, last: int, seen: int, sent: int
+    def _receive_rest(
+        self, data: bytes, first: int, seen: int, sent: int
     ) -> tuple[bytes, int, int]:
         """Read on until the reply is whole: return (reply, last byte's arrival, now).
 
         A reply is whole when a newline has come; what came with it belongs to it.
-        The first reply of a connection is read one byte first, to have the first
-        byte's own stamp. If it was one segment, later ones are read at once.
         """
-        conn = self.conn
-        assert conn is not None
-        reply, piece, reads, first = bytearray(data), data, 1, last
+        sock = self.sock
+        assert sock is not None
+        reply, piece, reads, last = bytearray(data), data, 1, first
         deadline, armed = sent + round(self.timeout_s * 1e9), False
         while piece and b"\n" not in piece:
             if (reads > 1 and last > deadline) or len(reply) > self.longest:
-                raise self.endless(reply)
+                raise self._endless(reply)
             # When time is up, what the kernel has already is still in time.
             left_s = (deadline - seen) / 1e9
-            if armed or left_s < 0.99 * self.timeout_s:
+            if armed or left_s < REARM_BELOW * self.timeout_s:
                 armed = True
-                self.set_deadline(conn, left_s)
+                self._set_deadline(sock, left_s)
             try:
-                piece, notes = read_stamped(conn, self.room)
-            except (BlockingIOError, TimeoutError):
-                raise self.endless(reply) from None
+                piece, control = read_stamped(sock, self.read_size)
+            except TIMED_OUT:
+                raise self._endless(reply) from None
             except OSError as error:
-                after = plural(len(reply), "byte")
-                raise ExchangeError(RESET, f"{why(error)} after {after}") from None
+                words = f"{say_why(error)} after {counted(len(reply), 'byte')}"
+                raise ExchangeError(RESET, words) from None
             seen = time_ns()
-            last = self.arrival(notes, sent, seen) if piece else last
+            last = self._arrival(control, sent, seen) if piece else last
             reply += piece
             reads += 1
         if armed:
-            self.set_deadline(conn, self.timeout_s)
+            self._set_deadline(sock, self.timeout_s)
         if not piece:
-            self.end_of_file(reply)
-        if not self.first_read == reads == 1:  # one byte and newline: nothing learnt
-            whole = reads <= 2 and (last == first or TIMESTAMP_OPTION is None)
-            self.first_read = self.room if whole or reads == 1 else 1
+            self._end_of_file(reply)
+        if reads > 1 or self.first_read > 1:  # else it was one byte: nothing learnt
+            in_time = last == first or TIMESTAMP_OPTION is None
+            self.in_one_piece = reads <= 2 and in_time
         return bytes(reply), last, seen
 
-    def endless(self, reply: bytearray) -> ExchangeError:
-        """Return why reading stops before the reply has ended."""
-        size = plural(len(reply), "byte")
-        if len(reply) > self.longest:
-            return ExchangeError(MISMATCH, f"no end of the reply after {size}")
-        text = f"no whole reply in {self.timeout_s:g} s, only {size}"
-        return ExchangeError(TIMEOUT, text)
-
-    def end_of_file(self, reply: bytearray) -> None:
-        """Take the end of file as the end of any reply, or raise ExchangeError."""
-        self.ended = True
-        if not (self.any_reply and reply):
-            when = f"after {plural(len(reply), 'byte')}" if reply else "without a reply"
-            raise ExchangeError(CLOSED, f"connection closed {when}")
-
-    def check(self, reply: bytes) -> None:
-        """Learn who answered; raise ExchangeError unless it is our message."""
+    def _check(self, reply: bytes) -> None:
+        """Learn who answered; raise ExchangeError unless it repeats our message."""
         match = REPLY.match(reply)
         if match:
             self.server = match[1].decode()
@@ -803,59 +917,83 @@ class Connection:
             return
         if ERROR.match(reply):
             raise ExchangeError(ERROR_REPLY, safe_text(reply))
-        text = safe_text(reply, 60)
+        words = safe_text(reply, 60)
         body = reply[match.end() :] if match else reply
         owner = re.match(rb"Hello from client (\d{1,9})!", body)
-        if owner and 1 <= int(owner[1]) <= self.clients:
-            text = f"reply belongs to client {int(owner[1])}: {text}"
-        raise ExchangeError(MISMATCH, text)
+        if owner and 1 <= int(owner[1]) <= self.known_clients:
+            words = f"reply belongs to client {int(owner[1])}: {words}"
+        raise ExchangeError(MISMATCH, words)
 
-    def send_error(self, error: OSError) -> ExchangeError:
-        """Return why a message could not be sent, in the server's words if any."""
-        assert self.conn is not None
-        if isinstance(error, (BlockingIOError, TimeoutError)):
-            return ExchangeError(SEND, f"not taken in {self.timeout_s:g} s")
-        with contextlib.suppress(OSError):
-            self.set_deadline(self.conn, 0.001)
-            reply = self.conn.recv(self.room)
+    def _endless(self, reply: bytearray) -> ExchangeError:
+        """Return why reading stops before the reply has ended."""
+        size = counted(len(reply), "byte")
+        if len(reply) > self.longest:
+            return ExchangeError(MISMATCH, f"no end of the reply after {size}")
+        words = f"no whole reply in {self.timeout_s:g} s, only {size}"
+        return ExchangeError(TIMEOUT, words)
+
+    def _end_of_file(self, reply: bytearray) -> None:
+        """Take the end of file as the end of any reply, or raise ExchangeError."""
+        self.ended_by_eof = True
+        if not (self.any_reply and reply):
+            when = (
+                f"after {counted(len(reply), 'byte')}" if reply else "without a reply"
+            )
+            raise ExchangeError(CLOSED, f"connection closed {when}")
+
+    def _failure(self, error: OSError, sending: bool, sent: int) -> ExchangeError:
+        """Return what an error of a send or a receive means."""
+        if not sending:
+            if isinstance(error, TIMED_OUT):
+                return ExchangeError(TIMEOUT, f"no reply in {self.timeout_s:g} s", sent)
+            return ExchangeError(RESET, say_why(error), sent)
+        if isinstance(error, TIMED_OUT):
+            return ExchangeError(SEND, f"not taken in {self.timeout_s:g} s", sent)
+        with contextlib.suppress(OSError):  # the server may have said why
+            assert self.sock is not None
+            self._set_deadline(self.sock, 0.001)
+            reply = self.sock.recv(self.read_size)
             if ERROR.match(reply):
-                return ExchangeError(ERROR_REPLY, safe_text(reply))
-        return ExchangeError(SEND, why(error))
+                return ExchangeError(ERROR_REPLY, safe_text(reply), sent)
+        return ExchangeError(SEND, say_why(error), sent)
 
     def close(self) -> None:
         """Close, and keep what the kernel knows about the connection."""
-        with self.lock:
-            conn, self.conn = self.conn, None
-        if conn is None:
+        if self.sock is None:
             return
-        if hasattr(socket, "TCP_INFO"):
-            with contextlib.suppress(OSError, struct.error):
-                asked = socket.IPPROTO_TCP, socket.TCP_INFO
-                info = conn.getsockopt(*asked, TCP_INFO_BYTES)
-                (resent,) = struct.unpack_from("@I", info, TCP_INFO_RETRANSMITS)
-                (came,) = struct.unpack_from("@I", info, TCP_INFO_DATA_SEGMENTS_IN)
-                self.retransmits += resent
-                if self.first_read > 1 and self.expected is not None:
-                    self.merged_segments += max(0, came - self.replies)
-        conn.close()
+        resent, came = segments_of(self.sock)
+        self.retransmits += resent
+        if self.in_one_piece and came:
+            self.merged_segments += max(0, came - self.replies)
+        self._drop_socket()
+
+    def _drop_socket(self) -> None:
+        with self.lock:
+            sock, self.sock = self.sock, None
+        if sock is not None:
+            sock.close()
 
     def cut(self) -> None:
         """End a wait at once: the run is interrupted (main thread, or "orders")."""
         with self.lock, contextlib.suppress(OSError):
-            if self.conn is not None:
-                self.conn.shutdown(socket.SHUT_RDWR)
+            if self.sock is not None:
+                self.sock.shutdown(socket.SHUT_RDWR)
 
 
 @dataclass(slots=True)
 class Gates:
-    """What a group's threads wait for. Plain fields are written before `go` is set."""
+    """What a group's threads go by. Each event is set by the order of its name.
+
+    Plain fields are written before `go` is set. `cut` is set before `Connection.cut`
+    is called, so that a socket made in between sees it.
+    """
 
     connect: threading.Event = field(default_factory=threading.Event)
     go: threading.Event = field(default_factory=threading.Event)
     stop: threading.Event = field(default_factory=threading.Event)
     cut: threading.Event = field(default_factory=threading.Event)
-    start_ns: int = 0  # CLOCK_MONOTONIC: a schedule must not follow a clock step
-    end_ns: int = sys.maxsize  # CLOCK_MONOTONIC: the end of --duration
+    start_mono_ns: int = 0  # CLOCK_MONOTONIC: a schedule must not follow a clock step
+    end_mono_ns: int = sys.maxsize  # the end of --duration
     to_realtime_ns: int = 0  # CLOCK_REALTIME less CLOCK_MONOTONIC at the start
 
 
@@ -865,216 +1003,215 @@ class Client(threading.Thread):
     def __init__(self, number: int, config: Config, gates: Gates, inbox: Inbox) -> None:
         super().__init__(name=f"client-{number}", daemon=True)
         self.number, self.config, self.gates, self.inbox = number, config, gates, inbox
-        self.message = message_of(config, number)
-        self.link = Connection(config.addresses, config, self.message, gates.cut)
-        # With --direct, to the same server.
-        self.straight = Connection([], config, self.message, gates.cut)
+        message = message_of(config, number)
+        self.connection = Connection(config.addresses, config, message, gates.cut)
+        # With --direct, to the server that has just answered.
+        self.direct_connection = Connection([], config, message, gates.cut)
         self.chunk = Chunk(number)
-        self.rows = self.chunk.rows
         self.hand_over_at = 0  # CLOCK_MONOTONIC, ns
-        self.server, self.code = "", UNKNOWN_SERVER << 4
-        self.is_special = bool(config.keep_replies or config.direct or config.reconnect)
-        is_plain = not (self.is_special or config.rate)
-        self.may_repeat = is_plain and TIMESTAMP_OPTION is not None
+        self.server, self.code = "", UNKNOWN_SERVER << SERVER_SHIFT
+        one_by_one = (
+            config.rate or config.reconnect or config.direct or config.keep_replies
+        )
+        self.may_repeat = not one_by_one and TIMESTAMP_OPTION is not None
         self.retry_s = FIRST_RETRY_S
-        self.refusal: ExchangeError | None = None  # of the connect before the start
+        self.first_failure: ExchangeError | None = None  # of the connect before `go`
 
     def run(self) -> None:
         """Connect, wait for the common start, converse (the thread's whole life)."""
+        gates, config = self.gates, self.config
         try:
-            self.gates.connect.wait()
-            if not self.config.ramp_s:
-                self.connect_first()
-            self.gates.go.wait()
-            if self.config.ramp_s:
-                share = (self.number - 1) / self.config.clients
-                delay_ns = int(share * self.config.ramp_s * 1e9)
-                self.wait_until(self.gates.start_ns + delay_ns)
-            self.converse()
+            gates.connect.wait()
+            if not config.ramp_s:
+                self._connect_first()
+            gates.go.wait()
+            turn = (self.number - 1) / config.clients
+            self.hand_over_at = gates.start_mono_ns + int(turn * self._interval_ns)
+            if config.ramp_s:
+                self._wait_until(gates.start_mono_ns + int(turn * config.ramp_s * 1e9))
+            self._converse()
         finally:
-            self.close()
-            self.hand_over(final=True)
+            self._close()
+            self._hand_over(final=True)
 
-    def connect_first(self) -> None:
+    def _connect_first(self) -> None:
         """Connect before the start, and tell the main thread how it went."""
         try:
-            self.open()
+            self._connect()
         except ExchangeError as error:
-            self.refusal = error
-        self.inbox.put(("connected", (self.number, str(self.refusal or ""))))
+            self.first_failure = error
+        words = str(self.first_failure or "")
+        self.inbox.put(("connected", (self.number, words)))
 
-    def converse(self) -> None:
+    def _converse(self) -> None:
         """Exchange message after message until all are done or the run is stopped."""
         stop, messages = self.gates.stop, self.config.messages
         while not messages or self.done < messages:
-            if stop.is_set() and self.refusal is None:
+            # A first connect that failed goes on record even if nothing is to be sent.
+            if stop.is_set() and self.first_failure is None:
                 return
-            due = self.await_due() if self.config.rate else 0
+            due = self._await_due() if self.config.rate else 0
             if due is None:
                 return
-            self.attempt(due)
+            self._attempt(due)
 
-    def await_due(self) -> int | None:
-        """Wait for the next message's place in the schedule; None if it has no more.
-
-        Returned is the moment on CLOCK_REALTIME, which may have been stepped.
-        """
-        place = self.number - 1 + self.config.clients * self.done
-        if 0 < self.config.planned <= place:
+    def _await_due(self) -> int | None:
+        """Wait until the next message is due; None if the schedule has no more."""
+        turn = self.number - 1 + self.config.clients * self.done
+        if 0 < self.config.planned <= turn:
             return None
-        due = self.gates.start_ns + int(place * 1e9 / self.config.rate)
-        now = time.monotonic_ns()
-        self.wait_until(due)
+        due = self.gates.start_mono_ns + int(turn * 1e9 / self.config.rate)
+        free = time.monotonic_ns()
+        self._wait_until(due)
         if self.gates.stop.is_set():
             return None
-        late = time.monotonic_ns() - max(due, now)  # of a client that was free
-        self.chunk.send_lateness.append(late)
-        offset, usual = clock_offset(), self.gates.to_realtime_ns
-        return due + (usual if abs(offset - usual) < CLOCK_STEP_NS else offset)
+        self.chunk.send_delays.append(time.monotonic_ns() - max(due, free))
+        return self._to_realtime(due)
 
-    def wait_until(self, moment_ns: int) -> None:
+    def _wait_until(self, moment_ns: int) -> None:
         """Wait for a moment of CLOCK_MONOTONIC, or the stop."""
         delay_ns = moment_ns - time.monotonic_ns()
         if delay_ns > 0:
             self.gates.stop.wait(delay_ns / 1e9)
 
+    def _to_realtime(self, moment_ns: int) -> int:
+        """Return a moment of CLOCK_MONOTONIC on CLOCK_REALTIME, stepped or not."""
+        offset, usual = clock_offset(), self.gates.to_realtime_ns
+        return moment_ns + (usual if abs(offset - usual) < CLOCK_STEP_NS else offset)
+
     @property
     def done(self) -> int:
         """Messages so far, failed ones included."""
-        return self.chunk.messages_before + len(self.rows) // ROW_FIELDS
+        return self.chunk.messages_before + len(self.chunk.rows) // ROW_FIELDS
 
-    def attempt(self, due: int) -> None:
-        """Make an exchange, or many alike, and append rows, whatever comes of it."""
-        link = self.link
-        began = time_ns() if link.conn is None else 0
+    def _attempt(self, due: int) -> None:
+        """Make an exchange, or many alike, and append rows, whatever comes of it.
+
+        `due` is 0 in the closed loop: a message is due when it is sent.
+        """
+        connection = self.connection
+        began = 0 if connection.sock else time_ns()
         try:
-            if link.conn is None:
-                self.open()
-            if self.may_repeat and link.first_read > 1:
-                found = self.repeat()
+            if began:
+                self._connect()
+            if self.may_repeat and connection.in_one_piece:
+                times = self._repeat()
             else:
-                found = link.exchange()
+                times = connection.exchange()
         except ExchangeError as error:
-            self.fail(due or began, error)
+            self._fail(due or error.sent or began, error)
             return
-        if found:
-            self.record(due, *found)
+        if times:
+            self._record(due, *times)
         if time.monotonic_ns() > self.hand_over_at:
-            self.hand_over()
+            self._hand_over()
 
-    def repeat(self) -> Exchange | None:
+    def _repeat(self) -> Times | None:
         """Make as many exchanges as are left, until the next hand-over or the end."""
         most = min(MOST_REPEATS, (self.config.messages or sys.maxsize) - self.done)
-        left_ns = min(self.hand_over_at, self.gates.end_ns) - time.monotonic_ns()
-        until_ns = time_ns() + left_ns
-        return self.link.repeat(self.rows, self.code, most, until_ns)
+        end = min(self.hand_over_at, self.gates.end_mono_ns)
+        until_ns = time_ns() + end - time.monotonic_ns()
+        rows = self.chunk.rows
+        return self.connection.exchange_many(rows, self.code, most, until_ns)
 
-    def record(
+    def _record(
         self, due: int, sent: int, first: int, last: int, seen: int, received: int
     ) -> None:
         """Append an exchange's row, and do what only some runs need."""
-        if self.link.server != self.server:
-            self.name_server()
-        code = self.code | received << 20
-        self.rows.extend((due or sent, sent, first, last, seen, code))
-        if self.is_special:
-            self.attend_to(first - sent)
-        if self.link.ended:
-            self.link.close()
+        connection, config = self.connection, self.config
+        if connection.server != self.server:
+            self._name_server()
+        code = self.code | received << BYTES_SHIFT
+        self.chunk.rows.extend((due or sent, sent, first, last, seen, code))
+        if config.keep_replies:
+            self.chunk.replies.append((connection.expected or b"")[:200])
+        if connection.server in config.direct:
+            self._compare_direct(first - sent)
+        if config.reconnect or connection.ended_by_eof:
+            connection.close()
 
-    def attend_to(self, latency_ns: int) -> None:
-        """Do what only some runs need after an exchange."""
-        link = self.link
-        if self.config.keep_replies:
-            self.chunk.replies.append((link.expected or b"")[:200])
-        if self.config.direct and link.server in self.config.direct:
-            self.go_straight(latency_ns)
-        if self.config.reconnect:
-            link.close()
+    def _connect(self) -> None:
+        """Connect, or raise the error that the connect before the start met."""
+        error, self.first_failure = self.first_failure, None
+        if error:
+            raise error
+        self.chunk.connects.append(self.connection.connect())
+        self.server, self.code = "", UNKNOWN_SERVER << SERVER_SHIFT
+        self.retry_s = FIRST_RETRY_S
 
-    def open(self) -> None:
-        """Open the connection, or raise the error that it met before the start."""
-        refusal, self.refusal = self.refusal, None
-        if refusal:
-            raise refusal
-        self.chunk.connects.append(self.link.open())
-        self.server = ""
-
-    def name_server(self) -> None:
+    def _name_server(self) -> None:
         """Note who answers on this connection: an index in the chunk's servers."""
-        self.server = self.link.server
+        self.server = self.connection.server
         if self.server not in self.chunk.servers:
             self.chunk.servers.append(self.server)
-        self.code = self.chunk.servers.index(self.server) << 4
-        self.chunk.connections[self.server] += 1
+        self.code = self.chunk.servers.index(self.server) << SERVER_SHIFT
+        self.chunk.connected_to[self.server] += 1
 
-    def fail(self, due: int, error: ExchangeError) -> None:
-        """Record a failed exchange: its waiting time, its kind, its words."""
+    def _fail(self, due: int, error: ExchangeError) -> None:
+        """Record a failed exchange: when it was due, how long it waited, and why."""
         if self.gates.cut.is_set():
             return  # the run was interrupted: neither confirmed nor failed
         now = time_ns()
-        due = due or now
-        self.rows.extend((due, due, now, now, now, UNKNOWN_SERVER << 4 | error.kind))
-        if len(self.chunk.failures) < 10:  # examples; the rows have them all
-            self.chunk.failures.append((self.done, error.kind, str(error)))
+        code = UNKNOWN_SERVER << SERVER_SHIFT | error.outcome
+        self.chunk.rows.extend((due, error.sent or due, now, now, now, code))
+        self.chunk.failure = str(error)
         if self.config.keep_replies:
             self.chunk.replies.append(b"")
-        self.close()
-        if error.kind == CONNECT and not self.gates.stop.is_set():
+        self._close()
+        if error.outcome == CONNECT and not self.gates.stop.is_set():
             self.gates.stop.wait(self.retry_s)
             self.retry_s = min(LAST_RETRY_S, 2 * self.retry_s)
-        else:
-            self.retry_s = FIRST_RETRY_S
-        self.hand_over()
+        self._hand_over()
 
-    def go_straight(self, through_ns: int) -> None:
-        """Make the same exchange straight with the same server; note the difference."""
-        straight, addresses = self.straight, self.config.direct[self.link.server]
-        if straight.addresses != addresses:
-            straight.close()
-            straight.addresses = addresses
+    def _compare_direct(self, through_ns: int) -> None:
+        """Make the same exchange directly with the same server; note the difference."""
+        direct, addresses = self.direct_connection, self.config.direct[self.server]
+        if direct.addresses != addresses:
+            direct.close()
+            direct.addresses = addresses
         try:
-            if straight.conn is None:
-                straight.open()
-            sent, first, *_ = straight.exchange()
-            self.chunk.direct.append(through_ns - (first - sent))
+            if direct.sock is None:
+                direct.connect()
+            sent, first, *_ = direct.exchange()
+            self.chunk.differences.append(through_ns - (first - sent))
         except ExchangeError:
             self.chunk.direct_failed += 1
-            straight.close()
+            direct.close()
 
-    def close(self) -> None:
-        self.link.close()
-        self.straight.close()
+    def _close(self) -> None:
+        self.connection.close()
+        self.direct_connection.close()
 
-    def hand_over(self, final: bool = False) -> None:
+    @property
+    def _interval_ns(self) -> int:
+        """Time between two hand-overs."""
+        return max(HANDOVER_NS, HANDOVER_NS_PER_CLIENT * self.config.clients)
+
+    def _hand_over(self, final: bool = False) -> None:
         """Give the rows to the main thread, and go on with an empty chunk."""
-        chunk, link = self.chunk, self.link
+        chunk, done = self.chunk, self.done
         chunk.final = final
-        chunk.retransmits, link.retransmits = link.retransmits, 0
-        chunk.merged_segments, link.merged_segments = link.merged_segments, 0
-        chunk.unstamped, link.unstamped = link.unstamped, 0
-        done, names = self.done, list(chunk.servers)
-        self.chunk = Chunk(self.number, servers=names, messages_before=done)
-        self.rows = self.chunk.rows
-        self.hand_over_at = time.monotonic_ns() + HANDOVER_NS
+        for connection in (self.connection, self.direct_connection):
+            chunk.retransmits += connection.retransmits
+            chunk.merged_segments += connection.merged_segments
+            chunk.unstamped += connection.unstamped
+            connection.retransmits = connection.merged_segments = 0
+            connection.unstamped = 0
+        servers = list(chunk.servers)
+        self.chunk = Chunk(self.number, servers=servers, messages_before=done)
+        self.hand_over_at = time.monotonic_ns() + self._interval_ns
         self.inbox.put(("chunk", chunk))
 
     def cut(self) -> None:
         """End its waits (main thread, or "orders")."""
-        self.link.cut()
-        self.straight.cut()
+        self.connection.cut()
+        self.direct_connection.cut()
 
 
-# ---- Groups: the threads of this process, and of worker processes --------------------
-# A worker is this script again: orders come on its standard input, what its clients
-# hand over goes out on its standard output. Its end of the pipe tells it when to go.
-
-
-# An imported script is compiled once, a started one each time.
-WORKER = (
-    "import importlib, sys; sys.path.insert(0, sys.argv[1]);"
-    " sys.exit(importlib.import_module(sys.argv[2][:-3]).serve_as_worker())"
-)
+# ---- Groups: clients in this process, and in worker processes ------------------------
+# The main thread gives a group its orders by their names: connect, go, stop, cut. A
+# worker's come through a pipe, which brings back what its clients hand over; when the
+# pipe ends, the main process has gone, and the worker goes, too.
 
 
 class Group:
@@ -1082,6 +1219,7 @@ class Group:
 
     def __init__(self, config: Config, numbers: range, inbox: Inbox) -> None:
         self.gates, self.duration_s = Gates(), config.duration_s
+        self.used_before_s = 0.0  # processor time of this process before the start
         self.members = [Client(k, config, self.gates, inbox) for k in numbers]
 
     def start(self) -> None:
@@ -1097,18 +1235,19 @@ class Group:
             threading.stack_size(0)
 
     def order(self, name: str, *arguments: Any) -> None:
-        """Call a method by its name: connect, go, stop or cut."""
+        """Carry out an order: connect, go, stop or cut."""
         getattr(self, name)(*arguments)
 
     def connect(self) -> None:
         self.gates.connect.set()
 
-    def go(self, start_ns: int) -> None:
-        """Let all start at a moment of CLOCK_MONOTONIC."""
-        self.gates.start_ns = start_ns
+    def go(self, start_mono_ns: int) -> None:
+        """Let all start: their common start is a moment of CLOCK_MONOTONIC."""
+        self.gates.start_mono_ns = start_mono_ns
         self.gates.to_realtime_ns = clock_offset()
         if self.duration_s:
-            self.gates.end_ns = start_ns + int(self.duration_s * 1e9)
+            self.gates.end_mono_ns = start_mono_ns + int(self.duration_s * 1e9)
+        self.used_before_s = time.process_time()
         self.gates.go.set()
 
     def stop(self) -> None:
@@ -1117,9 +1256,8 @@ class Group:
 
     def cut(self) -> None:
         """Stop, and end the exchanges in flight."""
-        self.gates.cut.set()
-        self.gates.stop.set()
-        self.gates.connect.set()
+        for gate in (self.gates.cut, self.gates.stop, self.gates.connect):
+            gate.set()
         self.gates.go.set()
         for member in self.members:
             member.cut()
@@ -1136,94 +1274,102 @@ class WorkerGroup:
     """Clients that run as threads of another process (see `serve_as_worker`)."""
 
     def __init__(
-        self, config: Config, numbers: range, inbox: Inbox, place: int
+        self, config: Config, numbers: range, inbox: Inbox, number: int
     ) -> None:
-        self.numbers, self.config, self.inbox = numbers, config, inbox
-        self.process: subprocess.Popen[bytes] | None = None
+        self.numbers, self.inbox = numbers, inbox
+        context = multiprocessing.get_context("spawn")  # a fork would copy held locks
+        self.pipe, self.far_end = context.Pipe()
+        arguments = (self.far_end, config, numbers)
+        self.process = context.Process(target=serve_as_worker, args=arguments)
         self.reader = threading.Thread(
-            target=self.read_events, name=f"worker-{place}", daemon=True
+            target=self._read_events, name=f"worker-{number}", daemon=True
         )
 
     def start(self) -> None:
         """Start the process and its reader; OSError when the system refuses."""
-        folder, name = os.path.split(os.path.abspath(__file__))
-        self.process = subprocess.Popen(
-            [sys.executable, "-S", "-c", WORKER, folder, name],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C is for the main process, which tells us
-        )
-        plain = {f.name: getattr(self.config, f.name) for f in fields(Config)}
-        self.order(plain, self.numbers)
-        self.reader.start()
+        with uninterrupted():
+            self.process.start()
+        self.far_end.close()  # the pipe ends with the process
+        try:
+            self.reader.start()
+        except RuntimeError:
+            words = "the system allows no more threads: use fewer --workers"
+            raise OSError(errno.EAGAIN, words) from None
 
     def order(self, *words: Any) -> None:
-        """Have a method of the other process's Group called: its name, arguments."""
-        assert self.process and self.process.stdin
-        with contextlib.suppress(BrokenPipeError):  # read_events sees that it died
-            pickle.dump(words, self.process.stdin)
-            self.process.stdin.flush()
+        """Have the worker's Group carry out an order: its name, its arguments."""
+        with contextlib.suppress(OSError):  # `_read_events` sees that it has ended
+            self.pipe.send(words)
 
-    def read_events(self) -> None:
+    def _read_events(self) -> None:
         """Pass the worker's events on (thread `worker-K`) until it ends."""
-        assert self.process and self.process.stdout
-        with contextlib.suppress(EOFError, OSError, pickle.UnpicklingError):
+        with contextlib.suppress(EOFError, OSError):
             while True:
-                kind, payload = pickle.load(self.process.stdout)
-                if kind == "chunk":
-                    payload = Chunk(*payload)
-                self.inbox.put((kind, payload))
+                self.inbox.put(self.pipe.recv())
         self.inbox.put(("ended", self.numbers))
 
     def close(self, timeout_s: float = 5.0) -> None:
         """Wait for the process to end by itself, and make it end if it does not."""
-        if self.process is None:  # the system had refused one
+        if self.process.pid is None:  # the system had refused one
             return
-        assert self.process.stdin and self.process.stdout
-        with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.close()
-        try:
-            self.process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
+        self.order("cut")
+        self.process.join(timeout_s)
+        if self.process.is_alive():
             self.process.kill()
-            self.process.wait()
-        self.reader.join()
-        self.process.stdout.close()
+            self.process.join()
+        if self.reader.ident is not None:
+            self.reader.join()
+        self.pipe.close()
 
 
-def serve_as_worker() -> int:
-    """Run a group for the process at the other end of the standard streams."""
-    orders, events = sys.stdin.buffer, sys.stdout.buffer
-    plain, numbers = pickle.load(orders)
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Start a process that Ctrl-C does not reach: ours tells it what to do.
+
+    A process inherits the signals that are blocked (sigprocmask(2)).
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # its start unblocks them
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def serve_as_worker(pipe: MpConnection, config: Config, numbers: range) -> None:
+    """Run a group for the process at the other end of the pipe (a worker's main)."""
     raise_descriptor_limit()
     sys.setswitchinterval(1.0)  # all threads wait in calls: none need be made to yield
     inbox: Inbox = queue.SimpleQueue()
-    group = Group(Config(**plain), numbers, inbox)
-    group.start()
-    follower = threading.Thread(
-        target=follow_orders, args=(orders, group), name="orders", daemon=True
-    )
-    follower.start()
-    left = len(numbers)
-    with contextlib.suppress(BrokenPipeError):
-        while left:
-            kind, payload = next_event(inbox)
-            if kind == "chunk":
-                left -= payload.final
-                payload = [getattr(payload, f.name) for f in fields(Chunk)]
-            if kind != "tick":
-                pickle.dump((kind, payload), events)
-                events.flush()
+    group = Group(config, numbers, inbox)
+    try:
+        group.start()
+    except OSError as error:
+        complain(say_why(error))  # its clients are lost
+        return
+    threading.Thread(
+        target=follow_orders, args=(pipe, group), name="orders", daemon=True
+    ).start()
+    unfinished = len(numbers)
+    with contextlib.suppress(OSError):
+        while unfinished:
+            name, payload = next_event(inbox)
+            if name == "chunk" and payload.final:
+                unfinished -= 1
+            if name != "tick":
+                pipe.send((name, payload))
+        pipe.send(("used", time.process_time() - group.used_before_s))
     group.close()
-    follower.join()
-    return 0
 
 
-def follow_orders(orders: IO[bytes], group: Group) -> None:
+def follow_orders(pipe: MpConnection, group: Group) -> None:
     """Do what the main process says (thread `orders`); its end is an order, too."""
-    with contextlib.suppress(EOFError):
+    with contextlib.suppress(EOFError, OSError):
         while True:
-            group.order(*pickle.load(orders))
+            group.order(*pipe.recv())
     group.cut()
 
 
@@ -1234,18 +1380,18 @@ def next_event(inbox: Inbox) -> tuple[str, Any]:
         event: tuple[str, Any] = inbox.get(timeout=TICK_S)
     except queue.Empty:
         event = ("tick", None)
-    late_s = time.monotonic() - before - TICK_S
-    if late_s > STALL_S:
-        inbox.put(("stalled", late_s))
+    overslept_s = time.monotonic() - before - TICK_S
+    if overslept_s > STALL_S:
+        inbox.put(("stalled", overslept_s))
     return event
 
 
 def make_groups(config: Config, inbox: Inbox) -> Sequence[Group | WorkerGroup]:
     """Return the groups of a run: this process, or as many workers as asked for."""
-    count = min(config.workers, config.clients)
-    if count <= 1:
+    number = min(config.workers, config.clients)
+    if number <= 1:
         return [Group(config, range(1, config.clients + 1), inbox)]
-    edges = [1 + config.clients * k // count for k in range(count + 1)]
+    edges = [1 + config.clients * k // number for k in range(number + 1)]
     parts = enumerate(itertools.starmap(range, itertools.pairwise(edges)), 1)
     return [WorkerGroup(config, numbers, inbox, k) for k, numbers in parts]
 
@@ -1259,16 +1405,19 @@ def usable_cores() -> int:
 
 def raise_descriptor_limit() -> int | None:
     """Raise the limit of open files as far as it goes; return it, None for no limit."""
-    try:
-        import resource
-    except ImportError:
+    if resource is None:
         return None
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-            soft = hard
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        soft = hard
     return None if soft == resource.RLIM_INFINITY else soft
+
+
+def do_not_preempt() -> None:
+    """Let a thread that wakes not push the server off its core (sched(7))."""
+    with contextlib.suppress(AttributeError, OSError):
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 # ---- The run: from the common start to a tally ---------------------------------------
@@ -1276,7 +1425,7 @@ def raise_descriptor_limit() -> int | None:
 
 
 @dataclass(slots=True)
-class ServerFigures:
+class ServerTally:
     """What one server confirmed, and how fast."""
 
     confirmed: int = 0
@@ -1287,12 +1436,12 @@ class ServerFigures:
 
 @dataclass(slots=True)
 class Gap:
-    """The longest time in which a client had no good reply, in ns."""
+    """The longest time in which a client waited and had no good reply, in ns."""
 
     length_ns: int = 0
     client: int = 0
     from_ns: int = 0  # since the start of the run
-    open_end: bool = False  # it lasted until the end of the run
+    until_the_end: bool = False
 
 
 class Tally:
@@ -1300,128 +1449,141 @@ class Tally:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.sizes: dict[int, int] = {}  # bytes of a client's message
-        self.start_ns = 0  # CLOCK_REALTIME
-        self.end_ns = 0
-        self.kept: list[Chunk] = []  # for the lines, the dots, and the CSV
-        self.exchanges = 0
-        self.bytes_sent = self.bytes_received = 0
-        self.latency, self.response = Distribution(), Distribution()
-        self.connect, self.lateness = Distribution(), Distribution()
-        self.send_lateness = Distribution()  # open loop: due, free, not awake
+        self.start_ns = self.end_ns = 0  # CLOCK_REALTIME; of the last exchange
+        self.kept: list[Chunk] = []  # of a short run, for the lines and the dots
+        self.exchanges = 0  # failed ones included
+        self.bytes_sent = self.bytes_received = 0  # of confirmed ones
+        self.latency, self.response_time = Distribution(), Distribution()
+        self.connect_time, self.balancer_cost = Distribution(), Distribution()
+        self.wake_delay = Distribution()  # last byte in the kernel → client saw it
+        self.send_delay = Distribution()  # open loop: due and free → sent
         self.backlog_ns = 0  # open loop: due, but the client's last reply was not there
-        self.last_seen: dict[int, int] = {}
-        self.direct, self.direct_failed = Distribution(), 0
-        self.servers: dict[str, ServerFigures] = {}
+        self.waiting_ns = 0  # closed loop: sent → last byte in the kernel
+        self.own_ns = 0  # closed loop: all other time between a client's messages
+        self.free_since: dict[int, int] = {}  # by client: when it saw its last reply
+        self.direct_failed = 0
+        self.servers: dict[str, ServerTally] = {}
         self.outcomes: Counter[int] = Counter()
         self.examples: dict[tuple[int, str], list[tuple[int, int]]] = {}
         self.slowest: list[tuple[Any, ...]] = []  # by latency, the slowest first
         self.timeline: Timeline | None = None  # for the report
         self.gap = Gap()
-        self.last_good: dict[int, int] = {}
+        self.last_good: dict[int, int] = {}  # by client: its last good reply
+        self.silent_since: dict[int, int] = {}  # by client: failures, and no good reply
         self.retransmits = self.merged_segments = self.unstamped = 0
         self.slow_connects = 0
-        self.recent: array[int] = array("q")  # latencies since the last progress line
+        self.recent: deque[int] = deque(maxlen=RECENT)  # latencies, for the progress
 
     def take(self, chunk: Chunk) -> None:
         """Add what a client handed over."""
-        rows = chunk.rows
-        self.exchanges += len(rows) // ROW_FIELDS
-        self.connect.extend(chunk.connects)
+        self.connect_time.extend(chunk.connects)
         self.slow_connects += sum(took >= SYN_RETRY_NS for took in chunk.connects)
-        self.send_lateness.extend(chunk.send_lateness)
-        self.direct.extend(chunk.direct)
+        self.send_delay.extend(chunk.send_delays)
+        self.balancer_cost.extend(chunk.differences)
         self.direct_failed += chunk.direct_failed
         self.retransmits += chunk.retransmits
         self.merged_segments += chunk.merged_segments
         self.unstamped += chunk.unstamped
-        for name, number in chunk.connections.items():
+        for name, number in chunk.connected_to.items():
             self.server(name).connections += number
-        for message, kind, text in chunk.failures:
-            self.add_example(kind, text, chunk.client, message)
-        if rows:
-            self.end_ns = max(self.end_ns, rows[-2])
-            if self.config.rate:
-                self.add_backlog(chunk.client, rows)
-            for key, part in split_rows(rows).items():
-                self.add_part(chunk, key, part)
-            self.find_gap(chunk)
+        rows = chunk.rows
+        if not rows:
+            return
+        self.exchanges += len(rows) // ROW_FIELDS
+        self.end_ns = max(self.end_ns, rows[-2])
+        for key, part in split_rows(rows).items():
+            self._add_part(chunk, key, part)
+        self._add_waits(chunk)
+        self._find_gap(chunk)
+        if chunk.failure:
+            self._add_example(chunk)
+        if self.exchanges <= (EXACT_LIMIT if self.config.keep_replies else DOTS_SHOWN):
             self.kept.append(chunk)
-            if self.exchanges > EXACT_LIMIT:  # a long run is its figures alone
-                self.kept.clear()
+        else:  # a long run is its figures alone
+            self.kept.clear()
 
-    def add_backlog(self, client: int, rows: array[int]) -> None:
-        """Note how long messages of an open loop waited for their client to be free."""
-        due, seen = rows[0::6], rows[4::6]
-        free = [self.last_seen.get(client, 0), *seen[:-1]]
-        self.last_seen[client] = seen[-1]
-        self.backlog_ns += sum(max(0, f - d) for f, d in zip(free, due, strict=True))
-
-    def add_part(self, chunk: Chunk, key: int, rows: array[int]) -> None:
+    def _add_part(self, chunk: Chunk, key: int, rows: array[int]) -> None:
         """Add rows of one outcome and one server: here rows become metrics."""
-        outcome, name = key & 15, chunk.server_of(key)
-        count = len(rows) // ROW_FIELDS
-        self.outcomes[outcome] += count
-        due, sent, first, last, seen, codes = (rows[k::6] for k in range(6))
+        outcome, name = key & OUTCOME_MASK, chunk.server_of(key)
+        number = len(rows) // ROW_FIELDS
+        self.outcomes[outcome] += number
+        due, sent, first, last, seen, codes = (rows[k::ROW_FIELDS] for k in range(6))
         if outcome != CONFIRMED:
             if self.timeline:
-                self.timeline.add_failures(self.start_ns, seen)
+                self.timeline.add_failures(self.start_ns, due, seen)
             return
         latency = array("q", map(operator.sub, first, sent))
         self.latency.extend(latency)
         self.recent.extend(latency[-100:])
-        self.response.extend(array("q", map(operator.sub, last, due)))
-        self.lateness.extend(array("q", map(operator.sub, seen, last)))
-        self.bytes_sent += count * self.size_of(chunk.client)
-        self.bytes_received += sum(code >> 20 for code in codes)
+        self.response_time.extend(array("q", map(operator.sub, last, due)))
+        self.wake_delay.extend(array("q", map(operator.sub, seen, last)))
+        self.bytes_sent += number * len(message_of(self.config, chunk.client))
+        self.bytes_received += sum(code >> BYTES_SHIFT for code in codes)
         if name:
             server = self.server(name)
-            server.confirmed += count
+            server.confirmed += number
             server.latency.extend(latency)
             if self.config.clients <= CLIENTS_SHOWN:
                 server.clients.add(chunk.client)
         if self.timeline:
             self.timeline.add(self.start_ns, sent, latency, last)
-            # Each with its parts, for the report's table.
             who = itertools.repeat(chunk.client), itertools.repeat(name)
-            found = zip(latency, *who, due, sent, first, last, seen, strict=False)
-            self.slowest = heapq.nlargest(SLOWEST_SHOWN, [*self.slowest, *found])
+            parts = zip(latency, *who, due, sent, first, last, seen, strict=False)
+            self.slowest = heapq.nlargest(SLOWEST_SHOWN, [*self.slowest, *parts])
 
-    def size_of(self, client: int) -> int:
-        if client not in self.sizes:
-            self.sizes[client] = len(message_of(self.config, client))
-        return self.sizes[client]
+    def _add_waits(self, chunk: Chunk) -> None:
+        """Note how long messages waited for their client, and clients for replies."""
+        due, sent, _, last, seen, _ = (chunk.rows[k::ROW_FIELDS] for k in range(6))
+        free = array("q", [self.free_since.get(chunk.client, due[0])])
+        free.extend(seen[:-1])
+        self.free_since[chunk.client] = seen[-1]
+        if self.config.rate:
+            waits = map(operator.sub, free, due)
+            self.backlog_ns += sum(wait for wait in waits if wait > 0)
+            return
+        self.waiting_ns += sum(last) - sum(sent)
+        self.own_ns += sum(seen) - sum(last) + sum(sent) - sum(free)
+        if chunk.failure:  # it may pause, and connects again: neither is its work
+            del self.free_since[chunk.client]
 
-    def server(self, name: str) -> ServerFigures:
-        return self.servers.setdefault(name, ServerFigures())
+    def server(self, name: str) -> ServerTally:
+        return self.servers.setdefault(name, ServerTally())
 
-    def add_example(self, kind: int, text: str, client: int, message: int) -> None:
+    def _add_example(self, chunk: Chunk) -> None:
         """Keep the first few examples of each way to fail."""
-        if (kind, text) in self.examples or len(self.examples) < 20:
-            places = self.examples.setdefault((kind, text), [])
-            if len(places) < 10:
-                places.append((client, message))
+        way = chunk.rows[-1] & OUTCOME_MASK, chunk.failure
+        if way in self.examples or len(self.examples) < 20:
+            examples = self.examples.setdefault(way, [])
+            if len(examples) < 10:
+                message = chunk.messages_before + len(chunk.rows) // ROW_FIELDS
+                examples.append((chunk.client, message))
 
-    def find_gap(self, chunk: Chunk) -> None:
-        """Note the longest time between two good replies of this client."""
-        rows = chunk.rows
-        since = self.last_good.get(chunk.client, self.start_ns)
-        lasts = zip(rows[3::6], rows[5::6], strict=True)
-        good = [last for last, code in lasts if code & 15 == CONFIRMED]
+    def _find_gap(self, chunk: Chunk) -> None:
+        """Note the longest time in which this client waited for a good reply.
+
+        It begins with the last good reply, or when the next message was due if that
+        was later, and goes on over failures.
+        """
+        client, rows = chunk.client, chunk.rows
+        number = len(rows) // ROW_FIELDS - bool(chunk.failure)
+        due, good = rows[0::ROW_FIELDS], rows[3::ROW_FIELDS][:number]
+        before = [self.last_good.get(client, 0), *good]
+        starts = list(map(max, before, due))
+        starts[0] = self.silent_since.pop(client, starts[0])
         if good:
-            before = [since, *good[:-1]]
-            gaps = map(operator.sub, good, before)
-            longest, start = max(zip(gaps, before, strict=True))
-            self.note_gap(longest, chunk.client, start)
-            self.last_good[chunk.client] = since = good[-1]
-        if rows[-1] & 15 != CONFIRMED:  # it ends with a failure: the gap is still open
-            self.note_gap(rows[-2] - since, chunk.client, since, open_end=True)
+            self.last_good[client] = good[-1]
+            gaps = map(operator.sub, good, starts)
+            self._note_gap(client, *max(zip(gaps, starts, strict=False)))
+        if chunk.failure:
+            self.silent_since[client] = starts[-1]
+            self._note_gap(client, rows[-2] - starts[-1], starts[-1], True)
 
-    def note_gap(
-        self, length_ns: int, client: int, since_ns: int, open_end: bool = False
+    def _note_gap(
+        self, client: int, length_ns: int, since_ns: int, until_the_end: bool = False
     ) -> None:
         if length_ns > self.gap.length_ns:
-            self.gap = Gap(length_ns, client, since_ns - self.start_ns, open_end)
+            from_ns = since_ns - self.start_ns
+            self.gap = Gap(length_ns, client, from_ns, until_the_end)
 
     @property
     def uses_kernel_stamps(self) -> bool:
@@ -1429,17 +1591,6 @@ class Tally:
         return TIMESTAMP_OPTION is not None and (
             not self.confirmed or self.unstamped < self.confirmed
         )
-
-    def direct_figures(self) -> dict[str, Any]:
-        """Return what the balancer adds at the median, paired, with its range."""
-        around = self.direct.range_of(0.5) or (None, None)
-        return {
-            "pairs": self.direct.count,
-            "failed": self.direct_failed,
-            "p50": self.direct.percentile(0.5) if self.direct.count else None,
-            "low": around[0],
-            "high": around[1],
-        }
 
     @property
     def confirmed(self) -> int:
@@ -1451,14 +1602,14 @@ class Tally:
 
 
 def split_rows(rows: array[int]) -> dict[int, array[int]]:
-    """Return the rows by outcome and server (the code less its bytes)."""
-    keys = {code & 0xFFFFF for code in rows[5::ROW_FIELDS]}
+    """Return the rows by outcome and server."""
+    keys = {code & KEY_MASK for code in rows[5::ROW_FIELDS]}
     if len(keys) == 1:
         return {keys.pop(): rows}
     parts: defaultdict[int, array[int]] = defaultdict(lambda: array("q"))
-    for place in range(0, len(rows), ROW_FIELDS):
-        row = rows[place : place + ROW_FIELDS]
-        parts[row[5] & 0xFFFFF].extend(row)
+    for offset in range(0, len(rows), ROW_FIELDS):
+        row = rows[offset : offset + ROW_FIELDS]
+        parts[row[5] & KEY_MASK].extend(row)
     return parts
 
 
@@ -1469,14 +1620,14 @@ class Course:
     started: float = 0.0  # seconds since the epoch
     connected: int = 0
     connect_wall_ns: int = 0  # all connects before the start
-    refusals: Counter[str] = field(default_factory=Counter)  # words of failed connects
-    wall_s: float = 0.0  # from the common start to the last reply
+    connect_failures: Counter[str] = field(default_factory=Counter)  # by their words
+    wall_s: float = 0.0  # from the common start to the end of the last exchange
     interrupted: bool = False
     lost: int = 0  # clients whose worker died
-    stalls_s: list[float] = field(default_factory=list)
+    stalled_s: float = 0.0  # the longest stall
     clock_step_ns: int = 0
-    kernel: Counter[str] = field(default_factory=Counter)  # growth of `kernel_counters`
-    cpu_s: float = 0.0
+    overflows: int = 0  # of this machine's listen queues
+    cpu_s: float = 0.0  # processor time since the common start, workers' included
 
 
 class Run:
@@ -1486,121 +1637,123 @@ class Run:
         self.config, self.inbox = config, inbox
         self.groups = make_groups(config, inbox)
         self.tally, self.course = Tally(config), Course()
-        self.open_clients = set(range(1, config.clients + 1))
-        self.waiting = self.open_clients.copy()  # for their first connect
-        self.listeners: list[Callable[[Chunk], None]] = []
+        self.unfinished = set(range(1, config.clients + 1))
+        self.connecting = self.unfinished.copy()  # for the first time
+        self.start_mono_ns = 0
+        self.on_chunk: Callable[[Chunk], None] = lambda chunk: None
 
     def execute(self, progress: Progress) -> None:
         """Run from the first connect to the last reply (main thread)."""
-        with stamping_kernel():
-            before, clock, cpu = kernel_counters(), clock_offset(), os.times()
-            self.course.started = time.time()
+        course = self.course
+        with socket.socket() as holder:  # the kernel turns its stamps on with a delay
+            ask_for_stamps(holder)
+            overflows, clock = listen_overflows(), clock_offset()
+            course.started = time.time()
             try:
-                self.start_together()
-                self.collect(progress)
+                self._start_together()
+                used_s = time.process_time()
+                self._collect(progress)
+                course.cpu_s += time.process_time() - used_s
             finally:
                 for group in self.groups:
                     group.close()
-            self.drain()
-            after, cpu_after = kernel_counters(), os.times()
-        self.course.kernel = Counter({k: after[k] - before[k] for k in after})
-        self.course.clock_step_ns = clock_offset() - clock
-        self.course.cpu_s = sum(cpu_after[:4]) - sum(cpu[:4])
+            self._take_rest()
+        course.overflows = listen_overflows() - overflows
+        course.clock_step_ns = clock_offset() - clock
         wall_ns = max(0, self.tally.end_ns - self.tally.start_ns)
-        if abs(self.course.clock_step_ns) > CLOCK_STEP_NS:
-            wall_ns = time.monotonic_ns() - self.start_ns
-        self.course.wall_s = wall_ns / 1e9
+        if abs(course.clock_step_ns) > CLOCK_STEP_NS:
+            wall_ns = time.monotonic_ns() - self.start_mono_ns
+        course.wall_s = wall_ns / 1e9
 
-    def start_together(self) -> None:
+    def _start_together(self) -> None:
         """Start the threads, connect them all, and let them go at one moment."""
         for group in self.groups:
             group.start()
         began = time.monotonic_ns()
-        self.order("connect")
-        while self.waiting and not self.config.ramp_s and not self.course.interrupted:
-            self.handle(*next_event(self.inbox))
-        self.course.connect_wall_ns = time.monotonic_ns() - began
-        if not self.config.ramp_s and not self.course.connected:
-            self.order("stop")  # nobody there: the one attempt is on record
-        self.start_ns = time.monotonic_ns()
-        self.tally.start_ns = self.start_ns + clock_offset()
-        self.order("go", self.start_ns)
+        self._order("connect")
+        ramps, course = bool(self.config.ramp_s), self.course
+        while self.connecting and not (ramps or course.interrupted):
+            self._handle(*next_event(self.inbox))
+        course.connect_wall_ns = time.monotonic_ns() - began
+        if not (ramps or course.connected):
+            self._order("stop")  # nobody there: the one attempt is on record
+        self.start_mono_ns = time.monotonic_ns()
+        self.tally.start_ns = self.start_mono_ns + clock_offset()
+        self._order("go", self.start_mono_ns)
 
-    def collect(self, progress: Progress) -> None:
+    def _collect(self, progress: Progress) -> None:
         """Take chunks until every client has handed over its last one."""
-        ends_at = self.start_ns + (self.config.duration_s or math.inf) * 1e9
-        while self.open_clients:
-            self.handle(*next_event(self.inbox))
-            if time.monotonic_ns() >= ends_at:
-                ends_at = math.inf
-                self.order("stop")
+        stop_at = self.start_mono_ns + (self.config.duration_s or math.inf) * 1e9
+        while self.unfinished:
+            self._handle(*next_event(self.inbox))
+            if time.monotonic_ns() >= stop_at:
+                stop_at = math.inf  # once
+                self._order("stop")
             progress.draw(self.tally)
         progress.clear()
 
-    def order(self, name: str, *arguments: Any) -> None:
+    def _order(self, name: str, *arguments: Any) -> None:
         for group in self.groups:
             group.order(name, *arguments)
 
-    def handle(self, kind: str, payload: Any) -> None:
-        """Act on one event."""
-        if kind == "chunk":
+    def _handle(self, name: str, payload: Any) -> None:
+        """Act on one event: they are listed at `Inbox`."""
+        course = self.course
+        if name == "chunk":
             self.tally.take(payload)
-            for listener in self.listeners:
-                listener(payload)
+            self.on_chunk(payload)
             if payload.final:
-                self.open_clients.discard(payload.client)
-                self.waiting.discard(payload.client)
-        elif kind == "connected":
-            number, words = payload
-            self.waiting.discard(number)
-            self.course.connected += not words
-            self.course.refusals[words] += bool(words)
-        elif kind == "ended":  # a worker: what it has not handed over is lost
-            lost = self.open_clients.intersection(payload)
-            self.course.lost += len(lost)
-            self.open_clients -= lost
-            self.waiting -= lost
-        elif kind == "stalled":
-            self.course.stalls_s.append(payload)
-        elif kind == "signal":
-            self.course.interrupted = True
-            self.order("cut")
+                self.unfinished.discard(payload.client)
+                self.connecting.discard(payload.client)
+        elif name == "connected":
+            number, failure = payload
+            self.connecting.discard(number)
+            if failure:
+                course.connect_failures[failure] += 1
+            else:
+                course.connected += 1
+        elif name == "ended":  # a worker: what it has not handed over is lost
+            lost = self.unfinished.intersection(payload)
+            course.lost += len(lost)
+            self.unfinished -= lost
+            self.connecting -= lost
+        elif name == "used":
+            course.cpu_s += payload
+        elif name == "stalled":
+            course.stalled_s = max(course.stalled_s, payload)
+        elif name == "signal":
+            course.interrupted = True
+            self._order("cut")
 
-    def drain(self) -> None:
-        """Take what is left in the inbox when all clients have ended."""
+    def _take_rest(self) -> None:
+        """Take the events that came while the groups were ending."""
         with contextlib.suppress(queue.Empty):
             while True:
-                self.handle(*self.inbox.get_nowait())
-
-
-@contextlib.contextmanager
-def stamping_kernel() -> Iterator[None]:
-    """Keep one socket that wants timestamps: the kernel turns them on with a delay."""
-    with socket.socket() as holder:
-        if TIMESTAMP_OPTION is not None:
-            with contextlib.suppress(OSError):
-                holder.setsockopt(socket.SOL_SOCKET, TIMESTAMP_OPTION, 1)
-        yield
+                self._handle(*self.inbox.get_nowait())
 
 
 def clock_offset() -> int:
-    """Return CLOCK_REALTIME less CLOCK_MONOTONIC in ns: it changes when one is set."""
-    return time_ns() - time.monotonic_ns()
+    """Return CLOCK_REALTIME less CLOCK_MONOTONIC in ns: it changes when one is set.
+
+    The best of three: a thread may lose its core between the two readings.
+    """
+    readings = []
+    for _ in range(3):
+        before, now, after = time.monotonic_ns(), time_ns(), time.monotonic_ns()
+        readings.append((after - before, now - before))
+    return min(readings)[1]
 
 
-def kernel_counters() -> dict[str, int]:
-    """Return counters of this machine's TCP that explain lost time ({} if none)."""
-    wanted = ("ListenOverflows", "ListenDrops", "TCPSynRetrans", "TCPTimeouts")
-    try:
+def listen_overflows() -> int:
+    """Return how often a listen queue of this machine overflowed (0: not known)."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
         lines = Path("/proc/net/netstat").read_text().splitlines()
-    except OSError:
-        return {}
-    names, values = (line.split() for line in lines if line.startswith("TcpExt:"))
-    found = dict(zip(names, values, strict=False))
-    return {name: int(found[name]) for name in wanted if name in found}
+        names, values = (line.split() for line in lines if line.startswith("TcpExt:"))
+        return int(values[names.index("ListenOverflows")])
+    return 0
 
 
-# ---- The summary, and its judgement --------------------------------------------------
+# ---- The summary, and the verdict ----------------------------------------------------
 # One object from a run, from a file, or from several: the outputs read nothing else.
 
 
@@ -1612,7 +1765,7 @@ class Summary:
     started: str  # UTC
     target: str
     clients: int
-    wall_s: float  # from the common start to the last reply
+    wall_s: float  # from the common start to the end of the last exchange
     timestamps: str  # "kernel" or "user": whose clock says when a byte arrived
     interrupted: bool
     planned: int
@@ -1620,12 +1773,12 @@ class Summary:
     bytes_sent: int  # of confirmed exchanges
     bytes_received: int
     latency: Distribution  # message handed to the kernel → reply's first byte there
-    response: Distribution  # message due → reply's last byte in the kernel
-    connect: Distribution  # TCP connect alone, part of neither
-    servers: dict[str, ServerFigures]
-    failures: dict[str, int]  # by kind
-    reasons: list[str]  # not to trust the run; none: valid
-    notices: list[str] = field(default_factory=list)  # good to know
+    response_time: Distribution  # message due → reply's last byte in the kernel
+    connect_time: Distribution  # TCP connect alone, part of neither
+    servers: dict[str, ServerTally]
+    failures: dict[str, int]  # by outcome
+    reasons: list[str]  # to doubt the run; none: valid
+    hints: list[str] = field(default_factory=list)  # what else the run showed
     headline: str = ""  # how it was loaded
     tally: Tally | None = None  # of a run of our own
     course: Course | None = None
@@ -1633,9 +1786,12 @@ class Summary:
     @property
     def metrics(self) -> dict[str, Distribution]:
         """The metrics that have values, by name."""
-        names = "latency", "response time", "connect"
-        found = zip(names, (self.latency, self.response, self.connect), strict=True)
-        return {name: metric for name, metric in found if metric.count}
+        metrics = {
+            "latency": self.latency,
+            "response time": self.response_time,
+            "connect": self.connect_time,
+        }
+        return {name: metric for name, metric in metrics.items() if metric.count}
 
     @property
     def failed(self) -> int:
@@ -1679,8 +1835,8 @@ class Summary:
                 "per_s": round(self.bytes_per_s, 1),
             },
             "latency_ns": self.latency.as_json(),
-            "response_time_ns": self.response.as_json(),
-            "connect_ns": self.connect.as_json(),
+            "response_time_ns": self.response_time.as_json(),
+            "connect_ns": self.connect_time.as_json(),
             "servers": {
                 name: {"confirmed": s.confirmed, "latency_ns": s.latency.as_json()}
                 for name, s in sorted(self.servers.items())
@@ -1690,12 +1846,25 @@ class Summary:
             "reasons": self.reasons,
         }
         if self.tally and self.tally.config.direct:
-            data["direct_ns"] = self.tally.direct_figures()
+            data["direct_ns"] = cost_as_json(self.tally)
         return data
 
 
+def cost_as_json(tally: Tally) -> dict[str, Any]:
+    """Return what the balancer adds at the median, by pairs, with its range."""
+    cost = tally.balancer_cost
+    low, high = cost.range_of(0.5) or (None, None)
+    return {
+        "pairs": cost.count,
+        "failed": tally.direct_failed,
+        "p50": cost.percentile(0.5) if cost.count else None,
+        "low": low,
+        "high": high,
+    }
+
+
 def summarize(run: Run, command: list[str]) -> Summary:
-    """Return the figures of a run, judged."""
+    """Return the figures of a run, with the verdict."""
     config, tally, course = run.config, run.tally, run.course
     summary = Summary(
         command=command,
@@ -1710,26 +1879,28 @@ def summarize(run: Run, command: list[str]) -> Summary:
         bytes_sent=tally.bytes_sent,
         bytes_received=tally.bytes_received,
         latency=tally.latency,
-        response=tally.response,
-        connect=tally.connect,
+        response_time=tally.response_time,
+        connect_time=tally.connect_time,
         servers=tally.servers,
-        failures={kind: tally.outcomes[k] for k, kind in enumerate(KINDS, 1)},
+        failures={name: tally.outcomes[k] for k, name in enumerate(FAILURES, 1)},
         reasons=[],
         headline=describe_load(config),
         tally=tally,
         course=course,
     )
     summary.reasons = list(reasons_to_doubt(summary, tally, course))
-    summary.notices = list(notices_of(summary, tally))
+    summary.hints = list(hints_of(summary, tally))
     return summary
 
 
 def describe_load(config: Config) -> str:
     """Return in a few words how the clients load the target."""
     if config.rate:
-        words = f"{three_digits(config.rate)} messages/s, open loop"
+        words = f"{three_digits(config.rate)} messages/s on a schedule (open loop)"
+    elif config.messages == 1:
+        words = "1 message each"
     elif config.messages:
-        words = f"{plural(config.messages, 'message')} each, one at a time"
+        words = f"{counted(config.messages, 'message')} each, one at a time"
     else:
         words = "one message at a time"
     if config.duration_s:
@@ -1740,30 +1911,34 @@ def describe_load(config: Config) -> str:
 
 
 def reasons_to_doubt(summary: Summary, tally: Tally, course: Course) -> Iterator[str]:
-    """Yield why the figures may say more about the client than about the server."""
+    """Yield why the figures may say more about the client than about the server.
+
+    What is checked stands in the verdict's line, too (`VALID_WORDS`).
+    """
     if not summary.confirmed:
         yield "nothing was confirmed: there is nothing to measure"
-    if course.stalls_s:
-        stood = f"the client itself stood still for {sum(course.stalls_s):.1f} s"
-        why_so = "(stopped, or no processor time)"
-        yield f"{stood} {why_so}: rate, gaps and response times include that"
+    if course.stalled_s:
+        yield (
+            f"the client itself stood still for {course.stalled_s:.1f} s (stopped, or"
+            " no processor time): rate, gaps and response times include that"
+        )
     if course.lost:
-        yield f"a worker process died: {plural(course.lost, 'client')} lost"
+        yield f"a worker process died: {counted(course.lost, 'client')} lost"
     step_ns = course.clock_step_ns
     if abs(step_ns) > 2_000_000 + course.wall_s * 500_000:  # 500 ppm is slewing
         yield f"the clock was stepped by {step_ns / 1e9:+.3f} s during the run"
     if tally.uses_kernel_stamps and tally.unstamped > 0.01 * max(1, tally.confirmed):
-        reads = plural(tally.unstamped, "read")
+        reads = counted(tally.unstamped, "read")
         yield f"{reads} had no kernel timestamp: the client's own time was taken"
-    if tally.slow_connects and course.kernel["ListenOverflows"] > 0:
+    if tally.slow_connects and course.overflows > 0:
         yield (
-            f"{plural(tally.slow_connects, 'connect')} took 1 s or longer and this"
-            " machine's listen queues overflowed: a listener's backlog is too short"
+            f"{counted(tally.slow_connects, 'connect')} took 1 s or longer and this"
+            " machine's listen queues overflowed: a listener's queue is too short"
         )
     if tally.config.rate:
         yield from doubts_of_open_loop(summary, tally, course)
     else:
-        yield from doubts_of_closed_loop(summary, tally, course)
+        yield from doubts_of_closed_loop(tally)
 
 
 def doubts_of_open_loop(
@@ -1773,54 +1948,158 @@ def doubts_of_open_loop(
     share = tally.exchanges / max(1, summary.planned)
     if share < 0.95 and not course.interrupted:
         who = "the client could not keep up: try more clients or --workers auto"
-        if tally.backlog_ns > tally.send_lateness.total:
+        if tally.backlog_ns > tally.send_delay.total:
             who = "the clients were waiting for earlier replies: the server does not"
             who += " hold this rate with so few clients"
         planned = f"{grouped(summary.planned)} messages planned"
         yield f"sent {share:.0%} of the {planned}: {who}"
-    late_ns = tally.send_lateness.percentile(0.99)
-    if late_ns > max(5_000_000, 0.5 * tally.response.percentile(0.99)):
+    late_ns = tally.send_delay.percentile(0.99)
+    if late_ns > max(5_000_000, 0.5 * tally.response_time.percentile(0.99)):
         yield (
             f"the client sent {format_duration(late_ns)} late at p99: response times"
             " say more about this machine than about the server"
         )
 
 
-def doubts_of_closed_loop(
-    summary: Summary, tally: Tally, course: Course
-) -> Iterator[str]:
+def doubts_of_closed_loop(tally: Tally) -> Iterator[str]:
     """Yield whether the clients' own work, not the replies, set the rate.
 
-    Little's law: exchanges in flight = rate × response time. The rest of the clients
-    had their reply, and waited for a processor or the interpreter lock.
+    By Little's law the clients that wait for a reply are rate × waiting time. All
+    others have their reply, and wait for a processor or the interpreter lock.
     """
-    busy = tally.response.total / 1e9 / max(1e-9, course.wall_s)
-    many = tally.exchanges >= 50 * summary.clients and not tally.config.direct
-    if many and busy < 0.5 * summary.clients:
+    config = tally.config
+    if config.direct or config.reconnect:  # they do other things in between
+        return
+    waited = tally.waiting_ns / max(1, tally.waiting_ns + tally.own_ns)
+    if tally.exchanges >= 50 * config.clients and waited < 0.5:
         yield (
-            f"by Little's law only {busy:.3g} of {summary.clients} clients waited for a"
-            " reply at a time: the rate is this client's limit, not the server's (try"
-            " --workers auto)"
+            f"by Little's law only {three_digits(waited * config.clients)} of"
+            f" {grouped(config.clients)} clients waited for a reply at a time: the rate"
+            " is this client's limit, not the server's (try --workers auto)"
         )
 
 
-def notices_of(summary: Summary, tally: Tally) -> Iterator[str]:
+def hints_of(summary: Summary, tally: Tally) -> Iterator[str]:
     """Yield what else the run showed: one sentence each."""
-    slow, again = tally.slow_connects, tally.retransmits
+    slow, again, merged = tally.slow_connects, tally.retransmits, tally.merged_segments
     if slow:
         words = "took 1 s or longer: SYN sent again, listen queue full?"
-        yield f"{plural(slow, 'connect')} {words}"
+        yield f"{counted(slow, 'connect')} {words}"
     if again:
-        yield f"{plural(again, 'segment')} sent again by clients"
-    if tally.merged_segments:
+        yield f"{counted(again, 'segment')} sent again by clients"
+    if merged:
         words = "read together with another: their latency ends with the later one"
-        yield f"{plural(tally.merged_segments, 'segment')} {words}"
+        yield f"{counted(merged, 'segment')} {words}"
     near_40_ms = tally.latency.between(38_000_000, 46_000_000)
     if near_40_ms > 0.05 * summary.confirmed and summary.latency.percentile(0.5) < 2e7:
         yield (
             f"{near_40_ms / summary.confirmed:.0%} of replies took about 40 ms: Nagle's"
             " algorithm and delayed ACK? The sender should set TCP_NODELAY"
         )
+    if tally.config.keep_replies and not tally.kept and tally.exchanges:
+        yield f"more than {grouped(EXACT_LIMIT)} exchanges: --verbose shows none"
+
+
+# What stands here can be asked of a run with --fail-if.
+NUMBER = r"(\d+\.?\d*|\.\d+)"
+DURATION_LIMIT = re.compile(
+    r"(?:(latency|response|connect)\.)?(min|mean|p50|p90|p99|p99\.9|max)"
+    rf"\s*([<>]=?)\s*{NUMBER}\s*(ns|us|µs|ms|s)"
+)
+COUNT_LIMIT = re.compile(rf"(failed|rate)\s*([<>]=?)\s*{NUMBER}\s*(%|/s|)")
+COUNT_UNITS = {"failed": ("", "%"), "rate": ("", "/s")}
+UNITS_NS = {"ns": 1.0, "us": 1e3, "µs": 1e3, "ms": 1e6, "s": 1e9}
+SIGNS = {">": operator.gt, "<": operator.lt, ">=": operator.ge, "<=": operator.le}
+
+
+@dataclass(slots=True)
+class Limit:
+    """A --fail-if condition: the run fails when `figure` `sign` `value` holds."""
+
+    text: str
+    figure: str
+    sign: str
+    value: float
+
+
+def parse_limit(text: str) -> Limit:
+    """Return a --fail-if condition such as p99>50ms, failed>1%, rate<1000/s."""
+    match = DURATION_LIMIT.fullmatch(text.strip())
+    if match:
+        metric, key, sign, value, unit = match.groups()
+        figure = f"{metric or 'latency'}.{key.replace('.', '_')}"
+        return Limit(text, figure, sign, float(value) * UNITS_NS[unit])
+    match = COUNT_LIMIT.fullmatch(text.strip())
+    if match and match[4] in COUNT_UNITS[match[1]]:
+        return Limit(text, match[1] + match[4].strip("/s"), match[2], float(match[3]))
+    raise argparse.ArgumentTypeError(
+        f"{text!r} is not a limit like p99>50ms, response.p90>=1s, failed>1%,"
+        " rate<1000/s"
+    )
+
+
+def broken_limits(limits: Iterable[Limit], summary: Summary) -> list[str]:
+    """Return a sentence per limit that is broken, or that the run cannot answer."""
+    broken = []
+    for limit in limits:
+        value = figure_of(summary, limit.figure)
+        if value is None:
+            broken.append(f"{limit.text}: too few exchanges to know")
+        elif SIGNS[limit.sign](value, limit.value):
+            timed = "." in limit.figure
+            shown = format_duration(value) if timed else three_digits(value)
+            broken.append(f"{limit.text}: it is {shown}")
+    return broken
+
+
+def figure_of(summary: Summary, name: str) -> float | None:
+    """Return a figure by its name in a limit; None when there is no such figure."""
+    if name == "rate":
+        return summary.per_s
+    if name.startswith("failed"):
+        tried = max(1, summary.confirmed + summary.failed)
+        return 100 * summary.failed / tried if name == "failed%" else summary.failed
+    metric, _, key = name.partition(".")
+    found = {
+        "latency": summary.latency,
+        "response": summary.response_time,
+        "connect": summary.connect_time,
+    }[metric]
+    if not found.count:
+        return None
+    if key in PERCENTILES:
+        return found.reported(key)
+    mean = found.total / found.count
+    return {"min": found.minimum, "mean": mean, "max": found.maximum}[key]
+
+
+def exit_status(summary: Summary, broken: list[str]) -> tuple[int, str]:
+    """Return the exit status, as the end of `--help` lists them, and the reason."""
+    lost = summary.course.lost if summary.course else 0
+    if summary.interrupted:
+        return 130, "interrupted"
+    if broken:
+        return 99, "a limit is broken"
+    if lost:
+        return 1, f"{counted(lost, 'client')} lost"
+    if summary.failed:
+        return 1, f"{grouped(summary.failed)} failed"
+    if not summary.confirmed:
+        return 1, "none confirmed"
+    return 0, "all confirmed" if summary.confirmed == summary.planned else "none failed"
+
+
+def unreachable(summary: Summary) -> str:
+    """Return one line about a target that nobody could connect to, "" otherwise."""
+    course = summary.course
+    if course is None or course.connected or summary.confirmed:
+        return ""
+    for reason, _ in course.connect_failures.most_common(1):
+        if "refused" not in reason:
+            return f"cannot connect to {summary.target}: {reason}"
+        start = "start the balancer with: python load_balancer.py"
+        return f"nobody listens at {summary.target}: {start}"
+    return ""
 
 
 # ---- On the terminal -----------------------------------------------------------------
@@ -1838,6 +2117,7 @@ LADDERS = (
     (1.0,),
 )
 HISTOGRAM_ROWS = 12
+VALID_WORDS = "VALID: clock steady, no arrival time missing, this client kept up"
 
 
 class Progress:
@@ -1850,18 +2130,19 @@ class Progress:
         self.before = 0
 
     def draw(self, tally: Tally) -> None:
-        """Draw at most four times a second."""
+        """Draw, but at most four times a second."""
         now = time.monotonic()
-        if not self.enabled or now - self.drawn < TICK_S:
+        if not self.enabled or now - self.drawn < REDRAW_S:
             return
         done, planned = tally.exchanges, self.config.planned
         rate = (done - self.before) / (now - self.drawn)
-        share = self.share(done, now)
+        by_time = (now - self.began) / (self.config.duration_s or math.inf)
+        share = min(1.0, max(by_time, done / (planned or math.inf)))
         p99 = Distribution()
-        p99.extend(tally.recent)
-        tally.recent = array("q")
+        p99.extend(array("q", tally.recent))
+        tally.recent.clear()
         parts = [
-            f" {plural(self.config.clients, 'client')}  {bar(share, 1, 12):<12}",
+            f" {counted(self.config.clients, 'client')}  {bar(share, 1, 12):<12}",
             f"{grouped(done)}/{grouped(planned)}" if planned else grouped(done),
             f"{three_digits(rate)}/s",
         ]
@@ -1871,22 +2152,17 @@ class Progress:
             parts.append(f"{grouped(tally.failed)} failed")
         if share > 0.02:
             parts.append(f"{(now - self.began) * (1 / share - 1):.0f} s left")
-        self.write("  ".join(parts)[: WIDTH - 1])
+        self._write("  ".join(parts)[: WIDTH - 1])
         self.drawn, self.before = now, done
 
-    def share(self, done: int, now: float) -> float:
-        """Return how much of the run is over, from 0 to 1."""
-        by_time = (now - self.began) / (self.config.duration_s or math.inf)
-        by_count = done / (self.config.planned or math.inf)
-        return min(1.0, max(by_time, by_count))
-
-    def write(self, line: str) -> None:
+    def _write(self, line: str) -> None:
         self.out.write(f"\r\x1b[K{line}")
         self.out.flush()
 
     def clear(self) -> None:
+        """Leave nothing of the line."""
         if self.enabled:
-            self.write("")
+            self._write("")
 
 
 def bar(value: float, largest: float, width: int = BAR_WIDTH) -> str:
@@ -1898,74 +2174,66 @@ def bar(value: float, largest: float, width: int = BAR_WIDTH) -> str:
 
 def wrapped(name: str, text: str) -> list[str]:
     """Return a named paragraph of at most 80 columns."""
-    lines = textwrap.wrap(text, WIDTH - 10)
-    return [f" {name if k == 0 else '':<8} {line}" for k, line in enumerate(lines)]
-
-
-def fitted(line: str) -> str:
-    """Return a line that fits on the terminal."""
-    return line if len(line) <= WIDTH else line[: WIDTH - 1] + "…"
+    first, others = f" {name:<8} ", " " * 10
+    return textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=others)
 
 
 def exchange_lines(tally: Tally) -> Iterator[str]:
     """Yield one line per exchange: client, figures, reply; by client and message."""
     numbered = tally.config.messages != 1
     yield f" client{' message' * numbered} latency response throughput reply"
-    tally.kept.sort(key=lambda chunk: (chunk.client, chunk.messages_before))
-    for chunk in tally.kept:
-        words = {message: text for message, _, text in chunk.failures}
-        replies = iter(chunk.replies)
+    by_client = operator.attrgetter("client", "messages_before")
+    for chunk in sorted(tally.kept, key=by_client):
+        sent_bytes = len(message_of(tally.config, chunk.client))
+        replies = map(safe_text, chunk.replies)
         for message, (due, sent, first, last, _, code) in chunk.exchanges():
+            reply, outcome = next(replies), code & OUTCOME_MASK
             line = f"{chunk.client:7}" + (f"{message:8}" if numbered else "")
-            reply = safe_text(next(replies))
-            if code & 15 == CONFIRMED:
-                size = tally.size_of(chunk.client) + (code >> 20)
-                rate = size / max(1, last - due) * 1e9
+            if outcome == CONFIRMED:
+                size = sent_bytes + (code >> BYTES_SHIFT)
+                throughput = format_throughput(size / max(1, last - due) * 1e9)
                 line += f"{format_duration(first - sent):>8}"
-                line += (
-                    f"{format_duration(last - due):>9}{format_rate(rate):>11} {reply}"
-                )
+                line += f"{format_duration(last - due):>9}{throughput:>11} {reply}"
             else:
-                line += f"  failed: {OUTCOMES[code & 15]}: {words.get(message, '')}"
-            yield fitted(line)
+                line += f"  failed: {OUTCOMES[outcome]}: {chunk.failure}"
+            yield line if len(line) <= WIDTH else line[: WIDTH - 1] + "…"
 
 
-def figure_table(summary: Summary) -> Iterator[str]:
+def percentile_lines(summary: Summary) -> Iterator[str]:
     """Yield the percentiles of each metric, with their 95 % ranges."""
     shown = [n for n in PERCENTILES if summary.latency.count >= NEEDED[n]]
-    names = "".join(f"{n.replace('_', '.'):>13}" for n in shown)
-    yield f"{'min':>16}{names}{'max':>9}"
+    yield f"{'min':>20}{''.join(f'{LABELS[n]:>12}' for n in shown)}{'max':>9}"
     for name, metric in summary.metrics.items():
-        size, unit = row_unit(metric)
-        cells = "".join(f"{in_unit(metric.reported(n), size):>13}" for n in shown)
-        low, high = compact(metric.minimum / size), compact(metric.maximum / size)
-        yield f" {name.split()[0]:<9}{low:>6}{cells}{high:>9} {unit}"
+        unit_ns, unit = row_unit(metric)
+        cells = "".join(f"{in_unit(metric.reported(n), unit_ns):>12}" for n in shown)
+        low, high = compact(metric.minimum / unit_ns), compact(metric.maximum / unit_ns)
+        yield f" {name:<13}{low:>6}{cells}{high:>9} {unit}"
         ranges = [metric.range_of(PERCENTILES[n]) for n in shown]
         if name != "connect" and any(ranges):
-            cells = "".join(f"{range_text(r, size):>13}" for r in ranges)
-            yield f"   95 % range   {cells}"
-    yield "   latency = sent → first byte of the reply; response = due → its last byte"
+            cells = "".join(f"{format_range(r, unit_ns):>12}" for r in ranges)
+            yield f"   95 % range       {cells}"
+    yield "   latency = sent → reply's first byte; response time = due → its last byte"
     if summary.latency.count >= 6:
-        yield "   95 % range = where the percentile itself lies, with 95 % confidence"
+        yield "   95 % range = holds the true percentile, with 95 % confidence"
     yield from sample_words(summary.latency)
 
 
 def sample_words(metric: Distribution) -> Iterator[str]:
     """Say what the sample cannot tell."""
-    count = metric.count
-    if count < 6 and metric.values is not None:
-        size, unit = row_unit(metric)
-        values = "  ".join(in_unit(metric.at_rank(k + 1), size) for k in range(count))
-        yield f"   {plural(count, 'exchange')}: latency {values} {unit}"
-        covered = 1 - 2 * 0.5**count
+    size = metric.count
+    if size < 6 and metric.values is not None:
+        unit_ns, unit = row_unit(metric)
+        values = "  ".join(in_unit(metric.at_rank(k + 1), unit_ns) for k in range(size))
+        yield f"   {counted(size, 'exchange')}: latency {values} {unit}"
+        covered = 1 - 2 * 0.5**size
         yield f"   min to max holds the median with {covered:.0%} confidence only"
         return
-    missing = [n for n in NEEDED if count < NEEDED[n]][:2]
+    missing = [n for n in NEEDED if size < NEEDED[n]][:2]
     if missing:
-        needs = ", ".join(f"{n.replace('_', '.')} needs {NEEDED[n]:,}" for n in missing)
+        needs = ", ".join(f"{LABELS[n]} needs {grouped(NEEDED[n])}" for n in missing)
         yield f"   {needs} exchanges"
-        below = three_digits(100 * (1 - CONFIDENCE) ** (1 / count))
-        yield f"   {below} % of exchanges lie below max, with 95 % confidence"
+        below = three_digits(100 * (1 - CONFIDENCE) ** (1 / size))
+        yield f"   at least {below} % of exchanges lie below max, with 95 % confidence"
 
 
 def axis_steps(low: float, high: float, rows: int) -> list[float]:
@@ -1985,7 +2253,7 @@ def axis_steps(low: float, high: float, rows: int) -> list[float]:
 def binned(metric: Distribution, steps: list[float]) -> list[int]:
     """Return how many values lie between neighbouring steps."""
     bins = [0] * (len(steps) - 1)
-    for index, number in metric.histogram().items():
+    for index, number in metric.hdr_counts().items():
         value = max(steps[0], min(metric.maximum, hdr_highest(index)))
         bins[min(len(bins), bisect.bisect_right(steps, value)) - 1] += number
     return bins
@@ -1993,15 +2261,15 @@ def binned(metric: Distribution, steps: list[float]) -> list[int]:
 
 def histogram_lines(metric: Distribution) -> Iterator[str]:
     """Yield the latency histogram; a narrow range gives one bar."""
-    size, unit = row_unit(metric)
+    unit_ns, unit = row_unit(metric)
     steps = axis_steps(metric.minimum, max(metric.maximum, 1), HISTOGRAM_ROWS)
     bins = binned(metric, steps)
-    values = {n.replace("_", "."): metric.reported(n) or -1 for n in PERCENTILES}
-    yield f"{'latency':>12}{'exchanges':>18}"
+    values = {LABELS[n]: metric.reported(n) for n in PERCENTILES}
+    yield f"{f'latency, {unit}':>16}{'exchanges':>13}"
     for (low, high), number in zip(itertools.pairwise(steps), bins, strict=True):
-        marks = " ".join(name for name, v in values.items() if low <= v < high)
-        edges = f"{round_number(low / size):>7} – {round_number(high / size):<7}"
-        line = f"{edges}{unit:<3}{grouped(number):>9} {bar(number, max(bins))}"
+        marks = " ".join(n for n, v in values.items() if v and low <= v < high)
+        edges = f"{round_number(low / unit_ns):>7} – {round_number(high / unit_ns):<7}"
+        line = f"{edges}{grouped(number):>12} {bar(number, max(bins))}"
         yield f"{line}  ← {marks}" if marks else line
 
 
@@ -2011,16 +2279,16 @@ def server_lines(summary: Summary) -> Iterator[str]:
         return
     clients = any(s.clients for s in summary.servers.values())
     head = "  clients" if clients else ""
-    size, unit = row_unit(summary.latency)
+    unit_ns, unit = row_unit(summary.latency)
     unit = f"p50 {unit}"
     yield f" server  confirmed   share {unit:>7}  (95 % range)         p99{head}"
     for name, server in sorted(summary.servers.items()):
         metric = server.latency
         share = server.confirmed / summary.confirmed
         line = f" {name:<6} {grouped(server.confirmed):>10} {share:>6.1%}"
-        line += f" {in_unit(metric.percentile(0.5), size):>7}"
-        line += f"  {range_text(metric.range_of(0.5), size):<15}"
-        line += f" {in_unit(metric.reported('p99'), size):>7}"
+        line += f" {in_unit(metric.percentile(0.5), unit_ns):>7}"
+        line += f"  {format_range(metric.range_of(0.5), unit_ns):<15}"
+        line += f" {in_unit(metric.reported('p99'), unit_ns):>7}"
         yield f"{line}  {' '.join(map(str, sorted(server.clients)))}".rstrip()
     yield from wrapped("", servers_words(summary))
 
@@ -2037,65 +2305,63 @@ def split_words(summary: Summary) -> str:
     if len(counts) < 2 or not all(counts):
         return ""
     if max(counts) - min(counts) <= 1:
-        return "even split ✓"
+        return "connections split evenly ✓"
     expected, freedom = sum(counts) / len(counts), len(counts) - 1
-    chi = sum((count - expected) ** 2 for count in counts) / expected
-    spread = 2 / (9 * freedom)  # Wilson and Hilferty's approximation
+    chi = sum((number - expected) ** 2 for number in counts) / expected
+    spread = 2 / (9 * freedom)  # Wilson and Hilferty's approximation of χ²
     z = ((chi / freedom) ** (1 / 3) - 1 + spread) / math.sqrt(spread)
     chance = 0.5 * math.erfc(z / math.sqrt(2))
-    how = "unevenly" if chance < 0.05 else "no less evenly than by chance"
+    how = "unevenly, for equal weights" if chance < 0.05 else "as chance would do it"
     sure = f"= {three_digits(chance)}" if chance >= 0.001 else "< 0.001"
     return f"connections split {how} (χ², p {sure})"
 
 
-def slower_words(servers: dict[str, ServerFigures]) -> str:
+def slower_words(servers: dict[str, ServerTally]) -> str:
     """Say which server was slowest, and whether the sample shows it."""
     if len(servers) < 2:
         return ""
-    order = sorted(servers, key=lambda name: servers[name].latency.percentile(0.5))
-    fast, slow = order[0], order[-1]
+    by_speed = sorted(servers, key=lambda name: servers[name].latency.percentile(0.5))
+    fast, slow = by_speed[0], by_speed[-1]
     pairs = len(servers) * (len(servers) - 1) // 2  # each could have come out so
     confidence = 1 - (1 - CONFIDENCE) / pairs
-    found = compare(servers[slow].latency, servers[fast].latency, 0.5, confidence)
-    if found is None:
+    change = compare(servers[slow].latency, servers[fast].latency, 0.5, confidence)
+    if change is None:
         return "too few exchanges to say which server is slower"
-    ratio, low, high = found
+    ratio, low, high = change
     digits = 0 if high >= 0.1 else 1
-    words = f"p50 {ratio:+.{digits}%} ({low:+.{digits}%} to {high:+.{digits}%})"
+    more, least, most = (f"{value:+.{digits}%}" for value in change)
     if ratio >= 1:
-        factors = (three_digits(1 + value) for value in found)
-        words = "p50 {} times as long (95 % range {} to {})".format(*factors)
+        more, least, most = (f"{three_digits(1 + value)} times" for value in change)
+    words = f"{more} (95 % range {least} to {most})"
     if low <= 0:
-        return f"no server shown to be slower ({slow} to {fast}: {words})"
-    return f"{slow} is slower than {fast}: {words}"
+        return f"no server shown to be slower: p50 of {slow} against {fast}: {words}"
+    return f"{slow} is slower than {fast}: p50 {words}"
 
 
 def failure_lines(summary: Summary) -> Iterator[str]:
-    """Yield what failed, by kind, with examples, and how long anyone noticed."""
-    lines = []
-    for (kind, text), places in summary.tally.examples.items() if summary.tally else ():
-        where = ", ".join(f"client {c} message {m}" for c, m in places[:3])
-        more = " …" if len(places) > 3 else ""
-        lines.append(f"{OUTCOMES[kind]}: {text} ({where}{more})")
-    counts = [f"{grouped(n)} {kind}" for kind, n in summary.failures.items() if n]
+    """Yield what failed, by outcome, with examples, and how long it was noticed."""
+    counts = [f"{grouped(n)} {name}" for name, n in summary.failures.items() if n]
     if counts:
-        lines.append("in all: " + ", ".join(counts))
-    for k, line in enumerate(lines):
-        yield from wrapped("" if k else "failed", line)
-    yield from wrapped("noticed", gap_words(summary))
+        yield from wrapped("failed", ", ".join(counts).replace("_", " "))
+    for way, examples in summary.tally.examples.items() if summary.tally else ():
+        where = ", ".join(f"client {c} message {m}" for c, m in examples[:3])
+        more = " …" if len(examples) > 3 else ""
+        name = OUTCOMES[way[0]].replace("_", " ")
+        yield from wrapped("", f"{name}: {way[1]} ({where}{more})")
+    yield from wrapped("gap", gap_words(summary))
 
 
 def gap_words(summary: Summary) -> str:
-    """Say how long anyone was without a good reply, if something failed or stalled."""
+    """Say how long a client waited for a good reply, if it failed or took long."""
     gap = summary.tally.gap if summary.tally else Gap()
-    usual = summary.response.percentile(0.5)
-    stalled = gap.length_ns > max(STALL_S * 1e9, 10 * usual)
-    if not gap.length_ns or not (summary.failed or stalled):
+    usual = summary.response_time.percentile(0.5)
+    is_long = gap.length_ns > max(GAP_SHOWN_S * 1e9, 10 * usual)
+    if not gap.length_ns or not (summary.failed or is_long):
         return ""
     since, until = gap.from_ns / 1e9, (gap.from_ns + gap.length_ns) / 1e9
-    end = "the end" if gap.open_end else f"{until:.2f} s"
+    end = "the end" if gap.until_the_end else f"{until:.2f} s"
     return (
-        f"longest time without a good reply: {format_duration(gap.length_ns)}"
+        f"longest wait for a good reply: {format_duration(gap.length_ns)}"
         f" (client {gap.client}, from {since:.2f} s to {end} of the run)"
     )
 
@@ -2111,14 +2377,14 @@ def print_summary(summary: Summary, out: TextIO) -> None:
 
 def summary_lines(summary: Summary) -> Iterator[str]:
     """Yield the summary, line by line."""
-    target = f"{plural(summary.clients, 'client')} → {summary.target}"
+    target = f"{counted(summary.clients, 'client')} → {summary.target}"
     head = f"client2  {target}   {summary.headline}"
     yield from textwrap.wrap(head, WIDTH, subsequent_indent=" " * 9)
     course, ready = summary.course, ""
     if course and course.connected:
         took = format_duration(course.connect_wall_ns)
-        count = f"{grouped(course.connected)}/{grouped(summary.clients)}"
-        ready = f"connected {count} in {took}   "
+        connected = f"{grouped(course.connected)}/{grouped(summary.clients)}"
+        ready = f"connected {connected} in {took}   "
     clock = "kernel receive timestamps"
     if summary.timestamps != "kernel":
         clock = "user space receive times"
@@ -2127,12 +2393,12 @@ def summary_lines(summary: Summary) -> Iterator[str]:
     yield (
         f" {grouped(summary.confirmed)} of {grouped(summary.planned)} confirmed"
         f"   {grouped(summary.failed)} failed"
-        f"   {three_digits(summary.per_s)} exchanges/s"
-        f"   {format_rate(summary.bytes_per_s)}"
+        f"   {three_digits(summary.per_s)} confirmed/s"
+        f"   throughput {format_throughput(summary.bytes_per_s)}"
     )
     yield ""
     if summary.latency.count:
-        yield from figure_table(summary)
+        yield from percentile_lines(summary)
         yield ""
         if summary.latency.count >= 6:
             yield from histogram_lines(summary.latency)
@@ -2145,35 +2411,57 @@ def summary_lines(summary: Summary) -> Iterator[str]:
 def closing_lines(summary: Summary) -> Iterator[str]:
     """Yield the balancer's cost, the client's own part, and the verdict."""
     tally, course = summary.tally, summary.course
-    if tally and tally.direct.count:
-        yield from wrapped("direct", direct_words(tally))
-    for notice in summary.notices:
-        yield from wrapped("notice", notice)
-    if tally and course and tally.lateness.count:
-        late = format_duration(tally.lateness.percentile(0.99))
+    if tally and tally.balancer_cost.count:
+        yield from wrapped("balancer", cost_words(tally))
+    for hint in summary.hints:
+        yield from wrapped("hint", hint)
+    if tally and course and tally.wake_delay.count:
+        late = format_duration(tally.wake_delay.percentile(0.99))
         where = "not in" if summary.timestamps == "kernel" else "part of"
         words = f"woke {late} late at p99 to read replies ({where} the figures)"
-        if tally.send_lateness.count:
-            late = format_duration(tally.send_lateness.percentile(0.99))
+        if tally.send_delay.count:
+            late = format_duration(tally.send_delay.percentile(0.99))
             words += f", {late} late to send (part of response time)"
         if course.cpu_s and summary.wall_s > 0.2:
             words += f"; used {course.cpu_s / summary.wall_s:.0%} of a processor core"
         yield from wrapped("client", words)
-    yield from wrapped("verdict", summary.verdict.upper())
+    verdict = summary.verdict.upper()
+    yield from wrapped("verdict", verdict if summary.reasons else VALID_WORDS)
     for reason in summary.reasons:
         yield from wrapped("", reason)
 
 
-def direct_words(tally: Tally) -> str:
+def cost_words(tally: Tally) -> str:
     """Say what the balancer costs: the median of paired differences."""
-    figures = tally.direct_figures()
-    size, unit = time_unit(abs(figures["p50"]))
-    middle, low, high = (in_unit(figures[key], size) for key in ("p50", "low", "high"))
-    words = f"the balancer adds {middle} {unit} at p50 (95 % range {low} to {high};"
-    words += f" {plural(figures['pairs'], 'pair')})"
+    cost = cost_as_json(tally)
+    unit_ns, unit = time_unit(abs(cost["p50"]))
+    middle, low, high = (in_unit(cost[key], unit_ns) for key in ("p50", "low", "high"))
+    words = f"adds {middle} {unit} to latency at p50 (95 % range {low} to {high};"
+    words += (
+        f" {counted(cost['pairs'], 'pair')}; the wall time has the direct ones, too)"
+    )
     if tally.direct_failed:
-        words += f"; {plural(tally.direct_failed, 'direct exchange')} failed"
+        words += f"; {counted(tally.direct_failed, 'direct exchange')} failed"
     return words
+
+
+def baseline_lines(summary: Summary, baseline: Summary) -> Iterator[str]:
+    """Yield how this run compares with an earlier one, and how sure that is."""
+    lines = []
+    for name in ("p50", "p90", "p99"):
+        share = PERCENTILES[name]
+        found = compare(summary.latency, baseline.latency, share, CONFIDENCE)
+        if found:
+            ratio, low, high = found
+            shown = "slower" if low > 0 else "no difference shown"
+            shown = "faster" if high < 0 else shown
+            around = f"({low:+.1%} to {high:+.1%})"
+            lines.append(f"latency {name} {ratio:+.1%} {around}: {shown}")
+    if baseline.per_s:
+        change = summary.per_s / baseline.per_s - 1
+        lines.append(f"exchanges per second {change:+.1%}")
+    for k, line in enumerate(lines):
+        yield from wrapped("" if k else "baseline", line)
 
 
 # ---- The report: one page, four plots, nothing from outside --------------------------
@@ -2184,8 +2472,6 @@ PLOT_WIDTH, LEFT, RIGHT, TOP, BOTTOM = 760, 72, 704, 28, 40  # SVG units
 LEGEND_Y = 10  # above the plot
 SERVER_ROW, SERVERS_SHOWN = 64, 30
 COLUMNS = 60  # of lines and bars over time, at most
-DOTS_SHOWN = 4000  # more exchanges than this become a heat map
-TIME_BINS = 240  # at most, then two become one
 SHADES = 8
 STYLE = """
 :root{--ink:#1d2530;--soft:#5b6672;--line:#dfe4e9;--page:#fff;--card:#f5f7f9;
@@ -2251,72 +2537,6 @@ exchanges, p99 299, p99.9 2,995.</p>
 """
 
 
-class Timeline:
-    """Counts by time and latency in at most TIME_BINS bins, for a run of any length.
-
-    A latency's level is its HdrHistogram index in steps of 128: eight per doubling.
-    """
-
-    def __init__(self) -> None:
-        self.width_ns = 1_000_000
-        self.cells: Counter[tuple[int, int]] = Counter()  # (bin, level)
-        self.failed: Counter[int] = Counter()
-        self.busy_ns: Counter[int] = Counter()  # exchanges in flight × time
-
-    def add(self, start_ns: int, sent: array[int], latency: array[int],
-            last: array[int]) -> None:  # fmt: skip
-        """Add confirmed exchanges of a run that began at `start_ns`."""
-        self.make_room(max(last) - start_ns)
-        width = self.width_ns
-        bins = [(moment - start_ns) // width for moment in last]
-        self.cells.update(zip(bins, (hdr_index(v) >> 7 for v in latency), strict=True))
-        for begun, ended, place in zip(sent, last, bins, strict=True):
-            begun = max(0, begun - start_ns)
-            for k in range(begun // width, place):
-                self.busy_ns[k] += (k + 1) * width - begun
-                begun = (k + 1) * width
-            self.busy_ns[place] += ended - start_ns - begun
-
-    def add_failures(self, start_ns: int, moments: array[int]) -> None:
-        self.make_room(max(moments) - start_ns)
-        self.failed.update((m - start_ns) // self.width_ns for m in moments)
-
-    def make_room(self, latest_ns: int) -> None:
-        """Make bins wider until the latest moment has one."""
-        while latest_ns >= TIME_BINS * self.width_ns:
-            self.width_ns *= 2
-            cells: Counter[tuple[int, int]] = Counter()
-            for (place, level), number in self.cells.items():
-                cells[place // 2, level] += number
-            self.cells = cells
-            self.failed, self.busy_ns = joined(self.failed, 2), joined(self.busy_ns, 2)
-
-    def columns(self, most: int) -> tuple[float, dict[int, Counter[int]]]:
-        """Return (seconds per column, {column: Counter of levels})."""
-        wide = max((place for place, _ in self.cells), default=0) // most + 1
-        found: defaultdict[int, Counter[int]] = defaultdict(Counter)
-        for (place, level), number in self.cells.items():
-            found[place // wide][level] += number
-        return wide * self.width_ns / 1e9, found
-
-
-def joined(counts: Counter[int], wide: int) -> Counter[int]:
-    """Return counts by bin with `wide` bins made one."""
-    result: Counter[int] = Counter()
-    for place, number in counts.items():
-        result[place // wide] += number
-    return result
-
-
-def level_percentile(levels: Counter[int], share: float) -> float:
-    """Return a percentile of levels, in ns: the middle of its level."""
-    ranks = itertools.accumulate(levels[level] for level in sorted(levels))
-    wanted = math.ceil(share * levels.total())
-    found = next(k for k, rank in enumerate(ranks) if rank >= wanted)
-    level = sorted(levels)[found]
-    return (hdr_highest(level << 7) + hdr_highest((level << 7) + 127)) / 2
-
-
 @dataclass(slots=True)
 class Scale:
     """A map from values to SVG units, linear or logarithmic."""
@@ -2357,7 +2577,7 @@ class Plot:
 
     def __init__(self, number: int, title: str, height: int) -> None:
         self.number, self.title, self.height = number, title, height
-        self.low = height - BOTTOM - 6  # where the axis of time lies
+        self.bottom = height - BOTTOM - 6  # where the axis of time lies
         self.parts: list[str] = []
 
     def path(self, style: str, way: str, hint: str = "") -> None:
@@ -2371,8 +2591,8 @@ class Plot:
 
     def text(self, x: float, y: float, words: str, anchor: str = "start",
              style: str = "", turn: int = 0) -> None:  # fmt: skip
-        place = f"translate({x:.1f} {y:.1f})" + (f" rotate({turn})" if turn else "")
-        head = f'<text class="{style}" transform="{place}" text-anchor="{anchor}">'
+        at = f"translate({x:.1f} {y:.1f})" + (f" rotate({turn})" if turn else "")
+        head = f'<text class="{style}" transform="{at}" text-anchor="{anchor}">'
         self.parts.append(f"{head}{words}</text>")
 
     def left_axis(self, scale: Scale, name: str, words: Callable[[float], str]) -> None:
@@ -2384,12 +2604,12 @@ class Plot:
 
     def bottom_axis(self, scale: Scale, name: str, marks: dict[float, str]) -> None:
         """Draw the axis, its marks, and its name."""
-        low = self.low
-        self.path("axis", f"M{scale.start} {low}H{scale.end}")
+        bottom = self.bottom
+        self.path("axis", f"M{scale.start} {bottom}H{scale.end}")
         for value, words in marks.items():
-            self.path("axis", f"M{scale(value):.1f} {low}v4")
-            self.text(scale(value), low + 17, words, "middle")
-        self.text((scale.start + scale.end) / 2, low + 34, name, "middle")
+            self.path("axis", f"M{scale(value):.1f} {bottom}v4")
+            self.text(scale(value), bottom + 17, words, "middle")
+        self.text((scale.start + scale.end) / 2, bottom + 34, name, "middle")
 
     def time_axis(self, wall_s: float) -> Scale:
         """Draw the axis of the run's time in seconds, and return its scale."""
@@ -2398,7 +2618,7 @@ class Plot:
         self.bottom_axis(scale, "seconds since the common start", marks)
         return scale
 
-    def figure(self, text: str) -> str:
+    def finish(self, text: str) -> str:
         """Return the drawing, named and described for those who do not see it."""
         k = self.number
         return (
@@ -2419,7 +2639,7 @@ def plot_exchanges(summary: Summary, tally: Tally, timeline: Timeline) -> str:
     """Plot 1: every exchange over time, or a heat map of very many."""
     plot = Plot(1, "Latency over time", 300)
     x = plot.time_axis(summary.wall_s)
-    y = duration_scale([summary.latency], plot.low, TOP + 14)
+    y = duration_scale([summary.latency], plot.bottom, TOP + 14)
     plot.left_axis(y, "latency", brief)
     if tally.exchanges <= DOTS_SHOWN and tally.kept:
         text = "A dot is one exchange; its colour and shape name the server."
@@ -2428,11 +2648,11 @@ def plot_exchanges(summary: Summary, tally: Tally, timeline: Timeline) -> str:
         text = "The darker a field, the more exchanges (logarithmic)."
         draw_heat(plot, timeline, x, y)
     draw_percentiles(plot, timeline, x, y)
-    for place, number in sorted(timeline.failed.items()):
-        at_s = (place + 0.5) * timeline.width_ns / 1e9
+    for k, number in sorted(timeline.failed.items()):
+        at_s = (k + 0.5) * timeline.width_ns / 1e9
         way = f"M{min(x.end, x(at_s)):.1f} {TOP}m-4-4l8 8m0-8l-8 8"
         plot.path("fail", way, f"{number} failed near {at_s:.3g} s")
-    return plot.figure(
+    return plot.finish(
         f"{text} Failures are crosses at the top. Lines, where exchanges are many"
         " enough: p50 and p99 of each moment."
     )
@@ -2440,15 +2660,15 @@ def plot_exchanges(summary: Summary, tally: Tally, timeline: Timeline) -> str:
 
 def draw_percentiles(plot: Plot, timeline: Timeline, x: Scale, y: Scale) -> None:
     """Draw p50 and p99 over time, as lines that stop where exchanges are few."""
-    wide_s, columns = timeline.columns(COLUMNS)
+    column_s, columns = timeline.columns(COLUMNS)
     for name, least, style in (("p50", 3, "ink"), ("p99", 100, "ink dash")):
         line: list[tuple[float, float]] = []
         ends = None
-        for place in range(max(columns, default=0) + 2):
-            levels = columns.get(place, Counter())
+        for k in range(max(columns, default=0) + 2):
+            levels = columns.get(k, Counter())
             if levels.total() >= least:
                 value = level_percentile(levels, PERCENTILES[name])
-                ends = min(x.end, x((place + 0.5) * wide_s)), y(value)
+                ends = min(x.end, x((k + 0.5) * column_s)), y(value)
                 line.append(ends)
             else:
                 plot.line(style, line)
@@ -2463,7 +2683,7 @@ def draw_dots(plot: Plot, tally: Tally, x: Scale, y: Scale) -> None:
     paths: defaultdict[str, list[str]] = defaultdict(list)
     for chunk in tally.kept:
         for _, (_, sent, first, _, _, code) in chunk.exchanges():
-            if code & 15 == CONFIRMED:
+            if code & OUTCOME_MASK == CONFIRMED:
                 name = chunk.server_of(code)
                 shape = SHAPES[names.index(name) % len(SHAPES)][1]
                 at = x((first - tally.start_ns) / 1e9)
@@ -2480,16 +2700,16 @@ def draw_dots(plot: Plot, tally: Tally, x: Scale, y: Scale) -> None:
 
 def draw_heat(plot: Plot, timeline: Timeline, x: Scale, y: Scale) -> None:
     """Draw one path per shade, with a field per time and latency."""
-    wide_s, columns = timeline.columns(2 * COLUMNS)
+    column_s, columns = timeline.columns(2 * COLUMNS)
     most = math.log1p(max((max(c.values()) for c in columns.values()), default=1))
     paths: defaultdict[int, list[str]] = defaultdict(list)
-    wide = x(wide_s) - x(0)
-    for place, levels in columns.items():
+    width = x(column_s) - x(0)
+    for k, levels in columns.items():
         for level, number in levels.items():
             shade = min(SHADES - 1, int(SHADES * math.log1p(number) / most))
-            top, low = y(hdr_highest((level << 7) + 127)), y(hdr_highest(level << 7))
-            at = f"M{x(0) + wide * place:.1f} {top:.1f}"
-            paths[shade].append(f"{at}h{wide:.1f}v{low - top:.1f}h-{wide:.1f}z")
+            top, bottom = y(hdr_highest((level << 7) + 127)), y(hdr_highest(level << 7))
+            at = f"M{x(0) + width * k:.1f} {top:.1f}"
+            paths[shade].append(f"{at}h{width:.1f}v{bottom - top:.1f}h-{width:.1f}z")
     for shade, path in sorted(paths.items()):
         plot.path(f"f0 h{shade}", "".join(path))
 
@@ -2498,32 +2718,34 @@ def plot_spectrum(summary: Summary, baseline: Summary | None) -> str:
     """Plot 2: latency and response time by percentile, the tail stretched."""
     plot = Plot(2, "Percentiles", 300)
     drawn = {
-        "response time": (summary.response, "c1"),
+        "response time": (summary.response_time, "c1"),
         "latency": (summary.latency, "c0"),
     }
     if baseline:
         drawn["baseline latency"] = (baseline.latency, "ink dash")
-    y = duration_scale([metric for metric, _ in drawn.values()], plot.low, TOP)
+    y = duration_scale([metric for metric, _ in drawn.values()], plot.bottom, TOP)
     most = max(2, *(metric.count for metric, _ in drawn.values()))
-    x = Scale(1, most, LEFT, RIGHT, log=True)  # of 1 / (1 - share)
+    x = Scale(1, most, LEFT, RIGHT, log=True)  # of 1 / (1 - p)
     marks = {1.0: "min", 2.0: "50", 10.0: "90", 1e2: "99", 1e3: "99.9", 1e4: "99.99"}
     marks |= {1e5: "99.999", 1e6: "99.9999"}
     plot.left_axis(y, "time", brief)
     plot.bottom_axis(x, "percentile", {m: w for m, w in marks.items() if m <= most})
     upper, lower = [], []
-    for odds in spectrum(summary.latency)[1::2]:
+    for odds in spectrum(summary.latency)[1::2]:  # a band needs fewer points
         around = summary.latency.range_of(1 - 1 / odds)
         if around:
             upper.append((x(odds), y(around[1])))
             lower.append((x(odds), y(around[0])))
     plot.line("band f0", upper + lower[::-1])
     for k, (name, (metric, style)) in enumerate(drawn.items()):
-        found = ((odds, metric.percentile(1 - 1 / odds)) for odds in spectrum(metric))
-        plot.line(style, ((x(odds), y(value)) for odds, value in found))
+        points = (
+            (x(odds), y(metric.percentile(1 - 1 / odds))) for odds in spectrum(metric)
+        )
+        plot.line(style, points)
         at = LEFT + 150 * k
         plot.line(style, [(at, LEGEND_Y), (at + 22, LEGEND_Y)])
         plot.text(at + 28, LEGEND_Y + 4, name, style="name")
-    return plot.figure(
+    return plot.finish(
         "How long the slowest exchanges took: at percentile p, p percent were faster."
         " The band is the 95 % range of latency; what response time adds is waiting to"
         " be sent, and the rest of the reply."
@@ -2540,24 +2762,24 @@ def plot_rate(summary: Summary, tally: Tally, timeline: Timeline) -> str:
     plot = Plot(3, "Rate and load", 260)
     x = plot.time_axis(summary.wall_s)
     confirmed: Counter[int] = Counter()
-    for (place, _), number in timeline.cells.items():
-        confirmed[place] += number
+    for (k, _), number in timeline.cells.items():
+        confirmed[k] += number
     bins = max([*timeline.failed, *confirmed]) + 1
-    wide = bins // COLUMNS + 1
-    span_s = wide * timeline.width_ns / 1e9
-    confirmed, failed = joined(confirmed, wide), joined(timeline.failed, wide)
-    highest = max((confirmed + failed).values()) / span_s
-    y = Scale(0, max(highest, tally.config.rate) * 1.1, plot.low, TOP)
+    per_bar = bins // COLUMNS + 1
+    bar_s = per_bar * timeline.width_ns / 1e9
+    confirmed, failed = joined(confirmed, per_bar), joined(timeline.failed, per_bar)
+    highest = max((confirmed + failed).values()) / bar_s
+    y = Scale(0, max(highest, tally.config.rate) * 1.1, plot.bottom, TOP)
     plot.left_axis(y, "exchanges per second", lambda value: grouped(round(value)))
-    for k in range(bins // wide + 1):
-        left, right = x(k * span_s), min(x.end, x((k + 1) * span_s)) - 1
-        below = 0
+    for k in range(bins // per_bar + 1):
+        left, right = x(k * bar_s), min(x.end, x((k + 1) * bar_s)) - 1
+        stacked = 0  # exchanges below this part of the bar
         for number, style in ((confirmed[k], "f0 bar"), (failed[k], "bad bar")):
-            low, top = y(below / span_s), y((below + number) / span_s)
-            way = f"M{left:.1f} {low:.1f}V{top:.1f}H{max(left + 0.5, right):.1f}"
+            bottom, top = y(stacked / bar_s), y((stacked + number) / bar_s)
+            way = f"M{left:.1f} {bottom:.1f}V{top:.1f}H{max(left + 0.5, right):.1f}"
             if number and left < x.end:
-                plot.path(style, f"{way}V{low:.1f}z", f"{number / span_s:.0f}/s")
-            below += number
+                plot.path(style, f"{way}V{bottom:.1f}z", f"{number / bar_s:.0f}/s")
+            stacked += number
     draw_flight(plot, timeline, bins, x)
     text = (
         "Bars: exchanges confirmed per second, failed ones on top in the other colour"
@@ -2567,26 +2789,26 @@ def plot_rate(summary: Summary, tally: Tally, timeline: Timeline) -> str:
         planned = y(tally.config.rate)
         plot.line("ink dash", [(x.start, planned), (x.end, planned)])
         text += " Dashed: the planned rate."
-    return plot.figure(text)
+    return plot.finish(text)
 
 
 def draw_flight(plot: Plot, timeline: Timeline, bins: int, x: Scale) -> None:
     """Draw the line of exchanges in flight (a bin's mean), and its axis."""
-    flight = [timeline.busy_ns[k] / timeline.width_ns for k in range(bins)]
-    z = Scale(0, max(*flight, 1) * 1.1, plot.low, TOP)
+    flight = [timeline.in_flight_ns[k] / timeline.width_ns for k in range(bins)]
+    z = Scale(0, max(*flight, 1) * 1.1, plot.bottom, TOP)
     middles = (min(x.end, x((k + 0.5) * timeline.width_ns / 1e9)) for k in range(bins))
     plot.line("c1", zip(middles, map(z, flight), strict=True))
     for value in z.ticks():
         if value == int(value):
             plot.text(x.end + 8, z(value) + 4, f"{value:g}")
-    plot.text(x.end + 48, (plot.low + TOP) / 2, "in flight", "middle", turn=90)
+    plot.text(x.end + 48, (plot.bottom + TOP) / 2, "in flight", "middle", turn=90)
 
 
 def plot_servers(summary: Summary) -> str:
     """Plot 4: one row per server, on one latency axis."""
     servers = sorted(summary.servers.items())[:SERVERS_SHOWN]
     plot = Plot(4, "Latency by server", TOP + SERVER_ROW * len(servers) + BOTTOM)
-    plot.low += 6
+    plot.bottom += 6
     x = duration_scale([summary.latency], LEFT, RIGHT - 110)
     for k, (name, server) in enumerate(servers):
         base = TOP + SERVER_ROW * (k + 1)
@@ -2598,7 +2820,7 @@ def plot_servers(summary: Summary) -> str:
         plot.text(x.end + 14, base - 10, f"p50 {median}")
         draw_histogram(plot, server.latency, x, base, f"f{k % 6} bar")
     plot.bottom_axis(x, "latency", {value: brief(value) for value in x.ticks()})
-    return plot.figure(
+    return plot.finish(
         "Each row shows how one server's latencies spread (heights are shares of its"
         " own exchanges). Upright lines: p50, and p99 dashed."
     )
@@ -2632,33 +2854,33 @@ def html_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return f'<div class="wide"><table>{text}</table></div>'
 
 
-def figures_table(summary: Summary) -> str:
+def percentile_table(summary: Summary) -> str:
     """Return the percentiles of each metric, ranges below them."""
     rows = []
     for name, metric in summary.metrics.items():
-        size, unit = row_unit(metric)
-        cells = [name, unit, three_digits(metric.minimum / size)]
-        for key, share in PERCENTILES.items():
-            around = metric.range_of(share)
-            words = f"<small>{range_text(around, size)}</small>" if around else ""
-            cells.append(in_unit(metric.reported(key), size) + words)
-        rows.append([*cells, three_digits(metric.maximum / size)])
-    return html_table(["", "", "min", "p50", "p90", "p99", "p99.9", "max"], rows)
+        unit_ns, unit = row_unit(metric)
+        cells = [name, unit, three_digits(metric.minimum / unit_ns)]
+        for key, p in PERCENTILES.items():
+            around = metric.range_of(p)
+            words = f"<small>{format_range(around, unit_ns)}</small>" if around else ""
+            cells.append(in_unit(metric.reported(key), unit_ns) + words)
+        rows.append([*cells, three_digits(metric.maximum / unit_ns)])
+    return html_table(["", "", "min", *LABELS.values(), "max"], rows)
 
 
 def failures_table(summary: Summary) -> str:
-    """Return the failures by kind, with examples."""
+    """Return the failures by outcome, with examples."""
     examples: defaultdict[str, list[str]] = defaultdict(list)
     if summary.tally:
-        for (kind, text), ((client, message), *_) in summary.tally.examples.items():
-            words = f"{html.escape(text)} (client {client}, message {message})"
-            examples[OUTCOMES[kind]].append(words)
+        for (outcome, words), ((client, message), *_) in summary.tally.examples.items():
+            example = f"{html.escape(words)} (client {client}, message {message})"
+            examples[OUTCOMES[outcome]].append(example)
     rows = [
-        [kind.replace("_", " "), grouped(number), "<br>".join(examples[kind])]
-        for kind, number in summary.failures.items()
+        [name.replace("_", " "), grouped(number), "<br>".join(examples[name])]
+        for name, number in summary.failures.items()
         if number
     ]
-    table = html_table(["kind", "count", "for example"], rows)
+    table = html_table(["failure", "count", "for example"], rows)
     return f'<div class="text">{table}</div>'
 
 
@@ -2679,7 +2901,7 @@ def tiles(summary: Summary) -> str:
         (grouped(summary.confirmed), f"of {grouped(summary.planned)} confirmed"),
         (grouped(summary.failed), "failed"),
         (three_digits(summary.per_s), "exchanges per second"),
-        (format_rate(summary.bytes_per_s), "throughput"),
+        (format_throughput(summary.bytes_per_s), "throughput"),
     ]
     for name in ("p50", "p90", "p99"):
         value = summary.latency.reported(name)
@@ -2697,7 +2919,7 @@ def sections(summary: Summary, baseline: Summary | None) -> Iterator[tuple[str, 
     tally = summary.tally
     timeline = tally.timeline if tally else None
     if summary.latency.count:
-        table = figures_table(summary)
+        table = percentile_table(summary)
         yield "Figures", f"<p>Below each percentile its 95 % range.{table}"
     if tally and timeline and (timeline.cells or timeline.failed):
         yield "Every exchange over time", plot_exchanges(summary, tally, timeline)
@@ -2711,8 +2933,8 @@ def sections(summary: Summary, baseline: Summary | None) -> Iterator[tuple[str, 
     if summary.failed:
         words = html.escape(gap_words(summary))
         yield "Failures", failures_table(summary) + f"<p>{words}"
-    if tally and tally.direct.count:
-        yield "Direct", f"<p>{html.escape(direct_words(tally))}."
+    if tally and tally.balancer_cost.count:
+        yield "What the balancer costs", f"<p>{html.escape(cost_words(tally))}."
     if tally and tally.slowest:
         yield "The slowest exchanges", slowest_table(tally)
     command = html.escape(shlex.join(summary.command))
@@ -2729,11 +2951,11 @@ def sections(summary: Summary, baseline: Summary | None) -> Iterator[tuple[str, 
 
 def render_report(summary: Summary, baseline: Summary | None, ending: str) -> str:
     """Return the page; `ending` says why the exit status is what it is."""
-    notes = "".join(f"<li>{html.escape(r)}" for r in summary.reasons + summary.notices)
-    title = f"{plural(summary.clients, 'client')} → {html.escape(summary.target)}"
+    items = "".join(f"<li>{html.escape(w)}" for w in summary.reasons + summary.hints)
+    title = f"{counted(summary.clients, 'client')} → {html.escape(summary.target)}"
     ran = f"ran {format_duration(summary.wall_s * 1e9)} · {summary.started}"
-    found = sections(summary, baseline)
-    content = "".join(f"<h2>{heading}</h2>{text}" for heading, text in found)
+    parts = sections(summary, baseline)
+    content = "".join(f"<h2>{heading}</h2>{text}" for heading, text in parts)
     data = json.dumps(summary.as_json()).replace("<", "\\u003c")
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -2744,18 +2966,25 @@ def render_report(summary: Summary, baseline: Summary | None, ending: str) -> st
         f"<h1>{title}</h1><p class=soft>{html.escape(summary.headline)} · {ran}"
         f'<div class="tiles">{tiles(summary)}</div>'
         f'<p><b class="{summary.verdict}">Verdict: {summary.verdict}</b>. {ending}'
-        f"<ul>{notes}</ul>{content}</main>"
+        f"<ul>{items}</ul>{content}</main>"
         f'<script type="application/json" id="run">{data}</script></body></html>\n'
     )
 
 
-# ---- Files: JSON, CSV, limits, baseline ----------------------------------------------
+# ---- Files: JSON, CSV ----------------------------------------------------------------
 # A file is written whole or not at all, under another name first, then renamed; but the
 # CSV as the run goes on.
 
 
 def write_whole(path: str, text: str) -> None:
-    """Write a file in one step, so that no reader finds half of it; OSError."""
+    """Write a file in one step, so that no reader finds half of it; OSError.
+
+    What is no plain file (a pipe, /dev/stdout) cannot be replaced: it is written to.
+    """
+    path = os.path.realpath(path)
+    if os.path.exists(path) and not os.path.isfile(path):
+        Path(path).write_text(text, encoding="utf-8")
+        return
     beside = f"{path}.{os.getpid()}.tmp"
     try:
         with open(beside, "w", encoding="utf-8") as file:
@@ -2779,177 +3008,110 @@ class CsvWriter:
 
     def write(self, chunk: Chunk) -> None:
         """Write the exchanges of a chunk."""
+        message_bytes = len(message_of(self.tally.config, chunk.client))
         for message, (due, sent, first, last, _, code) in chunk.exchanges():
-            outcome = code & 15
+            outcome, received = code & OUTCOME_MASK, code >> BYTES_SHIFT
             due_s = (due - self.tally.start_ns) / 1e9
             latency = first - sent if outcome == CONFIRMED else ""
-            size = self.tally.size_of(chunk.client)
-            size = 0 if outcome in (CONNECT, SEND) else size
+            size = 0 if outcome in (CONNECT, SEND) else message_bytes
             self.file.write(
                 f"{chunk.client},{message},{chunk.server_of(code)},{due_s:.9f},"
-                f"{latency},{last - due},{size},{code >> 20},{OUTCOMES[outcome]}\n"
+                f"{latency},{last - due},{size},{received},{OUTCOMES[outcome]}\n"
             )
 
 
-@dataclass(slots=True)
-class Limit:
-    """A --fail-if condition: the run fails when `figure` `sign` `value` holds."""
-
-    text: str
-    figure: str
-    sign: str
-    value: float
-
-
-LIMIT = re.compile(
-    r"(?:(latency|response|connect)\.)?(min|mean|p50|p90|p99|p99\.9|max)"
-    r"\s*([<>]=?)\s*([\d.]+)\s*(ns|us|µs|ms|s)"
-    r"|(failed|rate)\s*([<>]=?)\s*([\d.]+)\s*(%|/s|)"
-)
-UNITS_NS = {"ns": 1.0, "us": 1e3, "µs": 1e3, "ms": 1e6, "s": 1e9}
-SIGNS = {">": operator.gt, "<": operator.lt, ">=": operator.ge, "<=": operator.le}
-
-
-def parse_limit(text: str) -> Limit:
-    """Return a --fail-if condition such as p99>50ms, failed>1%, rate<1000/s."""
-    match = LIMIT.fullmatch(text.strip())
-    try:
-        if match is None:
-            raise ValueError
-        if match[2]:
-            figure = f"{match[1] or 'latency'}.{match[2].replace('.', '_')}"
-            return Limit(text, figure, match[3], float(match[4]) * UNITS_NS[match[5]])
-        if match[6] + match[9] not in ("failed", "failed%", "rate", "rate/s"):
-            raise ValueError
-        return Limit(text, match[6] + match[9].strip("/s"), match[7], float(match[8]))
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a limit like p99>50ms, response.p90>=1s, failed>1%,"
-            " rate<1000/s"
-        ) from None
-
-
-def broken_limits(limits: Iterable[Limit], summary: Summary) -> list[str]:
-    """Return a sentence per limit that is broken, or that the run cannot answer."""
-    broken = []
-    for limit in limits:
-        value = figure_of(summary, limit.figure)
-        if value is None:
-            broken.append(f"{limit.text}: too few exchanges to know")
-        elif SIGNS[limit.sign](value, limit.value):
-            timed = "." in limit.figure
-            shown = format_duration(value) if timed else three_digits(value)
-            broken.append(f"{limit.text}: it is {shown}")
-    return broken
-
-
-def figure_of(summary: Summary, name: str) -> float | None:
-    """Return a figure by its name in a limit; None when there is no such figure."""
-    if name == "rate":
-        return summary.per_s
-    if name.startswith("failed"):
-        tried = max(1, summary.confirmed + summary.failed)
-        return 100 * summary.failed / tried if name == "failed%" else summary.failed
-    metric, _, key = name.partition(".")
-    distribution: Distribution = getattr(summary, metric)
-    value: float | None = distribution.as_json()[key]
-    return value
-
-
 def read_summary(path: str) -> Summary:
-    """Return the summary in a --json file; ValueError with the reason if it is none."""
+    """Return the summary in a --json file; InputError with the reason if it is none."""
     try:
         text = Path(path).read_text(encoding="utf-8")
         if text.startswith("<!doctype"):  # a report: it carries its figures
             text = text.rpartition('id="run">')[2].partition("</script>")[0]
-        data = json.loads(text)
-        if data["version"] != 1:
-            raise ValueError(f"version {data['version']} of the format; 1 wanted")
-        servers = {}
-        for name, figures in data["servers"].items():
-            latency = Distribution.from_json(figures["latency_ns"])
-            servers[name] = ServerFigures(int(figures["confirmed"]), latency=latency)
-        return Summary(
-            command=list(map(str, data["command"])),
-            started=str(data["started"]),
-            target=str(data["target"]),
-            clients=int(data["clients"]),
-            wall_s=float(data["wall_s"]),
-            timestamps=str(data["timestamps"]),
-            interrupted=bool(data["interrupted"]),
-            planned=int(data["exchanges"]["planned"]),
-            confirmed=int(data["exchanges"]["confirmed"]),
-            bytes_sent=int(data["bytes"]["sent"]),
-            bytes_received=int(data["bytes"]["received"]),
-            latency=Distribution.from_json(data["latency_ns"]),
-            response=Distribution.from_json(data["response_time_ns"]),
-            connect=Distribution.from_json(data["connect_ns"]),
-            servers=servers,
-            failures={kind: int(data["failures"][kind]) for kind in KINDS},
-            reasons=list(map(str, data["reasons"])),
-        )
-    except KeyError as error:
-        raise ValueError(f"{path} was not written by --json: no {error}") from None
+        return summary_from_json(json.loads(text))
     except OSError as error:
-        raise ValueError(f"cannot read {path}: {why(error)}") from None
+        raise InputError(f"cannot read {path}: {say_why(error)}") from None
+    except KeyError as error:
+        words = f"{path} was not written by --json: no {error}"
+        raise InputError(words) from None
     except (TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path} was not written by --json: {error}") from None
+        raise InputError(f"{path} was not written by --json: {error}") from None
+
+
+def summary_from_json(data: dict[str, Any]) -> Summary:
+    """Return what `as_json` wrote; KeyError, TypeError or ValueError if it did not.
+
+    The texts are shown on terminals and in pages, so they must be what we write.
+    """
+    if data["version"] != 1:
+        raise ValueError(f"version {data['version']} of the format; 1 wanted")
+    if data["timestamps"] not in ("kernel", "user"):
+        raise ValueError("timestamps are of the kernel, or the user's")
+    time.strptime(data["started"], UTC_FORMAT)
+    servers = {}
+    for name, figures in data["servers"].items():
+        if not re.fullmatch(r"\d{1,5}", name):
+            raise ValueError("a server is named by its port")
+        latency = Distribution.from_json(figures["latency_ns"])
+        servers[name] = ServerTally(int(figures["confirmed"]), latency=latency)
+    return Summary(
+        command=list(map(str, data["command"])),
+        started=data["started"],
+        target=safe_text(data["target"].encode()),
+        clients=int(data["clients"]),
+        wall_s=float(data["wall_s"]),
+        timestamps=data["timestamps"],
+        interrupted=bool(data["interrupted"]),
+        planned=int(data["exchanges"]["planned"]),
+        confirmed=int(data["exchanges"]["confirmed"]),
+        bytes_sent=int(data["bytes"]["sent"]),
+        bytes_received=int(data["bytes"]["received"]),
+        latency=Distribution.from_json(data["latency_ns"]),
+        response_time=Distribution.from_json(data["response_time_ns"]),
+        connect_time=Distribution.from_json(data["connect_ns"]),
+        servers=servers,
+        failures={name: int(data["failures"][name]) for name in FAILURES},
+        reasons=[safe_text(str(reason).encode()) for reason in data["reasons"]],
+    )
 
 
 def merge_summaries(parts: list[Summary], command: list[str]) -> Summary:
-    """Return several machines' runs as one: samples add up, percentiles do not.
-
-    Runs side by side have the wall time of the longest; runs one after the other
-    have the sum of theirs.
-    """
-    whole = dataclasses.replace(parts[0], command=command, reasons=[])
-    starts = [calendar.timegm(time.strptime(p.started, UTC_FORMAT)) for p in parts]
-    ends = [start + part.wall_s for start, part in zip(starts, parts, strict=True)]
-    if max(starts) > min(ends) + 1:  # a start is known to the second
-        whole.wall_s = sum(part.wall_s for part in parts)
-        whole.notices = ["the runs did not overlap: their wall times were added"]
-    else:
-        whole.wall_s = max(part.wall_s for part in parts)
-    whole.started = min(part.started for part in parts)
+    """Return several machines' runs as one: samples add up, percentiles do not."""
+    merged = dataclasses.replace(parts[0], command=command, reasons=[])
+    merged.wall_s = wall_of(parts)
+    if merged.wall_s > 1 + max(part.wall_s for part in parts):
+        merged.hints = ["not all runs were at the same time: wall times were added"]
+    merged.started = min(part.started for part in parts)
     for name in ("clients", "planned", "confirmed", "bytes_sent", "bytes_received"):
-        setattr(whole, name, sum(getattr(part, name) for part in parts))
-    whole.target = ", ".join(dict.fromkeys(part.target for part in parts))
-    whole.interrupted = any(part.interrupted for part in parts)
+        setattr(merged, name, sum(getattr(part, name) for part in parts))
+    merged.target = ", ".join(dict.fromkeys(part.target for part in parts))
+    merged.interrupted = any(part.interrupted for part in parts)
     if any(part.timestamps == "user" for part in parts):
-        whole.timestamps = "user"
-    whole.failures = {k: sum(p.failures[k] for p in parts) for k in KINDS}
-    for name in ("latency", "response", "connect"):
-        setattr(whole, name, Distribution())
+        merged.timestamps = "user"
+    merged.failures = {k: sum(p.failures[k] for p in parts) for k in FAILURES}
+    for name in ("latency", "response_time", "connect_time"):
+        setattr(merged, name, Distribution())
         for part in parts:
-            getattr(whole, name).merge(getattr(part, name))
-    whole.servers = {}
+            getattr(merged, name).merge(getattr(part, name))
+    merged.servers = {}
     for k, part in enumerate(parts, 1):
-        whole.reasons += [f"run {k}: {reason}" for reason in part.reasons]
+        merged.reasons += [f"file {k}: {reason}" for reason in part.reasons]
         for name, server in part.servers.items():
-            ours = whole.servers.setdefault(name, ServerFigures())
+            ours = merged.servers.setdefault(name, ServerTally())
             ours.confirmed += server.confirmed
             ours.latency.merge(server.latency)
-    whole.headline = f"merged from {plural(len(parts), 'run')}"
-    return whole
+    merged.headline = f"merged from {counted(len(parts), 'run')}"
+    return merged
 
 
-def baseline_lines(summary: Summary, baseline: Summary) -> Iterator[str]:
-    """Yield how this run compares with an earlier one, and how sure that is."""
-    lines = []
-    for name in ("p50", "p90", "p99"):
-        share = PERCENTILES[name]
-        found = compare(summary.latency, baseline.latency, share, CONFIDENCE)
-        if found:
-            ratio, low, high = found
-            shown = "slower" if low > 0 else "no difference shown"
-            shown = "faster" if high < 0 else shown
-            around = f"({low:+.1%} to {high:+.1%})"
-            lines.append(f"latency {name} {ratio:+.1%} {around}: {shown}")
-    if baseline.per_s:
-        change = summary.per_s / baseline.per_s - 1
-        lines.append(f"exchanges per second {change:+.1%}")
-    for k, line in enumerate(lines):
-        yield from wrapped("" if k else "baseline", line)
+def wall_of(parts: list[Summary]) -> float:
+    """Return for how many seconds at least one of some runs lasted."""
+    wall_s, begin, end = 0.0, -math.inf, -math.inf
+    runs = [(calendar.timegm(time.strptime(p.started, UTC_FORMAT)), p) for p in parts]
+    for started, part in sorted(runs, key=operator.itemgetter(0)):
+        # A start is known to the second: one second apart may be the same moment.
+        begin = begin if started <= begin + 1 else started
+        wall_s += max(0.0, begin + part.wall_s - max(begin, end))
+        end = max(end, begin + part.wall_s)
+    return wall_s
 
 
 # ---- The demo: three servers and the balancer as children ----------------------------
@@ -3067,18 +3229,22 @@ def demo_system(quiet: bool) -> Iterator[str]:
             child.end()
 
 
-# ---- Options and the main thread -----------------------------------------------------
+# ---- Command line --------------------------------------------------------------------
 # Everything wrong with the options is said before a client is started.
 
 
-def number(
-    kind: Callable[[str], Any], least: float, above: bool = False
+class InputError(Exception):
+    """Options or files that cannot be used; said in one line, exit status 2."""
+
+
+def parse_number(
+    convert: Callable[[str], Any], least: float, above: bool = False
 ) -> Callable[[str], Any]:
     """Return a parser of numbers that refuses what is too small or not finite."""
 
     def parse(text: str) -> Any:
         try:
-            value = kind(text)
+            value = convert(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
         if not (math.isfinite(value) and (value > least if above else value >= least)):
@@ -3089,48 +3255,18 @@ def number(
     return parse
 
 
-def worker_count(text: str) -> int:
+parse_count = parse_number(int, 1)
+parse_positive = parse_number(float, 0, above=True)
+
+
+def parse_workers(text: str) -> int:
     """Return the number of worker processes; 0 stands for auto."""
-    return 0 if text == "auto" else int(number(int, 1)(text))
+    return 0 if text == "auto" else int(parse_count(text))
 
 
-def address_list(text: str) -> list[tuple[str, int]]:
+def parse_addresses(text: str) -> list[tuple[str, int]]:
     """Return the addresses of a comma-separated list."""
     return [parse_address(part) for part in text.split(",")]
-
-
-# flag, placeholder, parser of its text, default, help; grouped as --help shows them.
-positive = number(float, 0, above=True)
-LOAD_OPTIONS: tuple[tuple[str, str, Callable[[str], Any], Any, str], ...] = (
-    ("--target", "HOST:PORT", parse_address, None,
-     "connect to this address (default: 127.0.0.1:9990)"),
-    ("--messages", "COUNT", number(int, 1), None,
-     "send so many per client (default: 1; with --duration, no limit)"),
-    ("--duration", "S", positive, 0.0,
-     "send for so many seconds (default: until all messages are sent)"),
-    ("--rate", "R", positive, 0.0,
-     "send R messages per second, all clients together, on a fixed schedule"
-     " (default: each client sends when its last reply has come)"),
-    ("--ramp", "S", number(float, 0), 0.0,
-     "spread the clients' starts over so many seconds (default: 0)"),
-    ("--message", "TEXT", str, None,
-     'send this line (default: "Hello from client <i>!")'),
-    ("--size", "BYTES", number(int, 1), 0,
-     "fill up or cut the message to this size, newline included (default: off)"),
-    ("--timeout", "S", positive, 5.0,
-     "wait so long for a connection, and for a whole reply (default: 5)"),
-    ("--workers", "COUNT", worker_count, 1,
-     'spread the clients over processes; "auto": as many as it takes (default: 1)'),
-    ("--direct", "HOST:PORT,...", address_list, [],
-     "pair each exchange with one straight to the same server: what the balancer"
-     " costs (default: off)"),
-)  # fmt: skip
-FILE_OPTIONS = (
-    ("--json", "FILE", "write the figures (default: off)"),
-    ("--csv", "FILE", "write one line per exchange (default: off)"),
-    ("--report", "FILE.html", "write a page with plots, in one file (default: off)"),
-    ("--baseline", "FILE.json", "compare with an earlier run (default: off)"),
-)
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
@@ -3141,66 +3277,122 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         epilog="Percentiles are nearest rank. Exit status: 0 all confirmed, 1 something"
         " failed, 2 usage, 99 a --fail-if limit broken, 130 interrupted.",
     )
-    add = parser.add_argument
-    add("clients", metavar="N", nargs="?", type=number(int, 1), help="start N clients")
-    help_demo = "start three servers and the balancer first, stop them afterwards"
-    add("--demo", action="store_true", help=help_demo)
-    add = parser.add_argument_group("load").add_argument
-    for flag, place, kind, default, words in LOAD_OPTIONS:
-        add(flag, metavar=place, type=kind, default=default, help=words)
-    add("--reconnect", action="store_true",
-        help="open a new connection for every message (default: keep it)")  # fmt: skip
-    add("--any-reply", action="store_true",
-        help="take any reply that ends a line, e.g. of another protocol (default: it"
-        " must be our message)")  # fmt: skip
-    output = parser.add_argument_group("output")
-    for flag, place, words in FILE_OPTIONS:
-        output.add_argument(flag, metavar=place, help=words)
-    help_merge = "run nothing: add up what --json wrote, e.g. on several machines"
-    output.add_argument("--merge", metavar="FILE.json", nargs="+", help=help_merge)
-    output.add_argument("--fail-if", metavar="LIMIT", type=parse_limit, default=[],
-        action="append", help="exit with 99 when this holds: p99>50ms,"
-        " response.p50>=1s, failed>1%%, rate<1000/s; repeatable")  # fmt: skip
-    add = output.add_mutually_exclusive_group().add_argument
-    add("--verbose", action="store_true", help="show every exchange as well")
-    add("--quiet", action="store_true", help="print errors only")
+    parser.add_argument(
+        "clients", metavar="N", nargs="?", type=parse_count, help="start N clients"
+    )
+    parser.add_argument("--demo", action="store_true",
+        help="start three servers and the balancer first, stop them"
+        " afterwards")  # fmt: skip
+    load = add_load_options(parser)
+    add_output_options(parser)
     options = parser.parse_args(argv)
-    check_options(parser, options)
+    check_options(parser, options, load)
     return options
 
 
-def check_options(parser: Parser, options: argparse.Namespace) -> None:
+def add_load_options(parser: Parser) -> list[argparse.Action]:
+    """Add what a run does; return these options."""
+    add = parser.add_argument_group("load").add_argument
+    return [
+        add("--target", metavar="HOST:PORT", type=parse_address,
+            help="connect to this address (default: 127.0.0.1:9990)"),
+        add("--messages", metavar="COUNT", type=parse_count,
+            help="send so many per client (default: 1; with --duration, no limit)"),
+        add("--duration", metavar="S", type=parse_positive, default=0.0,
+            help="send for so many seconds (default: until all messages are sent)"),
+        add("--rate", metavar="R", type=parse_positive, default=0.0,
+            help="send R messages per second, all clients together, on a fixed"
+            " schedule: an open loop (default: a closed loop, each client sends when"
+            " its last reply has come)"),
+        add("--ramp", metavar="S", type=parse_number(float, 0), default=0.0,
+            help="spread the clients' starts over so many seconds (default: 0)"),
+        add("--message", metavar="TEXT",
+            help='send this line (default: "Hello from client <i>!")'),
+        add("--size", metavar="BYTES", type=parse_count, default=0,
+            help="fill up or shorten the message to this size, newline included"
+            " (default: off)"),
+        add("--timeout", metavar="S", type=parse_positive, default=5.0,
+            help="wait at most so long for a connection, and for a whole reply"
+            " (default: 5)"),
+        add("--workers", metavar="COUNT", type=parse_workers, default=1,
+            help='spread the clients over processes; "auto": as many as it takes'
+            " (default: 1)"),
+        add("--direct", metavar="HOST:PORT,...", type=parse_addresses, default=[],
+            help="pair each exchange with one directly with the same server: what the"
+            " balancer costs (default: off)"),
+        add("--reconnect", action="store_true",
+            help="open a new connection for every message (default: keep it)"),
+        add("--any-reply", action="store_true",
+            help="take any reply that ends a line, e.g. of another protocol (default:"
+            " it must repeat the message)"),
+    ]  # fmt: skip
+
+
+def add_output_options(parser: Parser) -> None:
+    """Add what is made of a run's figures."""
+    group = parser.add_argument_group("output")
+    add = group.add_argument
+    add("--json", metavar="FILE", help="write the figures (default: off)")
+    add("--csv", metavar="FILE", help="write one line per exchange (default: off)")
+    add("--report", metavar="FILE.html",
+        help="write a page with plots, in one file (default: off)")  # fmt: skip
+    add("--baseline", metavar="FILE.json",
+        help="compare latency and rate with an earlier run's --json"
+        " (default: off)")  # fmt: skip
+    add("--merge", metavar="FILE.json", nargs="+",
+        help="run nothing: add up what --json wrote, e.g. on several"
+        " machines")  # fmt: skip
+    add("--fail-if", metavar="LIMIT", type=parse_limit, default=[], action="append",
+        help="exit with 99 when this holds: p99>50ms, response.p50>=1s, failed>1%%,"
+        " rate<1000/s; repeatable")  # fmt: skip
+    either = group.add_mutually_exclusive_group()
+    either.add_argument(
+        "--verbose", action="store_true", help="show every exchange as well"
+    )
+    either.add_argument("--quiet", action="store_true", help="print errors only")
+
+
+def check_options(
+    parser: Parser, options: argparse.Namespace, load: list[argparse.Action]
+) -> None:
     """Refuse options that contradict each other, and files that cannot be written."""
     if (options.clients is None) == (options.merge is None):
         parser.error("give the number of clients N, or files to --merge")
     if options.demo and (options.target or options.merge):
         parser.error("--demo brings its own target and runs by itself")
     if options.merge:
-        flags = [flag for flag, *_ in LOAD_OPTIONS] + ["--reconnect", "--any-reply"]
-        for flag in [*flags, "--csv"]:
-            name = flag[2:].replace("-", "_")
-            if getattr(options, name) != parser.get_default(name):
-                parser.error(f"--merge runs nothing: leave out {flag}")
+        given = [a for a in load if a.default != getattr(options, a.dest)]
+        flags = [a.option_strings[0] for a in given] + ["--csv"] * bool(options.csv)
+        if flags:
+            parser.error(f"--merge runs nothing: leave out {flags[0]}")
     if options.rate and options.ramp:
         parser.error("--rate is a schedule of its own: leave out --ramp")
     if options.message and "\n" in options.message and not options.any_reply:
         parser.error("--message is one line; more lines need --any-reply")
+    ports = [port for _, port in options.direct]
+    if len(set(ports)) < len(ports):
+        parser.error("--direct: a reply names its server by the port, so ports differ")
     for name in ("json", "csv", "report"):
         path = getattr(options, name)
-        folder = path and (os.path.dirname(path) or ".")
-        if path and (os.path.isdir(path) or not os.access(folder, os.W_OK)):
+        if path and not can_write(os.path.realpath(path)):
             parser.error(f"--{name}: cannot write {path!r}")
 
 
+def can_write(path: str) -> bool:
+    """Return whether `write_whole` may write there: into the folder, or the pipe."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        return os.access(path, os.W_OK) and not os.path.isdir(path)
+    return os.access(os.path.dirname(path), os.W_OK)
+
+
 def resolve(address: tuple[str, int]) -> Addresses:
-    """Return the socket addresses of a host and port; SystemExit(2) if none."""
+    """Return the socket addresses of a host and port; InputError if it has none."""
     try:
-        found = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)
+        answers = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a host name"
-        complain(f"cannot resolve {address[0]!r}: {reason}")
-        raise SystemExit(2) from None
-    return [(family, place) for family, _, _, _, place in found]
+        raise InputError(f"cannot resolve {address[0]!r}: {reason}") from None
+    return [(family, sockaddr) for family, _, _, _, sockaddr in answers]
 
 
 def complain(text: str) -> None:
@@ -3209,11 +3401,10 @@ def complain(text: str) -> None:
 
 
 def make_config(options: argparse.Namespace, target: tuple[str, int]) -> Config:
-    """Return the run that the options describe, names resolved, workers counted."""
+    """Return the run that the options describe; InputError if it cannot be run."""
     clients, message = options.clients, options.message
     messages = options.messages or (0 if options.duration else 1)
     few = clients <= CLIENTS_SHOWN and 0 < clients * messages <= EXCHANGES_SHOWN
-    each = descriptors_each(options.direct)
     return Config(
         target=format_address(target),
         addresses=resolve(target),
@@ -3227,50 +3418,43 @@ def make_config(options: argparse.Namespace, target: tuple[str, int]) -> Config:
         reconnect=options.reconnect,
         timeout_s=options.timeout,
         any_reply=options.any_reply,
-        workers=options.workers or auto_workers(clients, each),
+        workers=workers_for(clients, options.workers, 2 if options.direct else 1),
         direct={str(a[1]): resolve(a) for a in options.direct},
         keep_replies=not options.quiet and (few or options.verbose),
     )
 
 
-def descriptors_each(direct: Iterable[Any]) -> int:
-    """Return how many files a client has open: two with --direct."""
-    return 2 if direct else 1
+def workers_for(clients: int, workers: int, each: int) -> int:
+    """Return how many processes run the clients: as asked for, or (0) as it takes.
 
-
-def auto_workers(clients: int, each: int) -> int:
-    """Return how many processes keep up with the clients, and can open their files."""
+    Each client has `each` files open; InputError if a process may not open so many.
+    """
     limit = raise_descriptor_limit()
-    room = clients if limit is None else max(1, (limit - SPARE_DESCRIPTORS) // each)
-    many = min(math.ceil(clients / CLIENTS_PER_WORKER), usable_cores() + 1)
-    return max(many, math.ceil(clients / room))
-
-
-def check_descriptors(config: Config) -> None:
-    """Raise the limit of open files; SystemExit(2) if the clients do not fit."""
-    limit = raise_descriptor_limit()
-    each = descriptors_each(config.direct)
-    need = each * math.ceil(config.clients / config.workers) + SPARE_DESCRIPTORS
-    if limit is not None and need > limit:
-        complain(
-            f"{config.clients} clients need {need} open files and this process may have"
+    most = clients if limit is None else max(1, (limit - SPARE_DESCRIPTORS) // each)
+    if not workers:
+        enough = min(math.ceil(clients / CLIENTS_PER_WORKER), usable_cores() + 1)
+        return max(enough, math.ceil(clients / most))
+    if math.ceil(clients / workers) > most:
+        need = each * math.ceil(clients / workers) + SPARE_DESCRIPTORS
+        raise InputError(
+            f"{clients} clients need {need} open files and this process may have"
             f" {limit}: raise the limit (ulimit -n {need}), or use fewer or --workers"
         )
-        raise SystemExit(2)
+    return workers
 
 
 @contextlib.contextmanager
 def signals_to(inbox: Inbox) -> Iterator[None]:
     """Turn the first Ctrl-C or SIGTERM into an event; a second one ends at once."""
 
-    def note(signum: int, frame: Any) -> None:
+    def send(signum: int, frame: Any) -> None:
         signal.signal(signum, signal.SIG_DFL)
         inbox.put(("signal", signum))  # SimpleQueue.put may interrupt itself
 
     if threading.current_thread() is not threading.main_thread():
         yield  # called from a test's thread: signals are not ours
         return
-    before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+    before = {s: signal.signal(s, send) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
@@ -3286,27 +3470,14 @@ def measure(options: argparse.Namespace, command: list[str]) -> Summary:
         target = options.target or ("127.0.0.1", 9990)
         if options.demo:
             target = parse_address(stack.enter_context(demo_system(options.quiet)))
-        config = make_config(options, target)
-        check_descriptors(config)
-        run = Run(config, inbox)
+        do_not_preempt()  # only now: the demo's scripts choose for themselves
+        run = Run(make_config(options, target), inbox)
         run.tally.timeline = Timeline() if options.report else None
         if options.csv:
             file = stack.enter_context(open(options.csv, "w", encoding="utf-8"))
-            run.listeners.append(CsvWriter(file, run.tally).write)
-        run.execute(Progress(config, sys.stderr, not options.quiet))
+            run.on_chunk = CsvWriter(file, run.tally).write
+        run.execute(Progress(run.config, sys.stderr, not options.quiet))
         return summarize(run, command)
-
-
-def unreachable(summary: Summary) -> str:
-    """Return one line about a target that nobody could connect to, "" otherwise."""
-    course = summary.course
-    if course is None or course.connected or not course.refusals or summary.confirmed:
-        return ""
-    reason = course.refusals.most_common(1)[0][0]
-    if "refused" not in reason:
-        return f"cannot connect to {summary.target}: {reason}"
-    start = "start the balancer with: python load_balancer.py"
-    return f"nobody listens at {summary.target}: {start}"
 
 
 @contextlib.contextmanager
@@ -3321,28 +3492,13 @@ def leaving_reader() -> Iterator[None]:
         os.close(nowhere)
 
 
-def judge(summary: Summary, broken: list[str]) -> tuple[int, str]:
-    """Return the exit status, as the end of `--help` lists them, and the reason."""
-    lost = summary.course.lost if summary.course else 0
-    if summary.interrupted:
-        return 130, "interrupted"
-    if broken:
-        return 99, "a limit is broken"
-    if lost:
-        return 1, f"{plural(lost, 'client')} lost"
-    if summary.failed:
-        return 1, f"{grouped(summary.failed)} failed"
-    if not summary.confirmed:
-        return 1, "none confirmed"
-    return 0, "all confirmed"
-
-
-def finish(summary: Summary, options: argparse.Namespace) -> int:
+def finish(
+    summary: Summary, baseline: Summary | None, options: argparse.Namespace
+) -> int:
     """Write the files and print what was asked for; return the exit status."""
     broken = broken_limits(options.fail_if, summary)
-    status, reason = judge(summary, broken)
+    status, reason = exit_status(summary, broken)
     ending = f"exit {status}: {reason}"
-    baseline = read_summary(options.baseline) if options.baseline else None
     if options.json:
         write_whole(options.json, json.dumps(summary.as_json(), indent=1) + "\n")
     if options.report:
@@ -3351,35 +3507,27 @@ def finish(summary: Summary, options: argparse.Namespace) -> int:
     nobody = unreachable(summary)
     if nobody:
         complain(nobody)
-    elif not options.quiet:
+    elif options.quiet:
+        if status:
+            complain("; ".join([reason, *broken]))
+    else:
         for name in ("report", "json", "csv"):
             path = getattr(options, name)
             ending += f"   {name}: {path}" if path else ""
         with leaving_reader():
-            show(summary, baseline, broken, ending)
+            if summary.tally and summary.tally.config.keep_replies:
+                print("\n".join(exchange_lines(summary.tally)), end="\n\n")
+            print_summary(summary, sys.stdout)
+            if baseline:
+                print("\n".join(baseline_lines(summary, baseline)))
+            for words in broken:
+                print("\n".join(wrapped("limit", f"broken: {words}")))
+            print(f" {ending}", flush=True)
     return status
 
 
-def show(
-    summary: Summary, baseline: Summary | None, broken: list[str], ending: str
-) -> None:
-    """Print exchanges, summary, comparison, broken limits, and the ending."""
-    tally = summary.tally
-    if tally and tally.kept and tally.config.keep_replies:
-        print("\n".join(exchange_lines(tally)), end="\n\n")
-    print_summary(summary, sys.stdout)
-    if baseline:
-        print("\n".join(baseline_lines(summary, baseline)))
-    for words in broken:
-        print("\n".join(wrapped("limit", f"broken: {words}")))
-    print(f" {ending}", flush=True)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the client; return the exit status of the table in `parse_args`."""
-    with contextlib.suppress(AttributeError, OSError):
-        # A thread that wakes does not push the server off its core (sched(7)).
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    """Run the client; return the exit status, as the end of `--help` lists them."""
     argv = sys.argv[1:] if argv is None else argv
     options = parse_args(argv)
     command = ["client2.py", *argv]
@@ -3387,22 +3535,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without these characters
     try:
-        if options.baseline:
-            read_summary(options.baseline)  # a mistake is said before the run
+        # Read before the run: a mistake is said at once.
+        baseline = read_summary(options.baseline) if options.baseline else None
         if options.merge:
-            parts = [read_summary(path) for path in options.merge]
-            summary = merge_summaries(parts, command)
+            summary = merge_summaries(list(map(read_summary, options.merge)), command)
         else:
             summary = measure(options, command)
-        return finish(summary, options)
+        return finish(summary, baseline, options)
+    except InputError as error:
+        complain(str(error))
+        return 2
     except DemoError as error:
         complain(str(error))
         return 1
-    except ValueError as error:
-        complain(str(error))
-        return 2
     except OSError as error:
-        complain(f"{error.filename or 'error'}: {why(error)}")
+        complain(f"{error.filename or 'error'}: {say_why(error)}")
         return 1
 
 

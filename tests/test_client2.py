@@ -684,15 +684,14 @@ class Failures(ClientTestCase):
     def test_a_second_worker_that_cannot_be_started_is_said_in_one_line(self) -> None:
         env = self.without()
         Path(env["PYTHONPATH"], "sitecustomize.py").write_text(
-            "import errno, os, subprocess\n"
-            "class Scarce(subprocess.Popen):\n"
-            "    left = 1\n"
-            "    def __init__(self, *args, **named):\n"
-            "        Scarce.left -= 1\n"
-            "        if Scarce.left < 0:\n"
-            "            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))\n"
-            "        super().__init__(*args, **named)\n"
-            "subprocess.Popen = Scarce\n"
+            "import errno, os\n"
+            "from multiprocessing.context import SpawnProcess\n"
+            "start, started = SpawnProcess.start, []\n"
+            "def scarce(process):\n"
+            "    if started:\n"
+            "        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))\n"
+            "    started.append(start(process))\n"
+            "SpawnProcess.start = scarce\n"
         )
         backend = self.backend(confirm())
         result = self.client(
