@@ -114,7 +114,8 @@ TCP_INFO_RETRANSMITS, TCP_INFO_DATA_SEGMENTS_IN = 100, 152
 TIMED_OUT = (BlockingIOError, TimeoutError)  # by a kernel's deadline, by Python's
 
 # A client hands its rows over this often (the progress' age), or as often as all
-# together make 500 chunks per second: each costs two wake-ups in the main process.
+# together make 500 chunks per second. All do it at the same moments: a chunk takes the
+# interpreter lock for a while, and one disturbance is better than many.
 HANDOVER_NS, HANDOVER_NS_PER_CLIENT = 500_000_000, 2_000_000
 MOST_REPEATS = 4096  # exchanges between two looks at the stop, whatever the clock does
 CLOCK_STEP_NS = 500_000_000  # slewing and a late thread stay below this
@@ -125,7 +126,9 @@ RECENT = 2000  # latencies that the progress' p99 is taken from, at most
 GAP_SHOWN_S = 0.5  # a gap without a good reply is worth a line from here on
 FIRST_RETRY_S, LAST_RETRY_S = 0.05, 1.0  # pause after a connect that failed
 STACK_BYTES = 256 * 1024  # a client's thread needs little, and there may be thousands
-CLIENTS_PER_WORKER = 12  # of --workers auto: more wait for one interpreter lock
+# Of --workers auto: one lock serves so many clients well. Processes beyond one more than
+# there are cores cost as much as they bring, unless their threads are very many.
+CLIENTS_PER_WORKER, MANY_CLIENTS_PER_WORKER, WORKERS_PER_CORE = 12, 160, 4
 AWAKE_TRIES = 150  # the only client asks so often, about 200 µs, before it sleeps
 REARM_BELOW = 0.99  # of the timeout left: the kernel's deadline must be set again
 SPARE_DESCRIPTORS = 40  # standard streams, pipes, files besides the connections
@@ -1009,6 +1012,7 @@ class Client(threading.Thread):
         self.direct_connection = Connection([], config, message, gates.cut)
         self.chunk = Chunk(number)
         self.hand_over_at = 0  # CLOCK_MONOTONIC, ns
+        self.interval_ns = max(HANDOVER_NS, HANDOVER_NS_PER_CLIENT * config.clients)
         self.server, self.code = "", UNKNOWN_SERVER << SERVER_SHIFT
         one_by_one = (
             config.rate or config.reconnect or config.direct or config.keep_replies
@@ -1025,9 +1029,9 @@ class Client(threading.Thread):
             if not config.ramp_s:
                 self._connect_first()
             gates.go.wait()
-            turn = (self.number - 1) / config.clients
-            self.hand_over_at = gates.start_mono_ns + int(turn * self._interval_ns)
+            self.hand_over_at = gates.start_mono_ns + self.interval_ns
             if config.ramp_s:
+                turn = (self.number - 1) / config.clients
                 self._wait_until(gates.start_mono_ns + int(turn * config.ramp_s * 1e9))
             self._converse()
         finally:
@@ -1182,10 +1186,6 @@ class Client(threading.Thread):
         self.connection.close()
         self.direct_connection.close()
 
-    @property
-    def _interval_ns(self) -> int:
-        """Time between two hand-overs."""
-        return max(HANDOVER_NS, HANDOVER_NS_PER_CLIENT * self.config.clients)
 
     def _hand_over(self, final: bool = False) -> None:
         """Give the rows to the main thread, and go on with an empty chunk."""
@@ -1199,7 +1199,9 @@ class Client(threading.Thread):
             connection.unstamped = 0
         servers = list(chunk.servers)
         self.chunk = Chunk(self.number, servers=servers, messages_before=done)
-        self.hand_over_at = time.monotonic_ns() + self._interval_ns
+        passed = time.monotonic_ns() - self.gates.start_mono_ns
+        self.hand_over_at = self.gates.start_mono_ns
+        self.hand_over_at += (passed // self.interval_ns + 1) * self.interval_ns
         self.inbox.put(("chunk", chunk))
 
     def cut(self) -> None:
@@ -1341,6 +1343,8 @@ def uninterrupted() -> Iterator[None]:
 
 def serve_as_worker(pipe: MpConnection, config: Config, numbers: range) -> None:
     """Run a group for the process at the other end of the pipe (a worker's main)."""
+    if hasattr(os, "setsid"):  # the scheduler shares cores by session (sched(7))
+        os.setsid()
     raise_descriptor_limit()
     sys.setswitchinterval(1.0)  # all threads wait in calls: none need be made to yield
     inbox: Inbox = queue.SimpleQueue()
@@ -3432,7 +3436,9 @@ def workers_for(clients: int, workers: int, each: int) -> int:
     limit = raise_descriptor_limit()
     most = clients if limit is None else max(1, (limit - SPARE_DESCRIPTORS) // each)
     if not workers:
-        enough = min(math.ceil(clients / CLIENTS_PER_WORKER), usable_cores() + 1)
+        cores, many = usable_cores(), math.ceil(clients / MANY_CLIENTS_PER_WORKER)
+        enough = max(cores + 1, min(many, WORKERS_PER_CORE * cores))
+        enough = min(enough, math.ceil(clients / CLIENTS_PER_WORKER))
         return max(enough, math.ceil(clients / most))
     if math.ceil(clients / workers) > most:
         need = each * math.ceil(clients / workers) + SPARE_DESCRIPTORS

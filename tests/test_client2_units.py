@@ -464,7 +464,7 @@ class Connections(unittest.TestCase):
 class Workers(unittest.TestCase):
     """How many processes there are, and one that never was."""
 
-    def test_auto_is_one_per_dozen_clients_but_at_most_one_more_than_cores(
+    def test_auto_is_one_per_dozen_clients_and_for_very_many_some_per_core(
         self,
     ) -> None:
         for clients, cores, workers in (
@@ -472,7 +472,9 @@ class Workers(unittest.TestCase):
             (12, 8, 1),
             (20, 8, 2),
             (50, 2, 3),
-            (1000, 1, 2),
+            (200, 2, 3),
+            (1000, 2, 7),
+            (9000, 2, 8),
         ):
             options = client2.parse_args([str(clients), "--workers", "auto"])
             with (
