@@ -14,7 +14,7 @@ import subprocess
 import threading
 import time
 import unittest
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import IO
@@ -485,8 +485,9 @@ class TheLog(ScriptTestCase):
     def test_a_client_that_reset_does_not_hold_up_a_stop(self) -> None:
         log = mock.Mock()
         log.append.side_effect = lambda records: (len(records), "")
-        options = server2.Options(1024, 0.2, 3600, 0, [], "", 0)
-        server = mock.Mock(port=9991, log=log, options=options, prefix=bytes(60_000))
+        server = mock.Mock(port=9991, log=log, prefix=bytes(60_000))
+        server.args = server2.parse_args(["9991"])
+        server.calls.send_at_once.return_value = 0
         server.stopping = threading.Event()
         with socket.create_server(("127.0.0.1", 0)) as listener:
             client = self.dial(listener.getsockname())
@@ -499,7 +500,8 @@ class TheLog(ScriptTestCase):
         began = time.monotonic()
         send_reset(client)
         serving.join(DEADLINE_S)
-        self.assertLess(time.monotonic() - began, server2.GRACE_S / 2)
+        self.assertLess(time.monotonic() - began, server2.DRAIN_S / 2)
+        connection.sock.close()
 
     def test_a_client_that_vanished_is_not_called_idle(self) -> None:
         gone = TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))  # by TCP
@@ -513,17 +515,16 @@ class TheLog(ScriptTestCase):
             with self.subTest(case):
                 log = mock.Mock()
                 log.append.side_effect = lambda records: (len(records), "")
-                options = server2.Options(1024, 0.2, 3600, 0, [], "", 0)
-                server = mock.Mock(port=9991, log=log, options=options, prefix=b"")
+                server = mock.Mock(port=9991, log=log, prefix=b"")
+                server.args = server2.parse_args(["9991"])
+                server.calls.send_at_once.return_value = 0  # sendall instead
                 server.stopping.is_set.return_value = False
                 sock = mock.Mock()
                 sock.recv.side_effect = received
                 sock.sendall.side_effect = sent
-                with mock.patch.object(server2, "kept_send", None):  # sendall instead
-                    server2.Connection(server, sock, ("127.0.0.1", 56457)).serve()
+                server2.Connection(server, sock, ("127.0.0.1", 56457)).serve()
                 (record,) = log.append.call_args.args[0]
                 self.assertIn(b" - closed: %b, " % reason.encode(), record)
-                sock.close.assert_called_once_with()
 
 
 class WhereTheLogGoes(ScriptTestCase):
@@ -697,15 +698,16 @@ class WhereTheLogGoes(ScriptTestCase):
         self.assertEqual(text.count(" - received: durable\n"), 100)
 
     def test_with_fsync_a_leader_that_fails_leaves_nobody_waiting(self) -> None:
-        log = server2.Log(str(self.folder / "log.txt"), fsync=True)
+        log = server2.FlushedLog(str(self.folder / "log.txt"), server2.QuickCalls())
         self.addCleanup(log.close)
-        leading, plain = threading.Event(), log._write
+        leading, plain = threading.Event(), log._write_and_flush
 
-        def fail_once(records: Sequence[bytes]) -> tuple[int, str]:
+        def fail_once(group: list[server2.Share]) -> None:
             if leading.is_set():
-                return plain(records)
+                plain(group)
+                return
             leading.set()
-            wait_until(lambda: log._queue, 5, "an append made meanwhile")
+            wait_until(lambda: log._next_group, 5, "an append made meanwhile")
             raise MemoryError
 
         def lead() -> None:
@@ -716,7 +718,7 @@ class WhereTheLogGoes(ScriptTestCase):
             leading.wait(5)
             return log.append([b"second\n"])
 
-        with mock.patch.object(log, "_write", fail_once):
+        with mock.patch.object(log, "_write_and_flush", fail_once):
             _, followed = in_parallel(lead, follow, timeout=5)
             (later,) = in_parallel(lambda: log.append([b"third\n"]), timeout=5)
         self.assertEqual((followed, later), ((1, ""), (1, "")))
@@ -727,7 +729,7 @@ class WhereTheLogGoes(ScriptTestCase):
         self,
     ) -> None:
         path = self.folder / "log.txt"
-        log = server2.Log(str(path), fsync=False)
+        log = server2.Log(str(path), server2.QuickCalls())
         self.addCleanup(log.close)
         self.assertTrue(log._is_quick)
         log.reopen()
