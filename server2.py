@@ -157,16 +157,19 @@ def timestamp() -> str:
     return f"{second_text(milliseconds // 1000)},{milliseconds % 1000:03d}"
 
 
-def printable(data: bytes, limit: int = sys.maxsize) -> str:
+def printable(data: bytes, limit: int = 0) -> str:
     """Return text that prints on one line and obeys nothing: \\x1b for ESC.
 
     Undecodable bytes, control characters and all else that is not printable (line
-    separators, text direction) are escaped. More than `limit` bytes end in "…".
+    separators, text direction) are escaped. More than `limit` bytes, if it is not 0,
+    end in "…".
     """
-    text = data[:limit].decode("utf-8", "backslashreplace")
-    if not text.isprintable():
-        text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-    return text if len(data) <= limit else f"{text}…"
+    if limit and len(data) > limit:
+        return printable(data[:limit]) + "…"
+    text = data.decode("utf-8", "backslashreplace")
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def count(number: int, noun: str) -> str:

@@ -740,6 +740,9 @@ class WhereTheLogGoes(ScriptTestCase):
         self.addCleanup(os.close, reader)
         log.reopen()
         self.assertFalse(log._is_quick)
+        path.unlink()
+        log.reopen()
+        self.assertFalse(log._is_quick, "it changes once")
 
     @unittest.skipUnless(hasattr(os, "mkfifo"), "needs FIFOs")
     def test_a_log_that_nobody_reads_stops_no_client_that_needs_no_record(self) -> None:
@@ -1058,6 +1061,18 @@ class BadInput(ScriptTestCase):
         self.assertIn(result.returncode, (1, 2))
         self.assert_one_line(result, result.returncode, "192.0.2.1")
 
+    def test_a_system_without_threads_to_spare_is_told_in_one_line(self) -> None:
+        env = self.without()
+        starved = (
+            "import threading\n"
+            "def start(thread):\n"
+            '    raise RuntimeError("can\'t start new thread")\n'
+            "threading.Thread.start = start\n"
+        )
+        Path(env["PYTHONPATH"], "sitecustomize.py").write_text(starved)
+        result = self.run_script("server2.py", "0", env=env)
+        self.assert_one_line(result, 2, "can't start new thread")
+
     def test_a_bad_start_leaves_no_log_behind(self) -> None:
         self.run_script("server2.py", "99999")
         self.assertEqual(list(self.folder.iterdir()), [])
@@ -1196,6 +1211,39 @@ class Lifetime(ScriptTestCase):
         self.assertEqual(len(replies), len(expected))
         self.assertEqual(replies, expected)
         self.assertGreater(logged, 100)
+
+    def test_a_pause_that_ends_the_first_message_ends_a_stopping_server_too(
+        self,
+    ) -> None:
+        server = self.start("server2.py", "0", "--quiet")
+        client = self.dial(server)
+        client.sendall(b"hi")
+        self.assertTrue(nothing_comes(client, 0.05))
+        began = time.monotonic()
+        server.signal(signal.SIGTERM)
+        self.assertEqual(read_to_end(client), b"Server %d received: hi" % server.port)
+        self.assertEqual(server.wait(10), 0)
+        self.assertLess(time.monotonic() - began, server2.GRACE_S / 2)
+
+    @unittest.skipUnless(hasattr(signal, "SIGHUP"), "needs SIGHUP")
+    def test_sighup_reopens_the_log_also_while_it_stops(self) -> None:
+        log = self.folder / "server_log.txt"
+        server = self.start("server2.py", "0", "--message-pause", "0")
+        finished, unfinished = self.dial(server), self.dial(server)
+        unfinished.sendall(b"ha")
+        finished.sendall(b"whole\n")
+        read_line(finished)
+        server.signal(signal.SIGTERM)
+        self.assertEqual(read_to_end(finished), b"")  # it stops
+        log.rename(self.folder / "old.txt")
+        server.signal(signal.SIGHUP)
+        wait_until(log.exists, 5, "the new log")
+        unfinished.sendall(b"lf\n")
+        self.assertEqual(
+            read_to_end(unfinished), b"Server %d received: half\n" % server.port
+        )
+        self.assertEqual(server.wait(10), 0)
+        self.assertIn("received: half\n", log.read_text())
 
     def test_the_same_port_can_be_taken_again_at_once(self) -> None:
         server = self.start("server2.py", "0")
