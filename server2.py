@@ -84,14 +84,16 @@ CUT_S = 1.0  # ... then for threads to end after their connections were cut
 DRAIN_S = 2.0  # at the stop, for a client's kernel to acknowledge what was sent
 BACK_OFF_S = 0.1  # after accept or a thread's start failed for want of resources
 LISTEN_QUEUE = 4_096  # clients that wait for accept; the kernel caps it (somaxconn)
-SPARE_THREADS = 2  # in accept at least, so that a client finds one ready
-MAX_SPARE = 64  # in accept at most; further threads end
+MIN_SPARE = 2  # threads in accept at least, so that a client finds one ready
+MAX_SPARE = 64  # threads in accept at most; more end
 BLOCK_BYTES = 4 << 20  # of the log are searched for torn records at once
 LINE_BYTES = 1 << 20  # no line of the log is longer, with the default --max-message
 MEND_BYTES = 256 << 20  # of the log's end are searched for torn records at most
 STACK_BYTES = 512 << 10  # per thread: calls here are shallow, threads many
 PRINTED_LINES = 1_000  # waiting for a slow terminal; later ones are dropped
 PRINTED_BYTES = 60  # of a message, on the terminal
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGHUP = getattr(signal, "SIGHUP", None)  # Windows has none
 TIMEOUTS = (BlockingIOError, TimeoutError)  # by SO_RCVTIMEO, by settimeout
 FAULTS = ("refuse", "hang", "reset", "slow", "close-early", "half-close")
 
@@ -404,8 +406,8 @@ class Log:
             whole += 1
         if end < written and not self._blank(data[:written], end):
             self._torn.set()
-        # A write that is too short does not say why. The next one does, or succeeds.
-        more, reason = Log.append(self, records[whole:])
+        # A write that is too short does not say why: the next one does, or succeeds.
+        more, reason = Log.append(self, records[whole:])  # by no group
         return whole + more, reason
 
     def reopen(self) -> None:
@@ -685,6 +687,8 @@ def unacknowledged(sock: socket.socket) -> int:
 class Connection:
     """One client's connection. Its own thread calls all but `shut_down`."""
 
+    _batch_size = BATCH_MESSAGES
+
     def __init__(
         self, server: Server, sock: socket.socket, address: tuple[Any, ...]
     ) -> None:
@@ -699,10 +703,11 @@ class Connection:
         self.bytes_in = 0
         self.bytes_out = 0
         self._framer = Framer(self.args.max_message)
-        self._batch_size = 1 if self.args.delay else BATCH_MESSAGES
+        if self.args.delay:
+            self._batch_size = 1
         self._accepted_ns = time.monotonic_ns()
         self._accepted_at = timestamp()  # for the record "connected", ...
-        self._is_recorded = False  # ... which goes before the first other one
+        self._start_is_logged = False  # ... which goes before the first other one
 
     def serve(self) -> None:
         """Serve the client to the end, and record the end. The caller closes."""
@@ -796,11 +801,11 @@ class Connection:
         for message in messages:
             text = printable(message.removesuffix(b"\n").removesuffix(b"\r"))
             records.append(f"{before}{text}{between}{text}\n".encode())
-        records[0] = self._start() + records[0]
+        records[0] = self._start_record() + records[0]
         logged, reason = self.server.log.append(records)
         confirmations = [self.server.prefix + message for message in messages[:logged]]
         if logged:
-            self._is_recorded = True
+            self._start_is_logged = True
         if reason:
             error = f"Server {port} error: cannot log: {reason}\n"
             confirmations += [error.encode()] * (len(messages) - logged)
@@ -822,9 +827,9 @@ class Connection:
         """Return how every record begins."""
         return f"{when} - {self.server.port} - {self.client} - "
 
-    def _start(self) -> bytes:
+    def _start_record(self) -> bytes:
         """Return the record "connected", b"" once it is in the log."""
-        if self._is_recorded:
+        if self._start_is_logged:
             return b""
         return f"{self._head(self._accepted_at)}connected\n".encode()
 
@@ -838,7 +843,7 @@ class Connection:
             f"{count(self.bytes_in, 'byte')} in, {count(self.bytes_out, 'byte')} out, "
             f"{duration_ms:.1f} ms"
         )
-        record = self._start() + f"{self._head(timestamp())}{event}\n".encode()
+        record = self._start_record() + f"{self._head(timestamp())}{event}\n".encode()
         _, error = self.server.log.append([record])
         if error:
             self.server.printer.warn("log", f"cannot log: {error}")
@@ -919,12 +924,8 @@ class Connection:
 class FaultyConnection(Connection):
     """A connection that misbehaves as --fault says, to try the balancer."""
 
-    def __init__(
-        self, server: Server, sock: socket.socket, address: tuple[Any, ...]
-    ) -> None:
-        super().__init__(server, sock, address)
-        self._batch_size = 1
-        self._is_mute = False  # after "half-close"
+    _batch_size = 1
+    _is_mute = False  # True after "half-close"
 
     def _confirm(self, messages: list[bytes]) -> None:
         fault, seconds = self.args.fault
@@ -991,8 +992,8 @@ class Server:
         # Bytes to the main thread: a signal's number, or 0 for "see to the threads".
         self._inbox, self._outbox = socket.socketpair()
         self._outbox.setblocking(False)
-        # Guards the three below. A thread either serves one of the live connections or
-        # is spare: it accepts, or is about to. So `_threads - len(_live)` are spare.
+        # Guards the three below. A thread serves one of the live connections or is
+        # spare: it accepts, or is about to. So `_threads - len(_live)` are spare.
         self._lock = threading.Lock()
         self._threads = 0
         self._live: set[Connection] = set()  # none of them is closed
@@ -1002,23 +1003,22 @@ class Server:
         """Serve until SIGTERM or SIGINT. Runs on the main thread."""
         with self._signals():
             # Not earlier: whoever reads the line may send a signal at once.
-            where, fault = format_address(self._listener.getsockname()), self.args.fault
-            with contextlib.suppress(OSError):
-                note = f" (fault: {fault[0]})" if fault[0] else ""
-                print(f"listening on {where}{note}", flush=True)
+            line = f"listening on {format_address(self._listener.getsockname())}"
+            if fault := self.args.fault[0]:
+                line += f" (fault: {fault})"
+            with contextlib.suppress(OSError):  # nobody reads it
+                print(line, flush=True)
             event = 0
-            while event not in (signal.SIGTERM, signal.SIGINT):
+            while event not in STOP_SIGNALS:
                 event = self._next_event(self._start_threads())
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in STOP_SIGNALS:
                 signal.signal(number, signal.SIG_DFL)  # a second one ends it at once
             self._stop()
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
         """Have signals arrive as bytes in the inbox meanwhile."""
-        numbers = [signal.SIGTERM, signal.SIGINT]
-        if hasattr(signal, "SIGHUP"):
-            numbers.append(signal.SIGHUP)
+        numbers = [*STOP_SIGNALS, *([SIGHUP] if SIGHUP else [])]
         # In this order: a handler without the descriptor would swallow a signal.
         old_fd = signal.set_wakeup_fd(self._outbox.fileno(), warn_on_full_buffer=False)
         old = {n: signal.signal(n, lambda *_: None) for n in numbers}
@@ -1041,7 +1041,7 @@ class Server:
             event = self._inbox.recv(1)[0]
         except TimeoutError:
             return 0
-        if event == getattr(signal, "SIGHUP", None):
+        if event == SIGHUP:
             try:
                 self.log.reopen()
             except OSError as error:
@@ -1062,30 +1062,23 @@ class Server:
                 return BACK_OFF_S
 
     def _is_short_of_threads_locked(self) -> bool:
-        few = self._threads - len(self._live) < SPARE_THREADS
+        few = self._threads - len(self._live) < MIN_SPARE
         return few and self._threads < self._max_threads
 
     def _start_thread(self, connection: Connection | None = None) -> bool:
         """Start a thread, for a connection or for the next; tell whether one could."""
+        name = f"connection-{next(self._started)}"
+        thread = threading.Thread(
+            target=self._work, args=(connection,), name=name, daemon=True
+        )
         with self._lock:
             self._threads += 1
-            if connection:
-                self._live.add(connection)
-        thread = threading.Thread(
-            target=self._work,
-            args=(connection,),
-            name=f"connection-{next(self._started)}",
-            daemon=True,
-        )
         try:
             thread.start()
         except RuntimeError as error:
             self.printer.warn("threads", f"{error}: new clients wait")
             with self._lock:
                 self._threads -= 1
-                self._live.discard(connection)
-            if connection:
-                connection.sock.close()
             return False
         return True
 
@@ -1113,13 +1106,13 @@ class Server:
             self._threads -= ends
             if not self._threads:
                 self._wake_main_locked()
-        return not ends
+            return not ends
 
     def _accept(self) -> Connection | None:
         """Wait for the next client; None when the server stops."""
         while not self.stopping.is_set():
             try:
-                connection = self._accept_one()
+                return self._accept_one()
             except ConnectionAbortedError:
                 continue  # the client left before
             except (OSError, MemoryError) as error:
@@ -1127,19 +1120,19 @@ class Server:
                     reason = getattr(error, "strerror", "") or "out of memory"
                     self.printer.warn("accept", f"{reason}: new clients wait")
                     self.stopping.wait(BACK_OFF_S)
-                continue
-            with self._lock:
-                self._live.add(connection)
-                if self._is_short_of_threads_locked():
-                    self._wake_main_locked()
-            return connection
         return None
 
     def _accept_one(self) -> Connection:
+        """Return the next client's connection, now a live one, or raise OSError."""
         sock, address = self._listener.accept()
         if self.stopping.is_set():  # the listener does not block then
             sock.setblocking(True)  # BSD, macOS: the socket inherits that
-        return self._connection_class(self, sock, address)
+        connection = self._connection_class(self, sock, address)
+        with self._lock:
+            self._live.add(connection)
+            if self._is_short_of_threads_locked():
+                self._wake_main_locked()
+        return connection
 
     def _wake_main_locked(self) -> None:
         """Have the main thread see to the threads."""
@@ -1180,7 +1173,8 @@ class Server:
                 with self._lock:
                     if self._threads >= self._max_threads:
                         return
-                self._start_thread(self._accept_one())
+                if not self._start_thread(self._accept_one()):
+                    return
 
     def _wait_for_threads(self, seconds: float) -> bool:
         """Wait until the last thread ends; tell whether it did in time."""
@@ -1344,10 +1338,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         complain(f"cannot listen on {where}: {error.strerror}")
         return 2
     with listener:
-        return serve(listener, args)
+        return run_server(listener, args)
 
 
-def serve(listener: socket.socket, args: argparse.Namespace) -> int:
+def run_server(listener: socket.socket, args: argparse.Namespace) -> int:
     """Serve on a listener until a signal; return the exit code."""
     calls = QuickCalls()
     with contextlib.suppress(OSError):  # as far as the file may be changed

@@ -75,11 +75,16 @@ class Threads(ScriptTestCase):
         self.addCleanup(self.server._inbox.close)
         self.addCleanup(self.server._outbox.close)
 
+    def serve_and_end(self, connection: mock.Mock) -> None:
+        """Serve a connection on a thread that ends with it."""
+        self.server._live.add(connection)
+        self.server.stopping.set()
+        self.assertTrue(self.server._start_thread(connection))
+
     def test_a_defect_is_told_with_its_traceback_and_ends_one_connection(self) -> None:
         connection = mock.Mock(client="127.0.0.1:56457")
         connection.serve.side_effect = ZeroDivisionError("a defect")
-        self.server.stopping.set()
-        self.server._start_thread(connection)
+        self.serve_and_end(connection)
         wait_until(lambda: connection.sock.close.called, 5, "the connection's end")
         (call,) = self.printer.warn.call_args_list
         kind, text = call.args
@@ -96,8 +101,7 @@ class Threads(ScriptTestCase):
         def is_live() -> bool:
             return connection in self.server._live
 
-        self.server.stopping.set()
-        self.server._start_thread(connection)
+        self.serve_and_end(connection)
         wait_until(lambda: len(live) == 2, 5, "the connection's end")
         self.assertEqual(live, [True, False])
 
