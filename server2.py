@@ -27,8 +27,8 @@ Threads of the one process:
                                      stalls nothing else
 
 Stop (Server._stop): SIGTERM or Ctrl-C. Accept no more, but all that are connected;
-confirm what was received, for GRACE_S at most; cut the connections that are left;
-exit with 0. A second signal ends the process at once.
+confirm what was received, for GRACE_S at most; cut the other connections; exit with
+0. A second signal ends the process at once.
 
     python server2.py 9991
     python server2.py 9991 --log /var/log/lab.txt --fsync --max-connections 500
@@ -472,23 +472,17 @@ class Log:
             raise
 
 
-def taken_lock() -> threading.Lock:
-    """Return a lock that is taken, for another thread to release."""
-    lock = threading.Lock()
-    lock.acquire()
-    return lock
-
-
-@dataclass(slots=True)
 class Share:
     """What one thread brings to a group, and gets back from its leader."""
 
-    records: Sequence[bytes]
-    # Released when the share is `done`, or when it is its thread's turn to lead. (A
-    # lock, because waiting for an Event costs three of them.)
-    wake: threading.Lock = field(default_factory=taken_lock)
-    done: bool = False  # then `result` is what `append` returns
-    result: tuple[int, str] = (0, "internal error")  # unless the leader says better
+    def __init__(self, records: Sequence[bytes]) -> None:
+        self.records = records
+        self.done = False  # True: `result` is what `append` returns
+        self.result = (0, "internal error")  # unless the leader says better
+        # Taken until the share is done, or it is its thread's turn to lead. (A lock,
+        # because waiting for an Event costs three of them.)
+        self.wake = threading.Lock()
+        self.wake.acquire()
 
 
 class FlushedLog(Log):
@@ -697,8 +691,9 @@ class Connection:
         self.sock = sock
         self.address = address
         self.client = format_address(address)  # the PROXY line's, after one
-        # Received. The main thread reads it at the stop, without a lock: it sets
-        # `stopping` before, and this thread asks for that after it counted.
+        # Received. At the stop the main thread reads it without a lock: it has set
+        # `stopping` before, and this thread asks for `stopping` after it counted, so
+        # that one of them sees what the other did.
         self.message_count = 0
         self.bytes_in = 0
         self.bytes_out = 0
@@ -711,7 +706,7 @@ class Connection:
 
     def serve(self) -> None:
         """Serve the client to the end, and record the end. The caller closes."""
-        is_there = True
+        is_there = True  # the client
         try:
             set_timeouts(self.sock, self.args.idle_timeout)
             self._exchange()
@@ -813,6 +808,7 @@ class Connection:
         return b"".join(confirmations)
 
     def _send(self, data: bytes) -> None:
+        """Send all of `data`; a client that reads nothing for too long is given up."""
         try:
             sent = self.server.calls.send_at_once(self.sock, data)
             if sent < len(data):
@@ -859,8 +855,8 @@ class Connection:
         self.sock.shutdown(socket.SHUT_WR)
         deadline, most = time.monotonic() + LINGER_S, self.bytes_in + LINGER_BYTES
         with contextlib.suppress(OSError):
-            while self.bytes_in < most and (s := deadline - time.monotonic()) > 0:
-                set_timeouts(self.sock, s)
+            while self.bytes_in < most and time.monotonic() < deadline:
+                set_timeouts(self.sock, max(deadline - time.monotonic(), 1e-3))
                 data = self.sock.recv(RECEIVE_BYTES)
                 if not data:
                     break
@@ -951,13 +947,13 @@ class FaultyConnection(Connection):
 
 # ---- Server: accept clients, keep threads, stop -------------------------------------
 # Threads wait in accept; each serves the client that it got. The main thread starts
-# one more whenever few are left waiting, because starting one takes time.
+# one more whenever few of them are spare, because starting one takes time.
 
 
 def drop_packets(listener: socket.socket) -> None:
     """Have the kernel drop what arrives for a listener (socket(7), SO_ATTACH_FILTER).
 
-    Accepted connections are not touched. Raise OSError when it refuses; do nothing
+    Accepted connections are not touched. Raise OSError when it cannot; do nothing
     where there is no such thing.
     """
     if sys.platform == "linux":
@@ -1286,8 +1282,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def open_listener(host: str, port: int, only_bind: bool) -> socket.socket:
     """Return a listening socket, or raise OSError; one that is only bound refuses."""
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    family, kind, protocol, _, address = found[0]
+    addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    family, kind, protocol, _, address = addresses[0]
     listener = socket.socket(family, kind, protocol)
     try:
         if os.name == "posix":  # elsewhere it would let two servers share a port
