@@ -290,19 +290,20 @@ class Printer:
 # Python lets go of its lock around every system call, and a thread that waits for it
 # wakes: with 50 busy clients that takes longer than the call. These take microseconds
 # and hardly ever wait, so they keep the lock: a third less time per message. (A disk
-# that stalls then stalls all clients at once, not one after the other.) Where there is
-# no such call, or it says no, Python's own does the work, or says why not.
+# that stalls then stalls all clients at once, not one after the other.)
 
 AT_EMPTY_PATH, STATX_NLINK, STATX_BYTES, LINKS = 0x1000, 4, 256, slice(16, 20)
 SEND_FLAGS = getattr(socket, "MSG_DONTWAIT", 0) | getattr(socket, "MSG_NOSIGNAL", 0)
 
 
 class QuickCalls:
-    """Three calls of the C library; any thread may make them."""
+    """Three calls of the C library; Python's own where they cannot be had.
+
+    Any thread may make them.
+    """
 
     def __init__(self) -> None:
-        # Not imported at the top: with ctypes some Pythons open a file, and some
-        # are built without.
+        # Not at the top: some Pythons open a file with ctypes, some are built without.
         self._ctypes: Any = None
         with contextlib.suppress(ImportError):
             self._ctypes = importlib.import_module("ctypes")
@@ -557,7 +558,7 @@ class FlushedLog(Log):
 
 STAMP = rb"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} - "
 SAMPLE = b"2026-11-23 14:50:15,613 - "  # to complete a stamp that is torn itself
-YEAR_BYTES = len(b"2026-")  # of a stamp tell a torn record from what a person wrote
+SURE_BYTES = len(b"2026-")  # less at the log's end may be what a person wrote
 HEAD = STAMP + rb"\d+ - \S+ - "
 RECORD = re.compile(HEAD + rb"(?:connected$|received: |replied: |closed: )")
 MESSAGE = re.compile(HEAD + rb"(?:replied: Server \d+ )?received: (.*)")
@@ -608,7 +609,7 @@ def torn_records(file: io.FileIO, size: int, port: int) -> Iterator[tuple[int, i
         first = file.seek(max(0, low - LINE_BYTES))  # so that lines have neighbours
         data = file.read(min(size, high + LINE_BYTES) - first)
         last = data.rpartition(b"\n")[2] if high == size else b""
-        if len(last) >= YEAR_BYTES and may_begin_record(last):
+        if len(last) >= SURE_BYTES and may_begin_record(last):
             yield size - len(last), size
         lines = data.split(b"\n") if GLUED.search(data) else []
         offset = first

@@ -634,10 +634,10 @@ class WhereTheLogGoes(ScriptTestCase):
         log.rename(self.folder / "full")
         server.signal(signal.SIGHUP)
         wait_until(log.exists, what="the new log")
-        client.sendall(b"there is room again\n")
+        client.sendall(b"there is space again\n")
         self.assertEqual(
             read_line(client),
-            b"Server %d received: there is room again\n" % server.port,
+            b"Server %d received: there is space again\n" % server.port,
         )
         text = (self.folder / "full").read_text()
         for number in confirmed:
@@ -850,7 +850,7 @@ class Options(ScriptTestCase):
             read_line(client)
             self.assertTrue(nothing_comes(client, 0.3), "closed while in use")
 
-    def test_more_than_max_connections_wait_for_a_place(self) -> None:
+    def test_more_than_max_connections_wait_for_their_turn(self) -> None:
         server = self.start("server2.py", "0", "--max-connections", "2")
         first, second, third = (self.dial(server) for _ in range(3))
         for client in (first, second):
@@ -1355,7 +1355,7 @@ class Lifetime(ScriptTestCase):
         self.assertLess(len(served), 40)
         expected = b"Server %d received: crowd\n" % server.port
         waiting = list(crowd)
-        while waiting:  # whoever has an answer leaves, and makes room
+        while waiting:  # whoever has an answer leaves to others
             ready = select.select(waiting, [], [], 20)[0]
             self.assertTrue(ready, f"{len(waiting)} clients are never served")
             for client in ready:
