@@ -19,16 +19,16 @@ one that a full disk tore at once: a line of blanks marks it. A connection that 
 sends a byte leaves no record.
 
 Threads of the one process:
-    MainThread      Server.run       waits on one socket for signals, and for requests
-                                     of the others to start threads (or to see the end)
-    connection-N    Server._work     accepts a client, serves it from first byte to
-                                     last (Connection.serve), accepts the next
-    printer         Printer._run     writes to the terminal, so that a stalled one
-                                     stalls nothing else
+    MainThread      Server.run      waits on one socket for signals, and for word that
+                                    threads are short, which it starts, or all ended
+    connection-N    Server._work    accepts a client (_accept), serves it from first
+                                    byte to last (Connection.serve), accepts the next
+    printer         Printer._run    writes to the terminal, so that a stalled one
+                                    stalls nothing else
 
-Stop (Server._stop): SIGTERM or Ctrl-C. Accept no more, but all that are connected;
-confirm what was received, for GRACE_S at most; cut the other connections; exit with
-0. A second signal ends the process at once.
+Stop (Server._stop): SIGTERM or Ctrl-C. Accept who is connected already, and nobody
+else; confirm what was received, for GRACE_S at most; cut what goes on; exit with 0.
+A second signal ends the process at once.
 
     python server2.py 9991
     python server2.py 9991 --log /var/log/lab.txt --fsync --max-connections 500
@@ -85,7 +85,7 @@ DRAIN_S = 2.0  # at the stop, for a client's kernel to acknowledge what was sent
 BACK_OFF_S = 0.1  # after accept or a thread's start failed for want of resources
 LISTEN_QUEUE = 4_096  # clients that wait for accept; the kernel caps it (somaxconn)
 MIN_SPARE = 2  # threads in accept at least, so that a client finds one ready
-MAX_SPARE = 64  # threads in accept at most; more end
+MAX_SPARE = 64  # threads in accept at most; further ones end
 BLOCK_BYTES = 4 << 20  # of the log are searched for torn records at once
 LINE_BYTES = 1 << 20  # no line of the log is longer, with the default --max-message
 MEND_BYTES = 256 << 20  # of the log's end are searched for torn records at most
@@ -237,7 +237,7 @@ class Printer:
             self._put(1, line)
 
     def warn(self, kind: str, text: str) -> None:
-        """Print a line on standard error; of each kind one per second at most."""
+        """Print a text on standard error; of each kind one per second at most."""
         now = time.monotonic()
         with self._changed:
             if now - self._warned.get(kind, -math.inf) < 1:
@@ -894,17 +894,17 @@ class Connection:
         """Take the client's address from the PROXY line; return what follows it."""
         deadline = time.monotonic() + PROXY_TIMEOUT_S
         data = b""
-        while b"\n" not in data and len(data) < PROXY_LINE_BYTES:
+        while b"PROXY ".startswith(data[:6]) and b"\n" not in data:
             set_timeouts(self.sock, max(deadline - time.monotonic(), 1e-3))
             try:
                 more = self.sock.recv(RECEIVE_BYTES)
             except TIMEOUTS:
                 raise ConnectionOver("by server (no PROXY line in time)") from None
-            if not (more or data):
-                raise ConnectionOver("by client")
             data += more
-            if not (more and b"PROXY ".startswith(data[:6])):
+            if not more or len(data) >= PROXY_LINE_BYTES:
                 break
+        if not data:
+            raise ConnectionOver("by client")
         end = data.find(b"\n", 0, PROXY_LINE_BYTES) + 1
         try:
             client = parse_proxy_line(data[:end])
@@ -994,7 +994,7 @@ class Server:
         self._lock = threading.Lock()
         self._threads = 0
         self._live: set[Connection] = set()  # none of them is closed
-        self._asked = False  # a 0 is in the inbox; never more, or no signal fits in
+        self._asked = False  # a 0 is in the inbox: one at most, so that signals fit in
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT. Runs on the main thread."""
@@ -1038,7 +1038,10 @@ class Server:
             event = self._inbox.recv(1)[0]
         except TimeoutError:
             return 0
-        if event == SIGHUP:
+        if event == 0:
+            with self._lock:
+                self._asked = False
+        elif event == SIGHUP:
             try:
                 self.log.reopen()
             except OSError as error:
@@ -1052,7 +1055,6 @@ class Server:
             return None
         while True:
             with self._lock:
-                self._asked = False
                 if not self._is_short_of_threads_locked():
                     return None
             if not self._start_thread():
@@ -1178,7 +1180,6 @@ class Server:
         deadline = time.monotonic() + seconds
         while True:
             with self._lock:
-                self._asked = False
                 if not self._threads:
                     return True
             remaining = deadline - time.monotonic()
@@ -1314,7 +1315,7 @@ def raise_descriptor_limit() -> int | None:
 
 
 def do_not_preempt() -> None:
-    """Let who wakes wait for who runs (sched(7), SCHED_BATCH), where possible."""
+    """Let a thread that wakes wait for the one that runs (sched(7), SCHED_BATCH)."""
     with contextlib.suppress(AttributeError, OSError):
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
