@@ -47,7 +47,6 @@ import functools
 import importlib
 import io
 import ipaddress
-import itertools
 import math
 import os
 import re
@@ -61,6 +60,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any, NoReturn, cast
 
 try:
@@ -117,20 +117,16 @@ class Framer:
         if newline == len(data) - 1 and not self.rest and len(data) <= self.limit:
             self.sends_lines = True  # one whole message: the most frequent case
             return [data]
+        messages = []
         if newline < 0:
             self.rest += data
-            self.too_long = len(self.rest) > self.limit
-            return []
-        self.sends_lines = True
-        messages = io.BytesIO(bytes(self.rest) + data).readlines()  # at "\n" only
-        self.rest = bytearray()
-        if not data.endswith(b"\n"):
-            self.rest += messages.pop()
-        self.too_long = len(self.rest) > self.limit
-        for index, message in enumerate(messages):
-            if len(message) > self.limit:
-                self.too_long = True
-                return messages[:index]
+        else:
+            self.sends_lines = True
+            messages = io.BytesIO(bytes(self.rest) + data).readlines()  # at "\n" only
+            self.rest = bytearray(b"" if data.endswith(b"\n") else messages.pop())
+        self.too_long = max(map(len, (*messages, self.rest))) > self.limit
+        if self.too_long:
+            messages = list(takewhile(lambda m: len(m) <= self.limit, messages))
         return messages
 
     def pause_ends_message(self) -> bool:
@@ -985,7 +981,7 @@ class Server:
         self._listener = listener
         self._connection_class = FaultyConnection if args.fault[0] else Connection
         self._max_threads = args.max_connections or sys.maxsize
-        self._started = itertools.count(1)  # for the names of threads
+        self._started = 0  # threads, for their names; the main thread's
         # Bytes to the main thread: a signal's number, or 0 for "see to the threads".
         self._inbox, self._outbox = socket.socketpair()
         self._outbox.setblocking(False)
@@ -1066,7 +1062,8 @@ class Server:
 
     def _start_thread(self, connection: Connection | None = None) -> bool:
         """Start a thread, for a connection or for the next; tell whether one could."""
-        name = f"connection-{next(self._started)}"
+        self._started += 1
+        name = f"connection-{self._started}"
         thread = threading.Thread(
             target=self._work, args=(connection,), name=name, daemon=True
         )
