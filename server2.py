@@ -971,7 +971,7 @@ class Server:
         args: argparse.Namespace,
         calls: QuickCalls,
     ) -> None:
-        self.log = log
+        self.log = log  # this and what follows up to `stopping`: for the connections
         self.printer = printer
         self.args = args
         self.calls = calls
@@ -1011,10 +1011,10 @@ class Server:
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
         """Have signals arrive as bytes in the inbox meanwhile."""
-        numbers = [*STOP_SIGNALS, *([SIGHUP] if SIGHUP else [])]
+        numbers = [number for number in (*STOP_SIGNALS, SIGHUP) if number]
         # In this order: a handler without the descriptor would swallow a signal.
         old_fd = signal.set_wakeup_fd(self._outbox.fileno(), warn_on_full_buffer=False)
-        old = {n: signal.signal(n, lambda *_: None) for n in numbers}
+        old = {number: signal.signal(number, lambda *_: None) for number in numbers}
         try:
             yield
         finally:

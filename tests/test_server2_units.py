@@ -1,19 +1,81 @@
-"""Parts of server2.py alone: mending a log, the PROXY line, threads, the terminal."""
+"""Parts of server2.py alone: its log, connections, threads, and the terminal."""
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import threading
+import time
 import unittest
 from typing import Any
 from unittest import mock
 
 import server2
 from tests import test_server2
-from tests.support import ScriptTestCase, dial, read_line, wait_until
+from tests.support import (
+    DEADLINE_S,
+    ScriptTestCase,
+    dial,
+    in_parallel,
+    read_exactly,
+    read_line,
+    send_reset,
+    wait_until,
+)
 
 RECORD = b"2026-11-23 14:50:15,613 - 9991 - 127.0.0.1:56457 - connected\n"
+
+
+class Appending(ScriptTestCase):
+    """A log is written by whoever has something to record."""
+
+    def test_with_fsync_a_leader_that_fails_leaves_nobody_waiting(self) -> None:
+        log = server2.FlushedLog(str(self.folder / "log.txt"), server2.QuickCalls())
+        self.addCleanup(log.close)
+        leading, plain = threading.Event(), log._write_and_flush
+
+        def fail_once(group: list[server2.Share]) -> None:
+            if leading.is_set():
+                plain(group)
+                return
+            leading.set()
+            wait_until(lambda: log._next_group, 5, "an append made meanwhile")
+            raise MemoryError
+
+        def lead() -> None:
+            with self.assertRaises(MemoryError):
+                log.append([b"first\n"])
+
+        def follow() -> tuple[int, str]:
+            leading.wait(5)
+            return log.append([b"second\n"])
+
+        with mock.patch.object(log, "_write_and_flush", fail_once):
+            _, followed = in_parallel(lead, follow, timeout=5)
+            (later,) = in_parallel(lambda: log.append([b"third\n"]), timeout=5)
+        self.assertEqual((followed, later), ((1, ""), (1, "")))
+        self.assertEqual(self.log_lines("log.txt"), ["second", "third"])
+
+    @unittest.skipUnless(hasattr(os, "mkfifo"), "needs FIFOs")
+    def test_only_a_file_that_no_reader_stalls_is_written_with_the_lock_kept(
+        self,
+    ) -> None:
+        path = self.folder / "log.txt"
+        log = server2.Log(str(path), server2.QuickCalls())
+        self.addCleanup(log.close)
+        self.assertTrue(log._is_quick)
+        log.reopen()
+        self.assertTrue(log._is_quick)
+        path.unlink()
+        os.mkfifo(path)
+        reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        self.addCleanup(os.close, reader)
+        log.reopen()
+        self.assertFalse(log._is_quick)
+        path.unlink()
+        log.reopen()
+        self.assertFalse(log._is_quick, "it changes once")
 
 
 class Mending(ScriptTestCase):
@@ -57,6 +119,54 @@ class ProxyLines(unittest.TestCase):
             if len(line) <= server2.PROXY_LINE_BYTES:  # longer ones never get here
                 with self.subTest(line=line), self.assertRaises(ValueError):
                     server2.parse_proxy_line(line)
+
+
+class Ends(ScriptTestCase):
+    """A connection ends, and the log says how."""
+
+    def test_a_client_that_reset_does_not_hold_up_a_stop(self) -> None:
+        log = mock.Mock()
+        log.append.side_effect = lambda records: (len(records), "")
+        server = mock.Mock(port=9991, log=log, prefix=bytes(60_000))
+        server.args = server2.parse_args(["9991"])
+        server.calls.send_at_once.return_value = 0
+        server.stopping = threading.Event()
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            client = self.dial(listener.getsockname())
+            connection = server2.Connection(server, *listener.accept())
+        serving = threading.Thread(target=connection.serve)
+        serving.start()
+        client.sendall(b"\n" * 5_000)  # 300 MB of replies: nobody reads so much
+        read_exactly(client, 1)
+        server.stopping.set()
+        began = time.monotonic()
+        send_reset(client)
+        serving.join(DEADLINE_S)
+        self.assertLess(time.monotonic() - began, server2.DRAIN_S / 2)
+        connection.sock.close()
+
+    def test_a_client_that_vanished_is_not_called_idle(self) -> None:
+        gone = TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))  # by TCP
+        ours = BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        for case, received, sent, reason in (
+            ("awaited", [b"hi\n", gone], None, "client vanished, 1 message"),
+            ("in a pause", [b"h", gone, gone], None, "client vanished, 0 messages"),
+            ("answered", [b"hi\n"], gone, "client vanished, 1 message"),
+            ("our own deadline", [b"hi\n", ours], None, "idle, 1 message"),
+        ):
+            with self.subTest(case):
+                log = mock.Mock()
+                log.append.side_effect = lambda records: (len(records), "")
+                server = mock.Mock(port=9991, log=log, prefix=b"")
+                server.args = server2.parse_args(["9991"])
+                server.calls.send_at_once.return_value = 0  # sendall instead
+                server.stopping.is_set.return_value = False
+                sock = mock.Mock()
+                sock.recv.side_effect = received
+                sock.sendall.side_effect = sent
+                server2.Connection(server, sock, ("127.0.0.1", 56457)).serve()
+                (record,) = log.append.call_args.args[0]
+                self.assertIn(b" - closed: %b, " % reason.encode(), record)
 
 
 class Threads(ScriptTestCase):
