@@ -1245,7 +1245,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="server2.py",
         description="Confirm every message (a line), after recording it in a log.",
     )
-    add = parser.add_argument_group("address").add_argument
+    add = parser.add_argument_group("addresses").add_argument
     add("port", metavar="PORT", type=parse_port, help="listen here; 0 takes a free one")
     add("--host", default="127.0.0.1", help="listen on this (default: %(default)s)")
     add = parser.add_argument_group("limits").add_argument
