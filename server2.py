@@ -7,23 +7,27 @@
 
 Wire: a message is a line, all bytes up to and including "\\n". The confirmation is
 "Server <port> received: " and the same bytes. Messages may come in any pieces and
-many at once; they are confirmed in order. At end of file, what is left without "\\n"
+many at once; they are confirmed in order. At end of file, what came without "\\n"
 is the last message. A client that never sends a "\\n" is served too: up to 1,024
 bytes and then 0.2 s of silence are a message, confirmed without a line ending.
 
 Log: one line per event (connected, received, replied, closed), appended with one
 write for all messages that arrived together, always before their confirmations:
-Connection._record_and_confirm. Several servers append to the same file. SIGHUP
-reopens it, for log rotation. A record that SIGKILL cut is blanked when a server starts
-on the log, one that a full disk cut at once: a line of blanks marks the place. A
-connection that never sends a byte leaves no record.
+Connection._confirm. Several servers append to the same file. SIGHUP reopens it, for
+log rotation. A record that SIGKILL tore is blanked when a server starts on the log,
+one that a full disk tore at once: a line of blanks marks it. A connection that never
+sends a byte leaves no record.
 
 Threads of the one process:
-    MainThread      waits on one socket for signals and for requests to start threads
-    connection-N    accepts a client, serves it from first byte to last, accepts again
-    printer         writes to the terminal, so that a stalled terminal stalls only it
+    MainThread      Server.run      waits on one socket for signals, and for word that
+                                    threads are short, which it starts, or all ended
+    connection-N    Server._work    accepts a client (_accept), serves it from first
+                                    byte to last (Connection.serve), accepts the next
+    printer         Printer._run    writes to the terminal, so that a stalled one
+                                    stalls nothing else
 
-Stop: SIGTERM or Ctrl-C. What was received is answered first, for GRACE_S at most.
+Stop (Server._stop): SIGTERM or Ctrl-C. Accept who is connected already, and nobody
+else; confirm what was received, for GRACE_S at most; cut what goes on; exit with 0.
 A second signal ends the process at once.
 
     python server2.py 9991
@@ -53,9 +57,11 @@ import struct
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from itertools import takewhile
+from typing import Any, NoReturn, cast
 
 try:
     import fcntl
@@ -72,19 +78,22 @@ PROXY_TIMEOUT_S = 5.0  # the specification asks for 3 s at least
 SEND_TIMEOUT_S = 30.0  # a client that reads nothing for so long is given up
 LINGER_S = 5.0  # how long a client may go on sending after an error line, ...
 LINGER_BYTES = 64 << 20  # ... and how much, before the connection is closed
-LAST_S = 0.5  # at the end: to accept the clients in the listen queue
-GRACE_S = 2.0  # ... then: for messages that are being received or answered
-CUT_S = 1.0  # ... and then for threads to end after their sockets were shut down
+LAST_S = 0.5  # at the stop: to accept the clients in the listen queue, ...
+GRACE_S = 2.0  # ... then for messages that are being received or confirmed, ...
+CUT_S = 1.0  # ... then for threads to end after their connections were cut
+DRAIN_S = 2.0  # at the stop, for a client's kernel to acknowledge what was sent
 BACK_OFF_S = 0.1  # after accept or a thread's start failed for want of resources
 LISTEN_QUEUE = 4_096  # clients that wait for accept; the kernel caps it (somaxconn)
-SPARE_THREADS = 2  # waiting in accept at least, so that a client finds one ready
-IDLE_THREADS = 64  # waiting in accept at most; the others end
-BLOCK_BYTES = 4 << 20  # of the log are searched for cut records at once
+MIN_SPARE = 2  # threads in accept at least, so that a client finds one ready
+MAX_SPARE = 64  # threads in accept at most; further ones end
+BLOCK_BYTES = 4 << 20  # of the log are searched for torn records at once
 LINE_BYTES = 1 << 20  # no line of the log is longer, with the default --max-message
-MEND_BYTES = 256 << 20  # of the log's end are searched for cut records at most
+MEND_BYTES = 256 << 20  # of the log's end are searched for torn records at most
 STACK_BYTES = 512 << 10  # per thread: calls here are shallow, threads many
 PRINTED_LINES = 1_000  # waiting for a slow terminal; later ones are dropped
-PRINTED_CHARACTERS = 60  # of a message, on the terminal
+PRINTED_BYTES = 60  # of a message, on the terminal
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGHUP = getattr(signal, "SIGHUP", None)  # Windows has none
 TIMEOUTS = (BlockingIOError, TimeoutError)  # by SO_RCVTIMEO, by settimeout
 FAULTS = ("refuse", "hang", "reset", "slow", "close-early", "half-close")
 
@@ -95,40 +104,37 @@ FAULTS = ("refuse", "hang", "reset", "slow", "close-early", "half-close")
 
 @dataclass(slots=True)
 class Framer:
-    """Cut a stream of bytes into messages, at most `limit` bytes each."""
+    """Split a stream of bytes into messages, at most `limit` bytes each."""
 
     limit: int
-    rest: bytearray = field(default_factory=bytearray)  # a message's first part
-    lines: bool = False  # True once a "\n" has been seen
+    rest: bytearray = field(default_factory=bytearray)  # a message's first bytes
+    sends_lines: bool = False  # True once a "\n" came
     too_long: bool = False  # True once a message exceeded the limit: feed no more
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Return the messages that `data` completes, in order."""
-        if not self.rest and data.find(b"\n") == len(data) - 1 < self.limit:
-            self.lines = True  # by far the most frequent case
+        """Return the messages that `data`, at least a byte, completes, in order."""
+        newline = data.find(b"\n")
+        if newline == len(data) - 1 and not self.rest and len(data) <= self.limit:
+            self.sends_lines = True  # one whole message: the most frequent case
             return [data]
-        end = data.rfind(b"\n") + 1
-        if not end:
+        messages = []
+        if newline < 0:
             self.rest += data
-            self.too_long = len(self.rest) > self.limit
-            return []
-        self.lines = True
-        whole = bytes(self.rest) + data[:end] if self.rest else data[:end]
-        self.rest = bytearray(data[end:])
-        messages = io.BytesIO(whole).readlines()  # cuts at "\n" only
-        for index, message in enumerate(messages):
-            if len(message) > self.limit:
-                self.too_long = True
-                return messages[:index]
-        self.too_long = len(self.rest) > self.limit
+        else:
+            self.sends_lines = True
+            messages = io.BytesIO(bytes(self.rest) + data).readlines()  # at "\n" only
+            self.rest = bytearray(b"" if data.endswith(b"\n") else messages.pop())
+        self.too_long = max(map(len, (*messages, self.rest))) > self.limit
+        if self.too_long:
+            messages = list(takewhile(lambda m: len(m) <= self.limit, messages))
         return messages
 
     def pause_ends_message(self) -> bool:
-        """Tell whether silence now would make what is left a message."""
-        return not self.lines and 0 < len(self.rest) <= PAUSE_MESSAGE_BYTES
+        """Tell whether silence now would make what came so far a message."""
+        return not self.sends_lines and 0 < len(self.rest) <= PAUSE_MESSAGE_BYTES
 
     def take_rest(self) -> bytes:
-        """Return what is left without "\\n" as the last message, b"" for none."""
+        """Return what came without "\\n" as the last message, b"" for none."""
         rest, self.rest = bytes(self.rest), bytearray()
         return rest
 
@@ -149,20 +155,19 @@ def timestamp() -> str:
     return f"{second_text(milliseconds // 1000)},{milliseconds % 1000:03d}"
 
 
-def printable(message: bytes) -> str:
+def printable(data: bytes, limit: int = 0) -> str:
     """Return text that prints on one line and obeys nothing: \\x1b for ESC.
 
-    The line ending, "\\n" or "\\r\\n", is left out. Undecodable bytes, control
-    characters and all else that is not printable (line separators, text direction)
-    are written as escapes.
+    Undecodable bytes, control characters and all else that is not printable (line
+    separators, text direction) are escaped. More than `limit` bytes, if it is not 0,
+    end in "…".
     """
-    line = message.removesuffix(b"\n").removesuffix(b"\r")
-    text = line.decode("utf-8", "backslashreplace")
+    if limit and len(data) > limit:
+        return printable(data[:limit]) + "…"
+    text = data.decode("utf-8", "backslashreplace")
     if text.isprintable():
         return text
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode() for c in text
-    )
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def count(number: int, noun: str) -> str:
@@ -188,9 +193,9 @@ def parse_proxy_line(line: bytes) -> tuple[str, int] | None:
     if words[1:2] == ["UNKNOWN"]:
         return None
     _, family, source, target, source_port, target_port = words
-    parse = {"TCP4": ipaddress.IPv4Address, "TCP6": ipaddress.IPv6Address}[family]
-    if "%" in source + target:
-        raise ValueError("an address with a zone")
+    if family not in ("TCP4", "TCP6") or "%" in source + target:  # "%": a zone
+        raise ValueError("not an address of TCP4 or TCP6")
+    parse = ipaddress.IPv4Address if family == "TCP4" else ipaddress.IPv6Address
     parse(target)
     for port in (source_port, target_port):
         if not (port.isdigit() and str(int(port)) == port and int(port) <= 65535):
@@ -202,17 +207,23 @@ def parse_proxy_line(line: bytes) -> tuple[str, int] | None:
 # Serving never waits for a terminal: lines are queued, and dropped when it stalls.
 
 
+def complain(text: str) -> None:
+    """Say in one line on standard error what is wrong."""
+    print(f"server2.py: {text}", file=sys.stderr, flush=True)
+
+
 class Printer:
     """Write lines to standard output and standard error on a thread of its own."""
 
     def __init__(self, quiet: bool) -> None:
+        """Start the thread, or raise RuntimeError when there is none to be had."""
         self.quiet = quiet
-        # Guards the four fields below; notified when a line comes or the end does.
+        # Guards the four fields below; notified when a line comes, and to stop.
         self._changed = threading.Condition()
         self._lines: list[tuple[int, str]] = []  # (file descriptor, line)
-        self._dropped = 0
+        self._dropped = {1: 0, 2: 0}  # file descriptor: lines
         self._warned: dict[str, float] = {}  # kind: when it was last said
-        self._ended = False
+        self._stopping = False
         self._thread = threading.Thread(target=self._run, name="printer", daemon=True)
         self._thread.start()
 
@@ -222,7 +233,7 @@ class Printer:
             self._put(1, line)
 
     def warn(self, kind: str, text: str) -> None:
-        """Print a line on standard error; of each kind one per second at most."""
+        """Print a text on standard error; of each kind one per second at most."""
         now = time.monotonic()
         with self._changed:
             if now - self._warned.get(kind, -math.inf) < 1:
@@ -233,32 +244,32 @@ class Printer:
     def stop(self) -> None:
         """Let the thread print what is queued; wait for it CUT_S at most."""
         with self._changed:
-            self._ended = True
+            self._stopping = True
             self._changed.notify()
         self._thread.join(CUT_S)
 
     def _put(self, file: int, line: str) -> None:
         with self._changed:
             if len(self._lines) >= PRINTED_LINES:
-                self._dropped += 1
+                self._dropped[file] += 1
                 return
             self._lines.append((file, line))
             self._changed.notify()
 
     def _run(self) -> None:
-        while True:
+        """Write what is queued, again and again. Runs on the thread printer."""
+        stopping = False
+        while not stopping:
             with self._changed:
-                self._changed.wait_for(lambda: self._lines or self._ended)
+                self._changed.wait_for(lambda: self._lines or self._stopping)
                 lines, self._lines = self._lines, []
-                dropped, self._dropped = self._dropped, 0
-                ended = self._ended
-            if dropped:
-                lines.append((1, f"({count(dropped, 'line')} not shown)"))
-            for file in (1, 2):
+                dropped, self._dropped = self._dropped, {1: 0, 2: 0}
+                stopping = self._stopping
+            for file, number in dropped.items():
+                if number:
+                    lines.append((file, f"({count(number, 'line')} not shown)"))
                 text = "".join(f"{line}\n" for f, line in lines if f == file)
                 self._write(file, text)
-            if ended:
-                return
 
     @staticmethod
     def _write(file: int, text: str) -> None:
@@ -275,53 +286,73 @@ class Printer:
 # Python lets go of its lock around every system call, and a thread that waits for it
 # wakes: with 50 busy clients that takes longer than the call. These take microseconds
 # and hardly ever wait, so they keep the lock: a third less time per message. (A disk
-# that stalls then stalls all clients at once, not one after the other.) Where there is
-# no such call, or it says no, Python's own does the work, or says why not.
-
+# that stalls then stalls all clients at once, not one after the other.)
 
 AT_EMPTY_PATH, STATX_NLINK, STATX_BYTES, LINKS = 0x1000, 4, 256, slice(16, 20)
 SEND_FLAGS = getattr(socket, "MSG_DONTWAIT", 0) | getattr(socket, "MSG_NOSIGNAL", 0)
-# Set by `keep_lock`: with ctypes some Pythons open a file, and some are built without.
-ctypes: Any = None
-kept_write: Callable[..., int] | None = None
-kept_send: Callable[..., int] | None = None
-kept_statx: Callable[..., int] | None = None
 
 
-def keep_lock() -> None:
-    """Have the calls keep the lock from now on, where that can be."""
-    global ctypes, kept_write, kept_send, kept_statx
-    with contextlib.suppress(ImportError):
-        ctypes = importlib.import_module("ctypes")
-        kept_write = keeping_lock("c_ssize_t", "write", "c_int c_char_p c_size_t")
-        kept_send = keeping_lock("c_ssize_t", "send", "c_int c_char_p c_size_t c_int")
-        kinds = "c_int c_char_p c_int c_uint c_char_p"
-        kept_statx = keeping_lock("c_int", "statx", kinds)
+class QuickCalls:
+    """Three calls of the C library; Python's own where they cannot be had.
 
-
-def keeping_lock(result: str, name: str, kinds: str) -> Callable[..., int] | None:
-    """Return a function of the C library that keeps the lock (ctypes.PyDLL), or None.
-
-    `result` and `kinds` name the types of ctypes. The function returns what its man
-    page says: less than 0 when it failed.
+    Any thread may make them.
     """
-    try:
-        function = getattr(ctypes.PyDLL(None, use_errno=True), name)
-    except (AttributeError, OSError, TypeError):  # no such function; Windows
-        return None
-    function.restype = getattr(ctypes, result)
-    function.argtypes = [getattr(ctypes, kind) for kind in kinds.split()]
-    kept: Callable[..., int] = function
-    return kept
+
+    def __init__(self) -> None:
+        # Not at the top: some Pythons open a file with ctypes, some are built without.
+        self._ctypes: Any = None
+        with contextlib.suppress(ImportError):
+            self._ctypes = importlib.import_module("ctypes")
+        self._write = self._function("c_ssize_t write c_int c_char_p c_size_t")
+        self._send = self._function("c_ssize_t send c_int c_char_p c_size_t c_int")
+        self._statx = self._function("c_int statx c_int c_char_p c_int c_uint c_char_p")
+
+    def _function(self, prototype: str) -> Callable[..., int] | None:
+        """Return a function of the C library that keeps the lock (ctypes.PyDLL).
+
+        `prototype` is its result's type, its name, its arguments' types. It returns
+        what its man page says: less than 0 when it failed. None: it does not exist.
+        """
+        result, name, *arguments = prototype.split()
+        try:
+            function = getattr(self._ctypes.PyDLL(None, use_errno=True), name)
+        except (AttributeError, OSError, TypeError):  # no such function; Windows
+            return None
+        function.restype = getattr(self._ctypes, result)
+        function.argtypes = [getattr(self._ctypes, kind) for kind in arguments]
+        return cast("Callable[..., int]", function)
+
+    def write(self, file: int, data: bytes) -> int:
+        """Do the same as os.write."""
+        if self._write:
+            written = self._write(file, data, len(data))
+            if written >= 0:
+                return written
+        return os.write(file, data)  # or says why not
+
+    def send_at_once(self, sock: socket.socket, data: bytes) -> int:
+        """Return how many bytes the kernel took without waiting; raise OSError."""
+        if not (self._send and SEND_FLAGS):
+            return 0
+        sent = self._send(sock.fileno(), data, len(data), SEND_FLAGS)
+        if sent < 0:
+            error = self._ctypes.get_errno()
+            if error not in (errno.EAGAIN, errno.EINTR):
+                raise OSError(error, os.strerror(error))
+        return max(0, sent)
+
+    def count_links(self, file: int) -> int:
+        """Return how many names an open file has, or raise OSError (statx(2))."""
+        if self._statx:
+            answer = self._ctypes.create_string_buffer(STATX_BYTES)
+            if self._statx(file, b"", AT_EMPTY_PATH, STATX_NLINK, answer) == 0:
+                return int.from_bytes(answer.raw[LINKS], sys.byteorder)
+        return os.fstat(file).st_nlink
 
 
-def count_links(file: int) -> int:
-    """Return how many names an open file has, or raise OSError (statx(2))."""
-    if kept_statx:
-        answer = ctypes.create_string_buffer(STATX_BYTES)
-        if kept_statx(file, b"", AT_EMPTY_PATH, STATX_NLINK, answer) == 0:
-            return int.from_bytes(answer.raw[LINKS], sys.byteorder)
-    return os.fstat(file).st_nlink
+# ---- Log: a record is written before its confirmation is sent -----------------------
+# Records are appended by one write(2) with O_APPEND, so several servers share a file.
+# A write that SIGKILL or a full disk ended too early leaves a torn record.
 
 
 def is_quick(file: int) -> bool:
@@ -332,165 +363,59 @@ def is_quick(file: int) -> bool:
     return os.path.samestat(status, os.stat(os.devnull))
 
 
-def send_at_once(sock: socket.socket, data: bytes) -> int:
-    """Return how many bytes the kernel took without waiting; raise OSError."""
-    if not (kept_send and SEND_FLAGS):
-        return 0
-    sent = kept_send(sock.fileno(), data, len(data), SEND_FLAGS)
-    if sent < 0 and (error := ctypes.get_errno()) not in (errno.EAGAIN, errno.EINTR):
-        raise OSError(error, os.strerror(error))
-    return max(0, sent)
-
-
-# ---- Log: a record is written before its confirmation is sent -----------------------
-# Records are appended by one write(2) with O_APPEND, so several servers share a file.
-# A write that SIGKILL or a full disk ended too early leaves a cut record.
-
-
-STAMP = rb"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} - "
-SAMPLE = b"2026-11-23 14:50:15,613 - "  # to complete a stamp that is cut itself
-HEAD = STAMP + rb"\d+ - \S+ - "
-RECORD = re.compile(HEAD + rb"(?:connected$|received: |replied: |closed: )")
-MESSAGE = re.compile(HEAD + rb"(?:replied: Server \d+ )?received: (.*)")
-# Both begin with a literal, for speed, and then look back at what must be before it.
-GLUED = re.compile(rb",(?<=[^\n]\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,)\d{3} - \d+ - ")
-OWN = rb",(?<=^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,)\d{3} - %b - "
-
-
-def is_like_record(part: bytes) -> bool:
-    """Tell whether a record may begin like `part`, which may end in the stamp."""
-    return bool(re.match(STAMP, part + SAMPLE[len(part) :]))
-
-
-def is_message(part: bytes, neighbours: Sequence[bytes]) -> bool:
-    """Tell whether a record is whole: "received" beside an equal "replied"."""
-    if not (message := MESSAGE.match(part)):
-        return False
-    return any(line.endswith(b" received: " + message[1]) for line in neighbours)
-
-
-def cut_in_line(before: bytes, line: bytes, after: bytes) -> Iterator[tuple[int, int]]:
-    """Yield (start, end) of the cut records in a line, given its neighbours.
-
-    A cut record has no line ending, so the record of another server follows on its
-    line. It begins with a stamp, or with the first part of one; what somebody else
-    wrote does not. A message that contains a record only looks like that.
-    """
-    start = 0
-    while record := RECORD.search(line, start + 1):
-        end = record.start()
-        whole = is_message(line[start:], (before, after))
-        if whole or not is_like_record(line[start:end]):
-            return
-        yield start, end
-        start = end
-
-
-def cut_records(file: io.FileIO, size: int, port: int) -> Iterator[tuple[int, int]]:
-    """Yield (start, end) of the cut records in the first `size` bytes of a log.
-
-    The last line may be one; others are in the middle of lines. Walks back block by
-    block, MEND_BYTES at most, and no further than to a whole record of `port`: what a
-    server's death cut was its last record.
-    """
-    own = re.compile(OWN % str(port).encode(), re.MULTILINE)
-    for high in range(size, max(0, size - MEND_BYTES), -BLOCK_BYTES):
-        low = max(0, high - BLOCK_BYTES)
-        first = file.seek(max(0, low - LINE_BYTES))  # so that lines have neighbours
-        data = file.read(min(size, high + LINE_BYTES) - first)
-        last = data.rpartition(b"\n")[2] if high == size else b""
-        if last and is_like_record(last):
-            yield size - len(last), size
-        lines = data.split(b"\n") if GLUED.search(data) else []
-        place = first
-        for before, line, after in zip([b"", *lines], lines, lines[1:], strict=False):
-            if low <= place < high:
-                for start, end in cut_in_line(before, line, after):
-                    yield place + start, place + end
-            place += len(line) + 1
-        if own.search(data, low - first + len("2026-11-23 14:50:15")):
-            return
-
-
-def mend(path: str, port: int = 0) -> None:
-    """Blank the cut records in the log's end, or raise OSError.
-
-    What looks cut may be a write under way. So a line ending is appended first:
-    that waits for such a write (inode lock), and what is cut then stays cut.
-    """
-    if not os.path.isfile(path):  # not yet, or a FIFO or a device
-        return
-    with io.FileIO(path, "r+") as file, io.FileIO(path, "a") as log:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - 1))
-        if file.read(1) in (b"", b"\n") and not any(cut_records(file, size, port)):
-            return
-        log.write(b"\n")
-        for start, end in cut_records(file, log.tell() - 1, port):
-            file.seek(start)
-            file.write(b" " * (end - start - 1) + b"\n")
-
-
-def locked() -> threading.Lock:
-    """Return a lock that is taken, for another thread to release."""
-    lock = threading.Lock()
-    lock.acquire()
-    return lock
-
-
-@dataclass(slots=True)
-class Share:
-    """One thread's part of a write that serves several (--fsync)."""
-
-    records: Sequence[bytes]
-    # Released by whoever writes: the result is known, or it is this thread's turn to
-    # write. (A lock, because waiting for an Event costs three of them.)
-    ready: threading.Lock = field(default_factory=locked)
-    result: tuple[int, str] | None = None  # what Log.append returns, once known
-
-
 class Log:
     """The log file. Every method may be called by any thread.
 
-    Without --fsync `append` takes no lock: write(2) with O_APPEND is atomic among
-    threads and processes, and dup2(2) puts another file behind the descriptor at once.
+    `append` takes no lock: write(2) with O_APPEND is atomic among threads and
+    processes, and dup2(2) puts another file behind the descriptor at once.
     """
 
-    def __init__(self, path: str, fsync: bool) -> None:
+    def __init__(self, path: str, calls: QuickCalls) -> None:
         """Open the file for appending, or raise OSError."""
         self.path = path
-        self._fsync = fsync
+        self._calls = calls
         self._file = self._open()
+        # Without a lock: it changes from True to False only, and a thread that read
+        # it before makes one more quick write.
         self._is_quick = is_quick(self._file)
-        self._cut = threading.Event()  # set: `mend` before the next write
-        # With --fsync: held from a write to its flush, and while the file is replaced.
-        self._flushing = threading.Lock()
-        # With --fsync: guards the two below.
-        self._sharing = threading.Lock()
-        self._queue: list[Share] = []  # for the next write
-        self._led = False  # a thread writes, or was told to
+        self._torn = threading.Event()  # set: `mend` before the next write
 
     def append(self, records: Sequence[bytes]) -> tuple[int, str]:
-        """Append whole records; return how many are in the log, and why not all.
+        """Append whole records by one write; leave no torn one behind.
 
-        The reason is "" when all are. With --fsync they are on disk then.
+        Return how many are in the log, and why not all: "" when all are.
         """
-        if not self._fsync:
-            return self._write(records)
-        own = Share(records)
-        self._append_shared(own)
-        return own.result or (0, "")
+        data = b"".join(records)
+        try:
+            if self._calls.count_links(self._file) == 0:  # deleted: all would be lost
+                self._replace()
+            if self._torn.is_set():
+                self._mend()
+            write = self._calls.write if self._is_quick else os.write
+            written = write(self._file, data)
+        except OSError as error:
+            return 0, error.strerror or str(error)
+        if written == len(data):
+            return len(records), ""
+        whole, end = 0, 0  # records that are in the log, their bytes
+        while end + len(records[whole]) <= written:
+            end += len(records[whole])
+            whole += 1
+        if end < written and not self._blank(data[:written], end):
+            self._torn.set()
+        # A write that is too short does not say why: the next one does, or succeeds.
+        more, reason = Log.append(self, records[whole:])  # by no group
+        return whole + more, reason
 
     def reopen(self) -> None:
         """Open the path anew, or raise OSError and keep the old file.
 
-        Cut records in the old one are blanked now: a server that left one there, and
+        Torn records in the old one are blanked now: a server that left one there, and
         comes back, finds the new file only.
         """
         old = os.dup(self._file)
         try:
-            with self._flushing:
-                self._replace()
+            self._replace()
             with contextlib.suppress(OSError):  # where the system has no such path
                 mend(f"/proc/self/fd/{old}")
         finally:
@@ -506,137 +431,218 @@ class Log:
         return os.open(self.path, flags, 0o644)
 
     def _replace(self) -> None:
+        """Put the file that has the path now behind the descriptor."""
         new = self._open()
         try:
-            self._is_quick = self._is_quick and is_quick(new)
+            if not is_quick(new):
+                self._is_quick = False
             os.dup2(new, self._file, inheritable=False)
         finally:
             os.close(new)
-
-    def _write(self, records: Sequence[bytes]) -> tuple[int, str]:
-        """Append by one write; leave no cut record behind."""
-        data = b"".join(records)
-        try:
-            if count_links(self._file) == 0:  # deleted: records would be lost
-                self._replace()
-            if self._cut.is_set():
-                self._mend()
-            written = self._write_once(data)
-        except OSError as error:
-            return 0, error.strerror or str(error)
-        if written == len(data):
-            return len(records), ""
-        whole, end = 0, 0  # records, their bytes
-        while end + len(records[whole]) <= written:
-            end += len(records[whole])
-            whole += 1
-        if end < written and not self._blank(data[:written], end):
-            self._cut.set()
-        more, reason = self._write(records[whole:])  # says why, if not all
-        return whole + more, reason
-
-    def _write_once(self, data: bytes) -> int:
-        """Return how many bytes one write(2) took, or raise OSError."""
-        if kept_write and self._is_quick:
-            written = kept_write(self._file, data, len(data))
-            if written >= 0:
-                return written
-        return os.write(self._file, data)  # or says why not
 
     def _blank(self, written: bytes, end: int) -> bool:
         """Overwrite what was written from `end` on with an empty line, if possible.
 
         The disk became full in the middle of a record. Nothing may be cut off the
-        file, to which others append; but overwriting needs no room. The place is
-        found by its content, so that nothing else is overwritten.
+        file, to which others append; but overwriting takes no space. What was written
+        is found by its content, so that nothing else is overwritten.
         """
         with contextlib.suppress(OSError), io.FileIO(self.path, "r+") as file:
             size = len(written) + BLOCK_BYTES
             start = file.seek(max(0, file.seek(0, os.SEEK_END) - size))
-            place = file.read(size).rfind(written)
-            if place >= 0:
-                file.seek(start + place + end)
+            offset = file.read(size).rfind(written)
+            if offset >= 0:
+                file.seek(start + offset + end)
                 blank = b" " * (len(written) - end - 1) + b"\n"
                 return file.write(blank) == len(blank)
         return False
 
     def _mend(self) -> None:
-        """Blank the cut record that `_blank` could not, or raise OSError."""
-        self._cut.clear()  # first: another thread may set it anew
+        """Blank the torn record that `_blank` could not, or raise OSError."""
+        self._torn.clear()  # first: another thread may set it anew
         try:
             mend(self.path)
         except PermissionError:  # a file that may only be appended to
             os.write(self._file, b"\n")
-        except OSError:  # no room yet (copy-on-write): ask again
-            self._cut.set()
+        except OSError:  # no space yet (copy-on-write): ask again
+            self._torn.set()
             raise
 
-    def _append_shared(self, own: Share) -> None:
-        """Append and flush `own` together with what other threads bring meanwhile.
 
-        Group commit: the first to come leads; while it writes and flushes, others
-        queue. Then the first of the queue leads, for all who are in it by then. (With
-        one lock that all wait for, they wake one by one: less than half as fast.)
-        """
-        with self._sharing:
-            self._queue.append(own)
-            leads, self._led = not self._led, True
+class Share:
+    """What one thread brings to a group, and gets back from its leader."""
+
+    def __init__(self, records: Sequence[bytes]) -> None:
+        self.records = records
+        self.done = False  # True: `result` is what `append` returns
+        self.result = (0, "internal error")  # unless the leader says better
+        # Taken until the share is done, or it is its thread's turn to lead. (A lock,
+        # because waiting for an Event costs three of them.)
+        self.wake = threading.Lock()
+        self.wake.acquire()
+
+
+class FlushedLog(Log):
+    """A log whose records are on disk when `append` returns (--fsync): group commit.
+
+    The first to come leads: it writes and flushes for its group. Meanwhile others
+    queue as the next group, the first of which leads as soon as the leader is done:
+
+        thread A   ── leads [A] ──►
+        thread B      waits ──────►── leads [B, C] ──►
+        thread C         waits ──────────────────────►
+
+    (With one lock that all wait for, they wake one by one: less than half as fast.)
+    """
+
+    def __init__(self, path: str, calls: QuickCalls) -> None:
+        super().__init__(path, calls)
+        # Held from a write to its flush, and while the file is replaced, which a
+        # write may do itself.
+        self._flushing = threading.RLock()
+        self._queueing = threading.Lock()  # guards the two below
+        self._next_group: list[Share] = []
+        self._has_leader = False  # a thread leads, or was woken to lead
+
+    def append(self, records: Sequence[bytes]) -> tuple[int, str]:
+        """Do as Log.append does, and return when the records are on disk."""
+        share = Share(records)
+        with self._queueing:
+            self._next_group.append(share)
+            leads, self._has_leader = not self._has_leader, True
         if not leads:
-            own.ready.acquire()
-            if own.result:
-                return
-        with self._sharing:
-            group, self._queue = self._queue, []
-        written, reason = 0, "internal error"
-        try:
-            written, reason = self._write_and_flush(
-                [r for s in group for r in s.records]
-            )
-        finally:  # whatever happened: nobody else would wake them
-            self._tell(group, own, written, reason)
+            share.wake.acquire()
+        if not share.done:
+            self._lead()
+        return share.result
 
-    def _write_and_flush(self, records: Sequence[bytes]) -> tuple[int, str]:
+    def _lead(self) -> None:
+        """Write and flush for all who queue by now; wake them and the next leader."""
+        with self._queueing:
+            group, self._next_group = self._next_group, []
+        try:
+            self._write_and_flush(group)
+        finally:  # whatever happened: nobody else would wake them
+            for share in group:
+                share.done = True
+                share.wake.release()
+            with self._queueing:
+                self._has_leader = bool(self._next_group)
+                if self._has_leader:
+                    self._next_group[0].wake.release()
+
+    def _write_and_flush(self, group: list[Share]) -> None:
         with self._flushing:
-            written, reason = self._write(records)
+            records = [record for share in group for record in share.records]
+            written, reason = super().append(records)
             try:
                 os.fsync(self._file)
             except OSError as error:
-                return 0, error.strerror or str(error)
-        return written, reason
-
-    def _tell(self, group: list[Share], own: Share, written: int, reason: str) -> None:
-        """Tell the threads of a group, and the one that leads next."""
+                written, reason = 0, error.strerror or str(error)
         for share in group:
             logged = min(written, len(share.records))
-            share.result = logged, reason if logged < len(share.records) else ""
+            share.result = logged, "" if logged == len(share.records) else reason
             written -= logged
-            if share is not own:
-                share.ready.release()
-        with self._sharing:
-            self._led = bool(self._queue)
-            if self._led:
-                self._queue[0].ready.release()
+
+    def _replace(self) -> None:
+        with self._flushing:
+            super()._replace()
+
+
+# ---- Repair: torn records are blanked -----------------------------------------------
+# When a server starts on a log, when it leaves one, and after a disk was full.
+
+STAMP = rb"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} - "
+SAMPLE = b"2026-11-23 14:50:15,613 - "  # to complete a stamp that is torn itself
+SURE_BYTES = len(b"2026-")  # less at the log's end may be what a person wrote
+HEAD = STAMP + rb"\d+ - \S+ - "
+RECORD = re.compile(HEAD + rb"(?:connected$|received: |replied: |closed: )")
+MESSAGE = re.compile(HEAD + rb"(?:replied: Server \d+ )?received: (.*)")
+# Both begin with a literal, for speed, and then look back at what must be before it.
+GLUED = re.compile(rb",(?<=[^\n]\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,)\d{3} - \d+ - ")
+OF_PORT = rb",(?<=^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,)\d{3} - %b - "
+
+
+def may_begin_record(data: bytes) -> bool:
+    """Tell whether a record may begin like `data`, which may end in the stamp."""
+    return bool(re.match(STAMP, data + SAMPLE[len(data) :]))
+
+
+def is_message(data: bytes, neighbours: Sequence[bytes]) -> bool:
+    """Tell whether a record is whole: "received" beside an equal "replied"."""
+    if not (message := MESSAGE.match(data)):
+        return False
+    return any(line.endswith(b" received: " + message[1]) for line in neighbours)
+
+
+def torn_in_line(before: bytes, line: bytes, after: bytes) -> Iterator[tuple[int, int]]:
+    """Yield (start, end) of the torn records in a line, given its neighbours.
+
+    A torn record has no line ending, so the record of another server follows on its
+    line. It begins with a stamp, or with the first bytes of one; what somebody else
+    wrote does not. A message that contains a record only looks like that.
+    """
+    start = 0
+    while record := RECORD.search(line, start + 1):
+        end = record.start()
+        whole = is_message(line[start:], (before, after))
+        if whole or not may_begin_record(line[start:end]):
+            return
+        yield start, end
+        start = end
+
+
+def torn_records(file: io.FileIO, size: int, port: int) -> Iterator[tuple[int, int]]:
+    """Yield (start, end) of the torn records in the first `size` bytes of a log.
+
+    The last line may be one; others are in the middle of lines. Walks back block by
+    block, MEND_BYTES at most, and no further than to a whole record of `port`: what a
+    server's death tore was its last record.
+    """
+    of_port = re.compile(OF_PORT % str(port).encode(), re.MULTILINE)
+    for high in range(size, max(0, size - MEND_BYTES), -BLOCK_BYTES):
+        low = max(0, high - BLOCK_BYTES)
+        first = file.seek(max(0, low - LINE_BYTES))  # so that lines have neighbours
+        data = file.read(min(size, high + LINE_BYTES) - first)
+        last = data.rpartition(b"\n")[2] if high == size else b""
+        if len(last) >= SURE_BYTES and may_begin_record(last):
+            yield size - len(last), size
+        lines = data.split(b"\n") if GLUED.search(data) else []
+        offset = first
+        for before, line, after in zip([b"", *lines], lines, lines[1:], strict=False):
+            if low <= offset < high:
+                for start, end in torn_in_line(before, line, after):
+                    yield offset + start, offset + end
+            offset += len(line) + 1
+        if of_port.search(data, low - first + len("2026-11-23 14:50:15")):
+            return
+
+
+def mend(path: str, port: int = 0) -> None:
+    """Blank the torn records in the log's end, or raise OSError.
+
+    What looks torn may be a write under way. So a line ending is appended first:
+    that waits for such a write (inode lock), and what is torn then stays torn.
+    """
+    if not os.path.isfile(path):  # not yet, or a FIFO or a device
+        return
+    with io.FileIO(path, "r+") as file, io.FileIO(path, "a") as log:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 1))
+        if file.read(1) in (b"", b"\n") and not any(torn_records(file, size, port)):
+            return
+        log.write(b"\n")
+        for start, end in torn_records(file, log.tell() - 1, port):
+            file.seek(start)
+            file.write(b" " * (end - start - 1) + b"\n")
 
 
 # ---- Connection: one client, one thread ---------------------------------------------
-# Receive, cut into messages, record, confirm; until one side ends it.
+# Receive, split into messages, record, confirm; until one side ends it.
 
 
-class Ended(Exception):  # noqa: N818 - a way out, often not an error
+class ConnectionOver(Exception):  # noqa: N818 - a way out, often not an error
     """The connection is over; the text says by whom, for the log."""
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What the command line decides about a connection; times in seconds."""
-
-    max_message: int  # bytes, line ending included
-    message_pause: float  # 0: only "\n" ends a message
-    idle_timeout: float  # without a byte from the client; 0: no limit
-    delay: float  # pretended work per message
-    accept_proxy: Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network]
-    fault: str  # one of FAULTS, or ""
-    fault_s: float  # of "slow"
 
 
 def set_timeouts(sock: socket.socket, receive_s: float) -> None:
@@ -664,58 +670,204 @@ def unacknowledged(sock: socket.socket) -> int:
     if fcntl is None or not hasattr(termios, "TIOCOUTQ"):
         return 0
     answer = array.array("i", [0])
-    fcntl.ioctl(sock, termios.TIOCOUTQ, answer)
+    with contextlib.suppress(OSError):
+        fcntl.ioctl(sock, termios.TIOCOUTQ, answer)
     return answer[0]
 
 
 class Connection:
-    """One client's connection. Only its own thread calls `serve`."""
+    """One client's connection. Its own thread calls all but `shut_down`."""
+
+    _batch_size = BATCH_MESSAGES
 
     def __init__(
         self, server: Server, sock: socket.socket, address: tuple[Any, ...]
     ) -> None:
         self.server = server
-        self.options = server.options
+        self.args = server.args
         self.sock = sock
         self.address = address
         self.client = format_address(address)  # the PROXY line's, after one
-        self.started_ns = time.monotonic_ns()
-        self.messages = 0  # received; the main thread reads it, at the end
+        # Received. At the stop the main thread reads it without a lock: it has set
+        # `stopping` before, and this thread asks for `stopping` after it counted, so
+        # that one of them sees what the other did.
+        self.message_count = 0
         self.bytes_in = 0
         self.bytes_out = 0
-        self.mute = False  # after --fault half-close
-        self.framer = Framer(self.options.max_message)
-        self.connected = timestamp()  # "" once its record is in the log
+        self._framer = Framer(self.args.max_message)
+        if self.args.delay:
+            self._batch_size = 1
+        self._accepted_ns = time.monotonic_ns()
+        self._accepted_at = timestamp()  # for the record "connected", ...
+        self._start_is_logged = False  # ... which goes before the first other one
 
     def serve(self) -> None:
-        """Serve the client to the end, record the end, close the socket."""
-        is_there = True
+        """Serve the client to the end, and record the end. The caller closes."""
+        is_there = True  # the client
         try:
-            set_timeouts(self.sock, self.options.idle_timeout)
-            reason = self._exchange()
-        except Ended as ended:
-            reason = str(ended)
+            set_timeouts(self.sock, self.args.idle_timeout)
+            self._exchange()
+            reason = "by client"
+        except ConnectionOver as over:
+            reason = str(over)
         except TIMEOUTS as error:
             is_there = not is_gone(error)
             reason = "idle" if is_there else "client vanished"
         except OSError:
             is_there = False
             reason = "reset by client"
-        if self.server.stopping.is_set() and reason in ("by client", "reset by client"):
+        stopping = self.server.stopping.is_set()
+        if stopping and reason in ("by client", "reset by client"):
             reason = "shutdown"
         self._record_end(reason)
-        if self.server.stopping.is_set() and is_there:
-            self._part()
-        self.sock.close()
+        if stopping and is_there:
+            self._drain()
 
-    def _part(self) -> None:
-        """Let the client's kernel have all replies before we close, GRACE_S at most.
+    def shut_down(self, how: int) -> None:
+        """Make `serve` end: by SHUT_RD after what was received, by SHUT_RDWR now.
 
-        Closing with bytes unread sends a reset, which overtakes replies. So drop what
-        still comes, until nothing does and all replies are acknowledged. The kernel has
-        no event for that: look again after 1, 2, 4 … 64 ms.
+        Another thread calls it only while the server's lock keeps this connection
+        among the live ones: they are not closed.
         """
-        deadline, pause_s = time.monotonic() + GRACE_S, 0.001
+        with contextlib.suppress(OSError):  # the client has gone
+            self.sock.shutdown(how)
+
+    def _exchange(self) -> None:
+        """Confirm messages until the client's end of file."""
+        data = self._read_proxy_line() if self._needs_proxy_line() else b""
+        data = data or self._receive()
+        while data:
+            self.bytes_in += len(data)
+            self._confirm_all(self._framer.feed(data))
+            if self._framer.too_long:
+                self._reject_too_long()
+            data = self._receive()
+        last = self._framer.take_rest()
+        if last and not self.server.stopping.is_set():  # else its end may be missing
+            self._confirm_all([last])
+
+    def _receive(self) -> bytes:
+        """Return the next bytes, b"" at end of file; a pause may end a message."""
+        pause_s = self.args.message_pause
+        if pause_s and self._framer.pause_ends_message():
+            set_timeouts(self.sock, pause_s)
+            try:
+                return self.sock.recv(RECEIVE_BYTES)
+            except TIMEOUTS as error:
+                if is_gone(error):
+                    raise
+                self._confirm_all([self._framer.take_rest()])
+            finally:
+                set_timeouts(self.sock, self.args.idle_timeout)
+        return self.sock.recv(RECEIVE_BYTES)
+
+    def _confirm_all(self, messages: list[bytes]) -> None:
+        """Record and confirm messages, as many together as may be."""
+        if messages and not self.message_count:
+            text = printable(messages[0].rstrip(b"\r\n"), PRINTED_BYTES)
+            self.server.printer.say(f"{self.client} received: {text}")
+        for start in range(0, len(messages), self._batch_size):
+            batch = messages[start : start + self._batch_size]
+            self.message_count += len(batch)
+            self._confirm(batch)
+        if self.message_count and self.server.stopping.is_set():
+            self.shut_down(socket.SHUT_RD)
+
+    def _confirm(self, messages: list[bytes]) -> None:
+        """Record messages by one write; then confirm those that are in the log."""
+        self._send(self._record(messages))
+
+    def _record(self, messages: list[bytes]) -> bytes:
+        """Append two records per message, by one write; return the confirmations.
+
+        An error line stands for each message that could not be recorded.
+        """
+        received = replied = timestamp()
+        if self.args.delay:
+            self.server.stopping.wait(self.args.delay)
+            replied = timestamp()
+        port = self.server.port
+        before = f"{self._head(received)}received: "
+        between = f"\n{self._head(replied)}replied: Server {port} received: "
+        records = []
+        for message in messages:
+            text = printable(message.removesuffix(b"\n").removesuffix(b"\r"))
+            records.append(f"{before}{text}{between}{text}\n".encode())
+        records[0] = self._start_record() + records[0]
+        logged, reason = self.server.log.append(records)
+        confirmations = [self.server.prefix + message for message in messages[:logged]]
+        if logged:
+            self._start_is_logged = True
+        if reason:
+            error = f"Server {port} error: cannot log: {reason}\n"
+            confirmations += [error.encode()] * (len(messages) - logged)
+            self.server.printer.warn("log", f"cannot log: {reason}")
+        return b"".join(confirmations)
+
+    def _send(self, data: bytes) -> None:
+        """Send all of `data`; a client that reads nothing for too long is given up."""
+        try:
+            sent = self.server.calls.send_at_once(self.sock, data)
+            if sent < len(data):
+                self.sock.sendall(data[sent:])
+        except TIMEOUTS as error:
+            if is_gone(error):
+                raise
+            raise ConnectionOver("by server (client does not read)") from None
+        self.bytes_out += len(data)
+
+    def _head(self, when: str) -> str:
+        """Return how every record begins."""
+        return f"{when} - {self.server.port} - {self.client} - "
+
+    def _start_record(self) -> bytes:
+        """Return the record "connected", b"" once it is in the log."""
+        if self._start_is_logged:
+            return b""
+        return f"{self._head(self._accepted_at)}connected\n".encode()
+
+    def _record_end(self, reason: str) -> None:
+        """Append the closing record, unless the client never sent a byte."""
+        if not self.bytes_in:
+            return
+        duration_ms = (time.monotonic_ns() - self._accepted_ns) / 1e6
+        event = (
+            f"closed: {reason}, {count(self.message_count, 'message')}, "
+            f"{count(self.bytes_in, 'byte')} in, {count(self.bytes_out, 'byte')} out, "
+            f"{duration_ms:.1f} ms"
+        )
+        record = self._start_record() + f"{self._head(timestamp())}{event}\n".encode()
+        _, error = self.server.log.append([record])
+        if error:
+            self.server.printer.warn("log", f"cannot log: {error}")
+        self.server.printer.say(f"{self.client} {event}")
+
+    def _reject_too_long(self) -> NoReturn:
+        """Say so, and let the client read it although it may still be sending.
+
+        Closing with bytes unread would send a reset, which overtakes the line.
+        """
+        text = f"message longer than {self.args.max_message} bytes"
+        self._send(f"Server {self.server.port} error: {text}\n".encode())
+        self.sock.shutdown(socket.SHUT_WR)
+        deadline, most = time.monotonic() + LINGER_S, self.bytes_in + LINGER_BYTES
+        with contextlib.suppress(OSError):
+            while self.bytes_in < most and time.monotonic() < deadline:
+                set_timeouts(self.sock, max(deadline - time.monotonic(), 1e-3))
+                data = self.sock.recv(RECEIVE_BYTES)
+                if not data:
+                    break
+                self.bytes_in += len(data)
+        raise ConnectionOver("by server (message too long)")
+
+    def _drain(self) -> None:
+        """Let the client's kernel have all we sent before we close, DRAIN_S at most.
+
+        Closing with bytes unread sends a reset, which overtakes what was sent. So drop
+        what still comes, until nothing does and all is acknowledged. The kernel has no
+        event for that: ask again after 1, 2, 4 … 64 ms.
+        """
+        deadline, pause_s = time.monotonic() + DRAIN_S, 0.001
         self.shut_down(socket.SHUT_RD)  # from here on, recv does not wait
         with contextlib.suppress(OSError):  # the client has gone
             came = True
@@ -726,209 +878,79 @@ class Connection:
                 time.sleep(pause_s)
                 pause_s = min(2 * pause_s, 0.064)
 
-    def shut_down(self, how: int) -> None:
-        """Make `serve` end: by SHUT_RD after what was received, by SHUT_RDWR now.
-
-        Any thread may call it.
-        """
-        with contextlib.suppress(OSError):
-            self.sock.shutdown(how)
-
-    def _exchange(self) -> str:
-        """Answer messages until the client's end of file; return the reason."""
-        data = self._read_proxy_line() if self._is_proxy() else b""
-        while data or (data := self._receive()):
-            self.bytes_in += len(data)
-            self._answer(self.framer.feed(data))
-            if self.framer.too_long:
-                self._refuse_too_long()
-            if self.messages and self.server.stopping.is_set():
-                self.shut_down(socket.SHUT_RD)
-            data = b""
-        last = self.framer.take_rest()
-        if last and not self.server.stopping.is_set():  # else its end may be missing
-            self._answer([last])
-        return "by client"
-
-    def _receive(self) -> bytes:
-        """Return the next bytes, b"" at end of file; a pause may end a message."""
-        pause = self.options.message_pause
-        while self.framer.rest and pause and self.framer.pause_ends_message():
-            set_timeouts(self.sock, pause)
-            try:
-                return self.sock.recv(RECEIVE_BYTES)
-            except TIMEOUTS as error:
-                if is_gone(error):
-                    raise
-                self._answer([self.framer.take_rest()])
-            finally:
-                set_timeouts(self.sock, self.options.idle_timeout)
-        return self.sock.recv(RECEIVE_BYTES)
-
-    def _answer(self, messages: list[bytes]) -> None:
-        """Record and confirm messages, as many together as may be."""
-        alone = self.options.delay or self.options.fault
-        size = 1 if alone else BATCH_MESSAGES
-        for start in range(0, len(messages), size):
-            self._record_and_confirm(messages[start : start + size])
-
-    def _record_and_confirm(self, messages: list[bytes]) -> None:
-        """Record messages by one write; then confirm those that are in the log."""
-        if not self.messages:
-            text = printable(messages[0])[:PRINTED_CHARACTERS]
-            self.server.printer.say(f"{self.client} received: {text}")
-        self.messages += len(messages)
-        if self.options.fault in ("hang", "reset") or self.mute:
-            self._misbehave(b"")
-            return
-        received = replied = timestamp()
-        if self.options.delay:
-            self.server.stopping.wait(self.options.delay)
-            replied = timestamp()
-        records = self._message_records(messages, received, replied)
-        logged, reason = self.server.log.append(records)
-        replies = [self.server.prefix + message for message in messages[:logged]]
-        if logged:
-            self.connected = ""
-        if reason:
-            text = f"Server {self.server.port} error: cannot log: {reason}\n"
-            replies += [text.encode()] * (len(messages) - logged)
-            self.server.printer.warn("log", f"cannot log: {reason}")
-        if self.options.fault:
-            self._misbehave(b"".join(replies))
-        else:
-            self._send(b"".join(replies))
-
-    def _message_records(
-        self, messages: list[bytes], received: str, replied: str
-    ) -> list[bytes]:
-        """Return the two records of each message, those of one message together."""
-        port = self.server.port
-        head = f"{received} - {port} - {self.client} - received: "
-        middle = f"\n{replied} - {port} - {self.client} - replied: "
-        middle += f"Server {port} received: "
-        records = []
-        for message in messages:
-            text = printable(message)
-            records.append(f"{head}{text}{middle}{text}\n".encode())
-        records[0] = self._record_start() + records[0]
-        return records
-
-    def _send(self, data: bytes) -> None:
-        try:
-            sent = send_at_once(self.sock, data)
-            if sent < len(data):
-                self.sock.sendall(data[sent:])
-        except TIMEOUTS as error:
-            if is_gone(error):
-                raise
-            raise Ended("by server (client does not read)") from None
-        self.bytes_out += len(data)
-
-    def _refuse_too_long(self) -> NoReturn:
-        """Say so, and let the client read it although it may still be sending.
-
-        Closing with bytes unread would send a reset, which overtakes the line.
-        """
-        text = f"message longer than {self.options.max_message} bytes"
-        self._send(f"Server {self.server.port} error: {text}\n".encode())
-        self.sock.shutdown(socket.SHUT_WR)
-        deadline, size = time.monotonic() + LINGER_S, LINGER_BYTES
-        with contextlib.suppress(OSError):
-            while size > 0 and (left := deadline - time.monotonic()) > 0:
-                set_timeouts(self.sock, left)
-                received = len(self.sock.recv(RECEIVE_BYTES))
-                self.bytes_in += received
-                size -= received or size
-        raise Ended("by server (message too long)")
-
-    def _is_proxy(self) -> bool:
+    def _needs_proxy_line(self) -> bool:
         """Tell whether the client must begin with a PROXY line."""
-        if not self.options.accept_proxy:
+        if not self.args.accept_proxy:
             return False
         address = ipaddress.ip_address(self.address[0].partition("%")[0])
         address = getattr(address, "ipv4_mapped", None) or address
-        return any(address in network for network in self.options.accept_proxy)
+        return any(address in network for network in self.args.accept_proxy)
 
     def _read_proxy_line(self) -> bytes:
         """Take the client's address from the PROXY line; return what follows it."""
         deadline = time.monotonic() + PROXY_TIMEOUT_S
         data = b""
-        while b"\n" not in data and len(data) < PROXY_LINE_BYTES:
+        while b"PROXY ".startswith(data[:6]) and b"\n" not in data:
             set_timeouts(self.sock, max(deadline - time.monotonic(), 1e-3))
             try:
                 more = self.sock.recv(RECEIVE_BYTES)
             except TIMEOUTS:
-                raise Ended("by server (no PROXY line in time)") from None
-            if not (more or data):
-                raise Ended("by client")
+                raise ConnectionOver("by server (no PROXY line in time)") from None
             data += more
-            if not (more and b"PROXY ".startswith(data[:6])):
+            if not more or len(data) >= PROXY_LINE_BYTES:
                 break
+        if not data:
+            raise ConnectionOver("by client")
         end = data.find(b"\n", 0, PROXY_LINE_BYTES) + 1
         try:
             client = parse_proxy_line(data[:end])
-        except (ValueError, KeyError):
+        except ValueError:
             self.bytes_in += len(data)
             self.server.printer.warn("proxy", f"{self.client} sent no PROXY line")
-            raise Ended("by server (no PROXY line)") from None
-        set_timeouts(self.sock, self.options.idle_timeout)
+            raise ConnectionOver("by server (no PROXY line)") from None
+        set_timeouts(self.sock, self.args.idle_timeout)
         if client:
             self.client = format_address(client)
         return data[end:]
 
-    def _misbehave(self, replies: bytes) -> None:
-        """Do what --fault asks for, instead of sending the replies."""
-        fault = self.options.fault
+
+class FaultyConnection(Connection):
+    """A connection that misbehaves as --fault says, to try the balancer."""
+
+    _batch_size = 1
+    _is_mute = False  # True after "half-close"
+
+    def _confirm(self, messages: list[bytes]) -> None:
+        fault, seconds = self.args.fault
+        if fault == "hang" or self._is_mute:
+            return
         if fault == "reset":
             on = struct.pack("ii", 1, 0)  # close sends RST (socket(7), SO_LINGER)
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, on)
-            raise Ended("by server (fault: reset)")
-        if fault == "slow":
-            self._send(replies[:1])
-            self.server.stopping.wait(self.options.fault_s)
-            self._send(replies[1:])
+            raise ConnectionOver("by server (fault: reset)")
+        confirmations = self._record(messages)
         if fault == "close-early":
-            self._send(replies[: len(replies) // 2])
-            raise Ended("by server (fault: close-early)")
-        if fault == "half-close" and not self.mute:
-            self._send(replies)
+            self._send(confirmations[: len(confirmations) // 2])
+            raise ConnectionOver("by server (fault: close-early)")
+        if fault == "slow":
+            self._send(confirmations[:1])
+            self.server.stopping.wait(seconds)
+            confirmations = confirmations[1:]
+        self._send(confirmations)
+        if fault == "half-close":
             self.sock.shutdown(socket.SHUT_WR)
-            self.mute = True
-
-    def _record(self, when: str, event: str) -> bytes:
-        return f"{when} - {self.server.port} - {self.client} - {event}\n".encode()
-
-    def _record_start(self) -> bytes:
-        """Return the record that goes before the first other one, b"" after that."""
-        return self._record(self.connected, "connected") if self.connected else b""
-
-    def _record_end(self, reason: str) -> None:
-        """Append the closing record, unless the client never sent a byte."""
-        if not self.bytes_in:
-            return
-        duration_ms = (time.monotonic_ns() - self.started_ns) / 1e6
-        event = (
-            f"closed: {reason}, {count(self.messages, 'message')}, "
-            f"{count(self.bytes_in, 'byte')} in, {count(self.bytes_out, 'byte')} out, "
-            f"{duration_ms:.1f} ms"
-        )
-        record = self._record_start() + self._record(timestamp(), event)
-        _, error = self.server.log.append([record])
-        if error:
-            self.server.printer.warn("log", f"cannot log: {error}")
-        self.server.printer.say(f"{self.client} {event}")
+            self._is_mute = True
 
 
 # ---- Server: accept clients, keep threads, stop -------------------------------------
 # Threads wait in accept; each serves the client that it got. The main thread starts
-# one more whenever few are left waiting, because starting one takes time.
+# one more whenever few of them are spare, because starting one takes time.
 
 
 def drop_packets(listener: socket.socket) -> None:
     """Have the kernel drop what arrives for a listener (socket(7), SO_ATTACH_FILTER).
 
-    Accepted connections are not touched. Raise OSError when it refuses; do nothing
+    Accepted connections are not touched. Raise OSError when it cannot; do nothing
     where there is no such thing.
     """
     if sys.platform == "linux":
@@ -939,66 +961,60 @@ def drop_packets(listener: socket.socket) -> None:
 
 
 class Server:
-    """Owns the listener, the threads and the live connections."""
+    """The listener, its threads and their connections."""
 
     def __init__(
         self,
         listener: socket.socket,
         log: Log,
         printer: Printer,
-        options: Options,
-        max_connections: int,  # 0: no limit
+        args: argparse.Namespace,
+        calls: QuickCalls,
     ) -> None:
-        self.listener = listener
-        self.log = log
+        self.log = log  # this and what follows up to `stopping`: for the connections
         self.printer = printer
-        self.options = options
+        self.args = args
+        self.calls = calls
         self.port: int = listener.getsockname()[1]
         self.prefix = f"Server {self.port} received: ".encode()
         self.stopping = threading.Event()
-        self._max_threads = max_connections or sys.maxsize
-        # Bytes to the main thread: a signal's number, or 0 for "start a thread".
+        self._listener = listener
+        self._connection_class = FaultyConnection if args.fault[0] else Connection
+        self._max_threads = args.max_connections or sys.maxsize
+        self._started = 0  # threads, for their names; the main thread's
+        # Bytes to the main thread: a signal's number, or 0 for "see to the threads".
         self._inbox, self._outbox = socket.socketpair()
         self._outbox.setblocking(False)
-        # Guards the fields below; notified when a thread ends.
-        self._changed = threading.Condition()
-        self._live: set[Connection] = set()
+        # Guards the three below. A thread serves one of the live connections or is
+        # spare: it accepts, or is about to. So `_threads - len(_live)` are spare.
+        self._lock = threading.Lock()
         self._threads = 0
-        self._waiting = 0  # of the threads, those in accept
-        self._asked = False  # the main thread was asked to start one
-        self._started = 0  # threads ever started, for their names
+        self._live: set[Connection] = set()  # none of them is closed
+        self._asked = False  # a 0 is in the inbox: one at most, so that signals fit in
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT. Runs on the main thread."""
         with self._signals():
             # Not earlier: whoever reads the line may send a signal at once.
-            self._announce()
-            if self.options.fault != "refuse":
-                self._start_threads()
-            while (number := self._next_event()) not in (signal.SIGTERM, signal.SIGINT):
-                if number == 0:
-                    self._start_threads()
-                else:
-                    self._reopen_log()
-            for number in (signal.SIGTERM, signal.SIGINT):
+            line = f"listening on {format_address(self._listener.getsockname())}"
+            if fault := self.args.fault[0]:
+                line += f" (fault: {fault})"
+            with contextlib.suppress(OSError):  # nobody reads it
+                print(line, flush=True)
+            event = 0
+            while event not in STOP_SIGNALS:
+                event = self._next_event(self._start_threads())
+            for number in STOP_SIGNALS:
                 signal.signal(number, signal.SIG_DFL)  # a second one ends it at once
             self._stop()
-
-    def _announce(self) -> None:
-        where = format_address(self.listener.getsockname())
-        fault = f" (fault: {self.options.fault})" if self.options.fault else ""
-        with contextlib.suppress(OSError):
-            print(f"listening on {where}{fault}", flush=True)
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
         """Have signals arrive as bytes in the inbox meanwhile."""
-        numbers = [signal.SIGTERM, signal.SIGINT]
-        if hasattr(signal, "SIGHUP"):
-            numbers.append(signal.SIGHUP)
+        numbers = [number for number in (*STOP_SIGNALS, SIGHUP) if number]
         # In this order: a handler without the descriptor would swallow a signal.
         old_fd = signal.set_wakeup_fd(self._outbox.fileno(), warn_on_full_buffer=False)
-        old = {n: signal.signal(n, lambda *_: None) for n in numbers}
+        old = {number: signal.signal(number, lambda *_: None) for number in numbers}
         try:
             yield
         finally:
@@ -1008,78 +1024,91 @@ class Server:
             self._inbox.close()
             self._outbox.close()
 
-    def _next_event(self) -> int:
-        """Return the next signal's number; 0 when threads may have to be started."""
+    def _next_event(self, seconds: float | None) -> int:
+        """Wait for a signal, and return its number; SIGHUP reopens the log.
+
+        0: the threads are to be seen to, or `seconds` are over (None: never).
+        """
+        self._inbox.settimeout(seconds)
         try:
-            return self._inbox.recv(1)[0]
+            event = self._inbox.recv(1)[0]
         except TimeoutError:
             return 0
-
-    def _start_threads(self) -> None:
-        """Start threads until enough wait in accept. Runs on the main thread."""
-        self._inbox.settimeout(None)
-        while True:
-            with self._changed:
+        if event == 0:
+            with self._lock:
                 self._asked = False
+        elif event == SIGHUP:
+            try:
+                self.log.reopen()
+            except OSError as error:
+                text = f"cannot reopen {self.log.path}: {error.strerror}"
+                self.printer.warn("reopen", text)
+        return event
+
+    def _start_threads(self) -> float | None:
+        """Start threads until enough are spare; return when to try again, if at all."""
+        if self.args.fault[0] == "refuse":
+            return None
+        while True:
+            with self._lock:
                 if not self._is_short_of_threads_locked():
-                    return
+                    return None
             if not self._start_thread():
-                self._inbox.settimeout(BACK_OFF_S)  # then try again
-                return
+                return BACK_OFF_S
+
+    def _is_short_of_threads_locked(self) -> bool:
+        few = self._threads - len(self._live) < MIN_SPARE
+        return few and self._threads < self._max_threads
 
     def _start_thread(self, connection: Connection | None = None) -> bool:
         """Start a thread, for a connection or for the next; tell whether one could."""
-        with self._changed:
-            self._started += 1
-            self._threads += 1
-            self._waiting += connection is None
-            if connection:
-                self._live.add(connection)
-            name = f"connection-{self._started}"
+        self._started += 1
+        name = f"connection-{self._started}"
         thread = threading.Thread(
             target=self._work, args=(connection,), name=name, daemon=True
         )
+        with self._lock:
+            self._threads += 1
         try:
             thread.start()
         except RuntimeError as error:
-            with self._changed:
-                self._threads -= 1
-                self._waiting -= connection is None
-                if connection:
-                    self._live.discard(connection)
-            if connection:
-                connection.sock.close()
             self.printer.warn("threads", f"{error}: new clients wait")
+            with self._lock:
+                self._threads -= 1
             return False
         return True
 
-    def _is_short_of_threads_locked(self) -> bool:
-        few = self._waiting < SPARE_THREADS and self._threads < self._max_threads
-        return few and not self.stopping.is_set()
-
-    def _work(self, connection: Connection | None = None) -> None:
+    def _work(self, connection: Connection | None) -> None:
         """Accept a client and serve it, again and again. Runs on connection-N."""
         while connection := connection or self._accept():
             try:
                 connection.serve()
-            except Exception as error:  # a fault here must not end the others
-                self.printer.warn("bug", f"{connection.client}: {error!r}")
-                connection.sock.close()
-            with self._changed:
-                self._live.discard(connection)
-                if self._waiting >= IDLE_THREADS or self.stopping.is_set():
-                    break
-                self._waiting += 1
+            except Exception as error:  # a defect here must not end the others
+                text = f"{connection.client}: {traceback.format_exc().rstrip()}"
+                self.printer.warn(f"defect: {type(error).__name__}", text)
+            is_spare = self._becomes_spare(connection)
+            connection.sock.close()
+            if not is_spare:
+                return
             connection = None
-        with self._changed:
-            self._threads -= 1
-            self._changed.notify()
+        self._becomes_spare(None)
+
+    def _becomes_spare(self, connection: Connection | None) -> bool:
+        """Take a served connection off; tell whether its thread is spare, or to end."""
+        with self._lock:
+            self._live.discard(connection)
+            enough = self._threads - len(self._live) > MAX_SPARE
+            ends = enough or self.stopping.is_set()
+            self._threads -= ends
+            if not self._threads:
+                self._wake_main_locked()
+            return not ends
 
     def _accept(self) -> Connection | None:
         """Wait for the next client; None when the server stops."""
         while not self.stopping.is_set():
             try:
-                connection = Connection(self, *self.listener.accept())
+                return self._accept_one()
             except ConnectionAbortedError:
                 continue  # the client left before
             except (OSError, MemoryError) as error:
@@ -1087,44 +1116,42 @@ class Server:
                     reason = getattr(error, "strerror", "") or "out of memory"
                     self.printer.warn("accept", f"{reason}: new clients wait")
                     self.stopping.wait(BACK_OFF_S)
-                continue
-            with self._changed:
-                self._waiting -= 1
-                self._live.add(connection)
-                ask = self._is_short_of_threads_locked() and not self._asked
-                self._asked = self._asked or ask
-            if ask:
-                with contextlib.suppress(OSError):  # the main thread has left
-                    self._outbox.send(b"\0")
-            return connection
-        with self._changed:
-            self._waiting -= 1
         return None
 
-    def _reopen_log(self) -> None:
-        try:
-            self.log.reopen()
-        except OSError as error:
-            text = f"cannot reopen {self.log.path}: {error.strerror}"
-            self.printer.warn("reopen", text)
+    def _accept_one(self) -> Connection:
+        """Return the next client's connection, now a live one, or raise OSError."""
+        sock, address = self._listener.accept()
+        if self.stopping.is_set():  # the listener does not block then
+            sock.setblocking(True)  # BSD, macOS: the socket inherits that
+        connection = self._connection_class(self, sock, address)
+        with self._lock:
+            self._live.add(connection)
+            if self._is_short_of_threads_locked():
+                self._wake_main_locked()
+        return connection
+
+    def _wake_main_locked(self) -> None:
+        """Have the main thread see to the threads."""
+        if not self._asked:
+            self._asked = True
+            with contextlib.suppress(OSError):  # the main thread has left
+                self._outbox.send(b"\0")
 
     def _stop(self) -> None:
         """Stop accepting; let connections end, and after GRACE_S cut them."""
         self.stopping.set()
         self._accept_the_last()
         with contextlib.suppress(OSError):
-            self.listener.shutdown(socket.SHUT_RDWR)  # wakes accept; close does not
-        self.listener.close()
-        with self._changed:
-            live = list(self._live)
-        for connection in live:
-            if connection.messages:  # else its first message may be on the way
-                connection.shut_down(socket.SHUT_RD)
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept; close does not
+        self._listener.close()
+        with self._lock:
+            for connection in self._live:
+                if connection.message_count:  # else the first may be on the way
+                    connection.shut_down(socket.SHUT_RD)
         if not self._wait_for_threads(GRACE_S):
-            with self._changed:
-                live = list(self._live)
-            for connection in live:
-                connection.shut_down(socket.SHUT_RDWR)
+            with self._lock:
+                for connection in self._live:
+                    connection.shut_down(socket.SHUT_RDWR)
             self._wait_for_threads(CUT_S)
 
     def _accept_the_last(self) -> None:
@@ -1134,20 +1161,28 @@ class Server:
         their number must not grow, so the kernel drops requests for new connections:
         whoever made one asks again after a second, and finds the port closed.
         """
-        self.listener.setblocking(False)
+        self._listener.setblocking(False)
         with contextlib.suppress(OSError):
-            drop_packets(self.listener)
+            drop_packets(self._listener)
             deadline = time.monotonic() + LAST_S
-            while self._has_room() and time.monotonic() < deadline:
-                self._start_thread(Connection(self, *self.listener.accept()))
-
-    def _has_room(self) -> bool:
-        with self._changed:
-            return self._threads < self._max_threads
+            while time.monotonic() < deadline:
+                with self._lock:
+                    if self._threads >= self._max_threads:
+                        return
+                if not self._start_thread(self._accept_one()):
+                    return
 
     def _wait_for_threads(self, seconds: float) -> bool:
-        with self._changed:
-            return self._changed.wait_for(lambda: not self._threads, seconds)
+        """Wait until the last thread ends; tell whether it did in time."""
+        deadline = time.monotonic() + seconds
+        while True:
+            with self._lock:
+                if not self._threads:
+                    return True
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
+                return False
+            self._next_event(remaining)
 
 
 # ---- Command line -------------------------------------------------------------------
@@ -1210,43 +1245,44 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="server2.py",
         description="Confirm every message (a line), after recording it in a log.",
     )
-    add = parser.add_argument
+    add = parser.add_argument_group("addresses").add_argument
     add("port", metavar="PORT", type=parse_port, help="listen here; 0 takes a free one")
     add("--host", default="127.0.0.1", help="listen on this (default: %(default)s)")
-    add("--quiet", action="store_true", help="print the address and errors only")
-    add = parser.add_argument_group("log").add_argument
-    add("--log", metavar="FILE", default="server_log.txt",
-        help="append records to this file (default: %(default)s)")  # fmt: skip
-    add("--fsync", action="store_true",
-        help="confirm only what is on disk (default: what was written)")  # fmt: skip
-    add = parser.add_argument_group("messages").add_argument
+    add = parser.add_argument_group("limits").add_argument
     add("--max-message", metavar="BYTES", type=parse_size, default=65_536,
-        help="refuse longer messages (default: %(default)s)")  # fmt: skip
+        help="reject longer messages (default: %(default)s)")  # fmt: skip
     add("--message-pause", metavar="S", type=parse_seconds, default=0.2,
         help="take silence as the end of a message from clients that send no "
-        "newline; 0 turns this off (default: %(default)s)")  # fmt: skip
-    add("--delay", metavar="S", type=parse_seconds, default=0,
-        help="pretend work for each message (default: %(default)s)")  # fmt: skip
-    add("--fault", metavar="KIND", type=parse_fault, default=("", 0.0),
-        help="misbehave, to try the balancer: refuse, hang, reset, slow:SECONDS, "
-        "close-early or half-close (default: none)")  # fmt: skip
-    add = parser.add_argument_group("connections").add_argument
+        "newline; 0: never (default: %(default)s)")  # fmt: skip
     add("--idle-timeout", metavar="S", type=parse_seconds, default=3_600,
         help="close after so long without a byte; 0: never "
         "(default: %(default)s)")  # fmt: skip
     add("--max-connections", metavar="N", type=parse_count, default=0,
         help="let further clients wait; 0: no limit "
         "(default: %(default)s)")  # fmt: skip
+    add = parser.add_argument_group("access").add_argument
     add("--accept-proxy", metavar="CIDR", type=parse_network, action="append",
         default=[], help="require a PROXY protocol version 1 line from these "
         "addresses; repeatable (default: off)")  # fmt: skip
+    add = parser.add_argument_group("output").add_argument
+    add("--log", metavar="FILE", default="server_log.txt",
+        help="append records to this file (default: %(default)s)")  # fmt: skip
+    add("--fsync", action="store_true",
+        help="confirm only what is on disk (default: what was written)")  # fmt: skip
+    add("--quiet", action="store_true", help="print the address and errors only")
+    add = parser.add_argument_group("experiments").add_argument
+    add("--delay", metavar="S", type=parse_seconds, default=0,
+        help="pretend work for each message (default: %(default)s)")  # fmt: skip
+    add("--fault", metavar="KIND", type=parse_fault, default=("", 0.0),
+        help="misbehave, to try the balancer: refuse, hang, reset, slow:SECONDS, "
+        "close-early or half-close (default: off)")  # fmt: skip
     return parser.parse_args(argv)
 
 
-def open_listener(host: str, port: int, refuse: bool = False) -> socket.socket:
-    """Return a listening socket, or raise OSError; a refusing one is only bound."""
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    family, kind, protocol, _, address = found[0]
+def open_listener(host: str, port: int, only_bind: bool) -> socket.socket:
+    """Return a listening socket, or raise OSError; one that is only bound refuses."""
+    addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    family, kind, protocol, _, address = addresses[0]
     listener = socket.socket(family, kind, protocol)
     try:
         if os.name == "posix":  # elsewhere it would let two servers share a port
@@ -1256,7 +1292,7 @@ def open_listener(host: str, port: int, refuse: bool = False) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         listener.bind(address)
-        if not refuse:
+        if not only_bind:
             listener.listen(LISTEN_QUEUE)
     except BaseException:
         listener.close()
@@ -1264,63 +1300,65 @@ def open_listener(host: str, port: int, refuse: bool = False) -> socket.socket:
     return listener
 
 
-def fail(code: int, text: str) -> int:
-    """Print one line on standard error; return the exit code."""
-    print(f"server2.py: {text}", file=sys.stderr)
-    return code
-
-
-def raise_descriptor_limit() -> None:
-    """Allow as many connections as the system lets us, one descriptor each."""
-    if resource:
-        with contextlib.suppress(OSError, ValueError):
-            _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+def raise_descriptor_limit() -> int | None:
+    """Raise the limit of open files as far as it goes; return it, None for no limit."""
+    if resource is None:
+        return None
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        soft = hard
+    return None if soft == resource.RLIM_INFINITY else soft
 
 
 def do_not_preempt() -> None:
-    """Let a thread that wakes wait for the one that runs (sched(7), SCHED_BATCH).
-
-    It would only find the interpreter lock taken and go back to sleep: with 50
-    busy clients that costs more than all the rest of the work.
-    """
-    if hasattr(os, "SCHED_BATCH"):
-        with contextlib.suppress(OSError):
-            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    """Let a thread that wakes wait for the one that runs (sched(7), SCHED_BATCH)."""
+    with contextlib.suppress(AttributeError, OSError):
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the server until a signal; return the exit code."""
     args = parse_args(argv)
+    where = format_address((args.host, args.port))
     try:
         listener = open_listener(args.host, args.port, args.fault[0] == "refuse")
     except (socket.gaierror, UnicodeError):  # the latter: no valid name (idna)
-        return fail(2, f"cannot resolve {args.host!r}; try --host 127.0.0.1")
+        complain(f"cannot resolve {args.host!r}; try --host 127.0.0.1")
+        return 2
     except OSError as error:
-        where = format_address((args.host, args.port))
         if error.errno == errno.EADDRINUSE:
-            return fail(1, f"port {args.port} is in use ({where}); choose another one")
-        return fail(2, f"cannot listen on {where}: {error.strerror}")
+            complain(f"port {args.port} is in use ({where}); choose another one")
+            return 1
+        complain(f"cannot listen on {where}: {error.strerror}")
+        return 2
+    with listener:
+        return run_server(listener, args)
+
+
+def run_server(listener: socket.socket, args: argparse.Namespace) -> int:
+    """Serve on a listener until a signal; return the exit code."""
+    calls = QuickCalls()
     with contextlib.suppress(OSError):  # as far as the file may be changed
         mend(args.log, args.port)
     try:
-        log = Log(args.log, args.fsync)
+        log = (FlushedLog if args.fsync else Log)(args.log, calls)
     except OSError as error:
-        listener.close()
-        return fail(2, f"cannot write the log {args.log}: {error.strerror}")
-    raise_descriptor_limit()
-    do_not_preempt()
-    keep_lock()
-    threading.stack_size(STACK_BYTES)
-    options = Options(
-        args.max_message, args.message_pause, args.idle_timeout, args.delay,
-        args.accept_proxy, *args.fault,
-    )  # fmt: skip
-    printer = Printer(args.quiet)
-    server = Server(listener, log, printer, options, args.max_connections)
-    server.run()
-    printer.stop()
-    log.close()
+        complain(f"cannot write the log {args.log}: {error.strerror}")
+        return 2
+    with contextlib.closing(log):
+        raise_descriptor_limit()
+        # A thread that wakes would only find the interpreter lock taken and sleep
+        # again: with 50 busy clients that costs more than all the rest of the work.
+        do_not_preempt()
+        threading.stack_size(STACK_BYTES)
+        try:
+            printer = Printer(args.quiet)
+        except RuntimeError as error:  # no more threads
+            complain(f"cannot start: {error}")
+            return 2
+        Server(listener, log, printer, args, calls).run()
+        printer.stop()
     return 0
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import errno
 import os
 import re
 import select
@@ -14,11 +13,10 @@ import subprocess
 import threading
 import time
 import unittest
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import IO
-from unittest import mock
 
 import server2
 from tests.support import (
@@ -482,49 +480,6 @@ class TheLog(ScriptTestCase):
         send_reset(client)
         self.assertIn("1 message", whole_story(self.log, name)[-1])
 
-    def test_a_client_that_reset_does_not_hold_up_a_stop(self) -> None:
-        log = mock.Mock()
-        log.append.side_effect = lambda records: (len(records), "")
-        options = server2.Options(1024, 0.2, 3600, 0, [], "", 0)
-        server = mock.Mock(port=9991, log=log, options=options, prefix=bytes(60_000))
-        server.stopping = threading.Event()
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            client = self.dial(listener.getsockname())
-            connection = server2.Connection(server, *listener.accept())
-        serving = threading.Thread(target=connection.serve)
-        serving.start()
-        client.sendall(b"\n" * 5_000)  # 300 MB of replies: nobody reads so much
-        read_exactly(client, 1)
-        server.stopping.set()
-        began = time.monotonic()
-        send_reset(client)
-        serving.join(DEADLINE_S)
-        self.assertLess(time.monotonic() - began, server2.GRACE_S / 2)
-
-    def test_a_client_that_vanished_is_not_called_idle(self) -> None:
-        gone = TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))  # by TCP
-        ours = BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-        for case, received, sent, reason in (
-            ("awaited", [b"hi\n", gone], None, "client vanished, 1 message"),
-            ("in a pause", [b"h", gone, gone], None, "client vanished, 0 messages"),
-            ("answered", [b"hi\n"], gone, "client vanished, 1 message"),
-            ("our own deadline", [b"hi\n", ours], None, "idle, 1 message"),
-        ):
-            with self.subTest(case):
-                log = mock.Mock()
-                log.append.side_effect = lambda records: (len(records), "")
-                options = server2.Options(1024, 0.2, 3600, 0, [], "", 0)
-                server = mock.Mock(port=9991, log=log, options=options, prefix=b"")
-                server.stopping.is_set.return_value = False
-                sock = mock.Mock()
-                sock.recv.side_effect = received
-                sock.sendall.side_effect = sent
-                with mock.patch.object(server2, "kept_send", None):  # sendall instead
-                    server2.Connection(server, sock, ("127.0.0.1", 56457)).serve()
-                (record,) = log.append.call_args.args[0]
-                self.assertIn(b" - closed: %b, " % reason.encode(), record)
-                sock.close.assert_called_once_with()
-
 
 class WhereTheLogGoes(ScriptTestCase):
     """Appending, sharing, rotating, and a log that cannot be written."""
@@ -633,10 +588,10 @@ class WhereTheLogGoes(ScriptTestCase):
         log.rename(self.folder / "full")
         server.signal(signal.SIGHUP)
         wait_until(log.exists, what="the new log")
-        client.sendall(b"there is room again\n")
+        client.sendall(b"there is space again\n")
         self.assertEqual(
             read_line(client),
-            b"Server %d received: there is room again\n" % server.port,
+            b"Server %d received: there is space again\n" % server.port,
         )
         text = (self.folder / "full").read_text()
         for number in confirmed:
@@ -695,49 +650,6 @@ class WhereTheLogGoes(ScriptTestCase):
         self.assertEqual(replies, [expected * 5] * 20)
         text = (self.folder / "server_log.txt").read_text()
         self.assertEqual(text.count(" - received: durable\n"), 100)
-
-    def test_with_fsync_a_leader_that_fails_leaves_nobody_waiting(self) -> None:
-        log = server2.Log(str(self.folder / "log.txt"), fsync=True)
-        self.addCleanup(log.close)
-        leading, plain = threading.Event(), log._write
-
-        def fail_once(records: Sequence[bytes]) -> tuple[int, str]:
-            if leading.is_set():
-                return plain(records)
-            leading.set()
-            wait_until(lambda: log._queue, 5, "an append made meanwhile")
-            raise MemoryError
-
-        def lead() -> None:
-            with self.assertRaises(MemoryError):
-                log.append([b"first\n"])
-
-        def follow() -> tuple[int, str]:
-            leading.wait(5)
-            return log.append([b"second\n"])
-
-        with mock.patch.object(log, "_write", fail_once):
-            _, followed = in_parallel(lead, follow, timeout=5)
-            (later,) = in_parallel(lambda: log.append([b"third\n"]), timeout=5)
-        self.assertEqual((followed, later), ((1, ""), (1, "")))
-        self.assertEqual(self.log_lines("log.txt"), ["second", "third"])
-
-    @unittest.skipUnless(hasattr(os, "mkfifo"), "needs FIFOs")
-    def test_only_a_file_that_no_reader_stalls_is_written_with_the_lock_kept(
-        self,
-    ) -> None:
-        path = self.folder / "log.txt"
-        log = server2.Log(str(path), fsync=False)
-        self.addCleanup(log.close)
-        self.assertTrue(log._is_quick)
-        log.reopen()
-        self.assertTrue(log._is_quick)
-        path.unlink()
-        os.mkfifo(path)
-        reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        self.addCleanup(os.close, reader)
-        log.reopen()
-        self.assertFalse(log._is_quick)
 
     @unittest.skipUnless(hasattr(os, "mkfifo"), "needs FIFOs")
     def test_a_log_that_nobody_reads_stops_no_client_that_needs_no_record(self) -> None:
@@ -845,7 +757,7 @@ class Options(ScriptTestCase):
             read_line(client)
             self.assertTrue(nothing_comes(client, 0.3), "closed while in use")
 
-    def test_more_than_max_connections_wait_for_a_place(self) -> None:
+    def test_more_than_max_connections_wait_for_their_turn(self) -> None:
         server = self.start("server2.py", "0", "--max-connections", "2")
         first, second, third = (self.dial(server) for _ in range(3))
         for client in (first, second):
@@ -1056,6 +968,18 @@ class BadInput(ScriptTestCase):
         self.assertIn(result.returncode, (1, 2))
         self.assert_one_line(result, result.returncode, "192.0.2.1")
 
+    def test_a_system_without_threads_to_spare_is_told_in_one_line(self) -> None:
+        env = self.without()
+        starved = (
+            "import threading\n"
+            "def start(thread):\n"
+            '    raise RuntimeError("can\'t start new thread")\n'
+            "threading.Thread.start = start\n"
+        )
+        Path(env["PYTHONPATH"], "sitecustomize.py").write_text(starved)
+        result = self.run_script("server2.py", "0", env=env)
+        self.assert_one_line(result, 2, "can't start new thread")
+
     def test_a_bad_start_leaves_no_log_behind(self) -> None:
         self.run_script("server2.py", "99999")
         self.assertEqual(list(self.folder.iterdir()), [])
@@ -1195,6 +1119,39 @@ class Lifetime(ScriptTestCase):
         self.assertEqual(replies, expected)
         self.assertGreater(logged, 100)
 
+    def test_a_pause_that_ends_the_first_message_ends_a_stopping_server_too(
+        self,
+    ) -> None:
+        server = self.start("server2.py", "0", "--quiet")
+        client = self.dial(server)
+        client.sendall(b"hi")
+        self.assertTrue(nothing_comes(client, 0.05))
+        began = time.monotonic()
+        server.signal(signal.SIGTERM)
+        self.assertEqual(read_to_end(client), b"Server %d received: hi" % server.port)
+        self.assertEqual(server.wait(10), 0)
+        self.assertLess(time.monotonic() - began, server2.GRACE_S / 2)
+
+    @unittest.skipUnless(hasattr(signal, "SIGHUP"), "needs SIGHUP")
+    def test_sighup_reopens_the_log_also_while_it_stops(self) -> None:
+        log = self.folder / "server_log.txt"
+        server = self.start("server2.py", "0", "--message-pause", "0")
+        finished, unfinished = self.dial(server), self.dial(server)
+        unfinished.sendall(b"ha")
+        finished.sendall(b"whole\n")
+        read_line(finished)
+        server.signal(signal.SIGTERM)
+        self.assertEqual(read_to_end(finished), b"")  # it stops
+        log.rename(self.folder / "old.txt")
+        server.signal(signal.SIGHUP)
+        wait_until(log.exists, 5, "the new log")
+        unfinished.sendall(b"lf\n")
+        self.assertEqual(
+            read_to_end(unfinished), b"Server %d received: half\n" % server.port
+        )
+        self.assertEqual(server.wait(10), 0)
+        self.assertIn("received: half\n", log.read_text())
+
     def test_the_same_port_can_be_taken_again_at_once(self) -> None:
         server = self.start("server2.py", "0")
         port = server.port
@@ -1305,7 +1262,7 @@ class Lifetime(ScriptTestCase):
         self.assertLess(len(served), 40)
         expected = b"Server %d received: crowd\n" % server.port
         waiting = list(crowd)
-        while waiting:  # whoever has an answer leaves, and makes room
+        while waiting:  # whoever has an answer leaves to others
             ready = select.select(waiting, [], [], 20)[0]
             self.assertTrue(ready, f"{len(waiting)} clients are never served")
             for client in ready:

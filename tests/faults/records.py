@@ -20,8 +20,9 @@ RECORD = re.compile(
 )
 REPLIED = re.compile(rb"Server (\d{1,5}) received: (.*)")
 MESSAGE = re.compile(rb"(\d+) (\d+) (x*)")
-# Where a killed server or a full disk left part of a record, it is blanked afterwards.
-BLANK = re.compile(rb" *")
+# Where a killed server or a full disk left part of a record, it is blanked afterwards:
+# less than "2026-" at the log's end is not, because a person may have written it.
+BLANK = re.compile(rb" *|\d{1,4}")
 FILLERS = (0, 3, 17, 40, 9, 250, 1, 64, 900, 5, 30, 4000, 12, 0, 80, 2)
 
 
