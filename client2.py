@@ -5,28 +5,34 @@
     client-2 ─┼────────► load balancer :9990 ────────┼─► server 9992
     client-N ─┘  Server 9991 received: Hello from…   └─► server 9993
 
-Each client has its own thread and connection. An exchange is one message (a line)
-and its reply: in the closed loop a client sends the next message when the reply is
-there; with --rate all messages have a place in one schedule (open loop). The reply
-must be `Server <port> received: ` and the same bytes.
+Each client has its own thread and connection. An exchange is one message (a line) and
+its reply, which must be `Server <port> received: ` and the same bytes
+(`Connection._check`). In a closed loop a client sends the next message when the reply
+is there; in an open loop (--rate) every message has its moment in one schedule.
 
     due ── sent ──► kernel … network, balancer, server … kernel ──► first … last byte
            ├────────────────── latency ───────────────────────────────┤
      ├──────────────────────── response time ──────────────────────────────────┤
 
 Latency ends when the reply's first byte reaches this machine's kernel, by its receive
-timestamp (`Connection.arrival`, and inlined in `Connection.repeat`): how late the
-client's thread wakes up is not in it, but on a line of its own. For the summary,
-`Tally.add_part` subtracts; the CSV, the lines and the plots do so for theirs.
+timestamp (`Connection._arrival`, inlined in `exchange_many`): how late the client's
+thread wakes up is on a line of its own. `Tally._add_part` subtracts for all figures.
 
-Data flow: options → Config → N × Client, each with a Connection → rows (six numbers
-per exchange), handed over as a Chunk → Tally adds up → Summary, with the verdict →
-terminal, JSON, HTML; --csv is written from the chunks, --merge starts at Summary.
-Threads: `client-K` are the clients; the main thread collects their chunks, draws the
-progress, and writes. With --workers, processes of this same script run the client
-threads (and `orders`, which follows this process), and one thread here per process
-(`worker-K`) reads what they hand over. With --demo, `demo-…` read the scripts' output.
-The only lock is Connection's; all else is handed over through one queue.
+Data flow: options → Config → N × Client, each with a Connection → rows (an exchange
+each), handed over as a Chunk → Tally adds up → Summary, with the verdict
+(`reasons_to_doubt`) and the exit status → terminal, JSON, HTML. --csv is written from
+the chunks, --merge begins with Summaries.
+
+Threads of the main process:
+    MainThread   main → measure → Run.execute: orders to the clients, their chunks into
+                 the Tally, the progress line; then all output
+    client-K     Client.run (with --workers: in the workers)
+    worker-K     WorkerGroup._read_events: passes on what a worker process sends
+    demo-…       Child._read_lines: lets what the demo's scripts print go by
+Threads of a worker process:
+    MainThread   serve_as_worker: passes its clients' events to the main process
+    orders       follow_orders: carries out what the main process says
+The only lock is Connection's; all else is handed over through one queue (Inbox).
 
 Usage:
     python client2.py 9 --demo             servers, balancer and nine clients at once
@@ -126,8 +132,8 @@ RECENT = 2000  # latencies that the progress' p99 is taken from, at most
 GAP_SHOWN_S = 0.5  # a gap without a good reply is worth a line from here on
 FIRST_RETRY_S, LAST_RETRY_S = 0.05, 1.0  # pause after a connect that failed
 STACK_BYTES = 256 * 1024  # a client's thread needs little, and there may be thousands
-# Of --workers auto: one lock serves so many clients well. Processes beyond one more than
-# there are cores cost as much as they bring, unless their threads are very many.
+# Of --workers auto: one lock serves so many clients well. Processes beyond one more
+# than there are cores cost as much as they bring, unless threads are very many.
 CLIENTS_PER_WORKER, MANY_CLIENTS_PER_WORKER, WORKERS_PER_CORE = 12, 160, 4
 AWAKE_TRIES = 150  # the only client asks so often, about 200 µs, before it sleeps
 REARM_BELOW = 0.99  # of the timeout left: the kernel's deadline must be set again
@@ -1186,7 +1192,6 @@ class Client(threading.Thread):
         self.connection.close()
         self.direct_connection.close()
 
-
     def _hand_over(self, final: bool = False) -> None:
         """Give the rows to the main thread, and go on with an empty chunk."""
         chunk, done = self.chunk, self.done
@@ -1419,7 +1424,7 @@ def raise_descriptor_limit() -> int | None:
 
 
 def do_not_preempt() -> None:
-    """Let a thread that wakes not push the server off its core (sched(7))."""
+    """Let a thread that wakes wait for the one that runs (sched(7), SCHED_BATCH)."""
     with contextlib.suppress(AttributeError, OSError):
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
@@ -1782,7 +1787,7 @@ class Summary:
     servers: dict[str, ServerTally]
     failures: dict[str, int]  # by outcome
     reasons: list[str]  # to doubt the run; none: valid
-    hints: list[str] = field(default_factory=list)  # what else the run showed
+    notices: list[str] = field(default_factory=list)  # what else the run showed
     headline: str = ""  # how it was loaded
     tally: Tally | None = None  # of a run of our own
     course: Course | None = None
@@ -1893,7 +1898,7 @@ def summarize(run: Run, command: list[str]) -> Summary:
         course=course,
     )
     summary.reasons = list(reasons_to_doubt(summary, tally, course))
-    summary.hints = list(hints_of(summary, tally))
+    summary.notices = list(notices_of(summary, tally))
     return summary
 
 
@@ -1983,7 +1988,7 @@ def doubts_of_closed_loop(tally: Tally) -> Iterator[str]:
         )
 
 
-def hints_of(summary: Summary, tally: Tally) -> Iterator[str]:
+def notices_of(summary: Summary, tally: Tally) -> Iterator[str]:
     """Yield what else the run showed: one sentence each."""
     slow, again, merged = tally.slow_connects, tally.retransmits, tally.merged_segments
     if slow:
@@ -2397,7 +2402,7 @@ def summary_lines(summary: Summary) -> Iterator[str]:
     yield (
         f" {grouped(summary.confirmed)} of {grouped(summary.planned)} confirmed"
         f"   {grouped(summary.failed)} failed"
-        f"   {three_digits(summary.per_s)} confirmed/s"
+        f"   {three_digits(summary.per_s)} exchanges/s"
         f"   throughput {format_throughput(summary.bytes_per_s)}"
     )
     yield ""
@@ -2417,8 +2422,8 @@ def closing_lines(summary: Summary) -> Iterator[str]:
     tally, course = summary.tally, summary.course
     if tally and tally.balancer_cost.count:
         yield from wrapped("balancer", cost_words(tally))
-    for hint in summary.hints:
-        yield from wrapped("hint", hint)
+    for notice in summary.notices:
+        yield from wrapped("notice", notice)
     if tally and course and tally.wake_delay.count:
         late = format_duration(tally.wake_delay.percentile(0.99))
         where = "not in" if summary.timestamps == "kernel" else "part of"
@@ -2955,7 +2960,7 @@ def sections(summary: Summary, baseline: Summary | None) -> Iterator[tuple[str, 
 
 def render_report(summary: Summary, baseline: Summary | None, ending: str) -> str:
     """Return the page; `ending` says why the exit status is what it is."""
-    items = "".join(f"<li>{html.escape(w)}" for w in summary.reasons + summary.hints)
+    items = "".join(f"<li>{html.escape(w)}" for w in summary.reasons + summary.notices)
     title = f"{counted(summary.clients, 'client')} → {html.escape(summary.target)}"
     ran = f"ran {format_duration(summary.wall_s * 1e9)} · {summary.started}"
     parts = sections(summary, baseline)
@@ -3082,7 +3087,7 @@ def merge_summaries(parts: list[Summary], command: list[str]) -> Summary:
     merged = dataclasses.replace(parts[0], command=command, reasons=[])
     merged.wall_s = wall_of(parts)
     if merged.wall_s > 1 + max(part.wall_s for part in parts):
-        merged.hints = ["not all runs were at the same time: wall times were added"]
+        merged.notices = ["not all runs were at the same time: wall times were added"]
     merged.started = min(part.started for part in parts)
     for name in ("clients", "planned", "confirmed", "bytes_sent", "bytes_received"):
         setattr(merged, name, sum(getattr(part, name) for part in parts))
@@ -3149,9 +3154,9 @@ class Child:
         if not self.path.exists():
             raise DemoError(f"--demo needs {script} beside client2.py")
         self.port, self.command = port, command
-        self.start()
+        self._start()
 
-    def start(self) -> None:
+    def _start(self) -> None:
         """Start the process, and the thread that reads its standard output."""
         options = (part.format(port=self.port) for part in self.command)
         self.complaints = tempfile.TemporaryFile()  # its standard error
@@ -3164,10 +3169,10 @@ class Child:
         )
         self.address: queue.SimpleQueue[str] = queue.SimpleQueue()
         name = f"demo-{self.path.stem}"
-        self.reader = threading.Thread(target=self.read_lines, name=name, daemon=True)
+        self.reader = threading.Thread(target=self._read_lines, name=name, daemon=True)
         self.reader.start()
 
-    def read_lines(self) -> None:
+    def _read_lines(self) -> None:
         """Find the address in the first line; let the rest pass (thread `demo-…`)."""
         assert self.process.stdout is not None
         for line in self.process.stdout:
@@ -3179,17 +3184,17 @@ class Child:
     def listening(self) -> str:
         """Return the address it listens on; DemoError if it does not start."""
         try:
-            found = self.address.get(timeout=CHILD_START_S)
+            address = self.address.get(timeout=CHILD_START_S)
         except queue.Empty:
-            found = ""
-        if found:
-            return found
+            address = ""
+        if address:
+            return address
         if not self.port:
             raise DemoError(f"{self.path.name} did not start")
         self.stop()  # its port is taken: let the system choose one
         self.complaints.close()
         self.port = 0
-        self.start()
+        self._start()
         return self.listening()
 
     def stop(self) -> None:
@@ -3476,7 +3481,9 @@ def measure(options: argparse.Namespace, command: list[str]) -> Summary:
         target = options.target or ("127.0.0.1", 9990)
         if options.demo:
             target = parse_address(stack.enter_context(demo_system(options.quiet)))
-        do_not_preempt()  # only now: the demo's scripts choose for themselves
+        # The server keeps its core when a client wakes. Not earlier: the demo's scripts
+        # choose for themselves.
+        do_not_preempt()
         run = Run(make_config(options, target), inbox)
         run.tally.timeline = Timeline() if options.report else None
         if options.csv:

@@ -16,6 +16,7 @@ import time
 import unittest
 import zlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -786,6 +787,34 @@ class Limits(ClientTestCase):
             {value: one.get(value, 0) + two.get(value, 0) for value in {*one, *two}},
         )
 
+    def test_merged_runs_lasted_as_long_as_any_of_them(self) -> None:
+        backend = self.backend(confirm())
+        self.measure(backend, 2)
+        (first,) = self.folder.glob("run-*.json")
+        document = json.loads(first.read_text())
+        document["wall_s"] = 60.0
+        for name, started in (("a", "14:00:00"), ("b", "14:00:01"), ("c", "14:03:00")):
+            document["started"] = f"2026-11-23T{started}Z"
+            (self.folder / f"{name}.json").write_text(json.dumps(document))
+        files = "a.json", "b.json", "c.json"
+        result = self.client("--merge", *files, "--json", "sum.json")
+        self.assertEqual(result.returncode, 0, result)
+        merged = json.loads((self.folder / "sum.json").read_text())
+        self.assertEqual(merged["wall_s"], 120.0)  # two side by side, one later
+
+    def test_what_a_file_names_cannot_become_markup(self) -> None:
+        self.measure(self.backend(confirm()), 2)
+        (path,) = self.folder.glob("run-*.json")
+        document = json.loads(path.read_text())
+        for change in (
+            {"servers": {"<img src=x>": document["servers"].popitem()[1]}},
+            {"timestamps": "<h1>"},
+            {"started": "<b>"},
+        ):
+            path.write_text(json.dumps({**document, **change}))
+            result = self.client("--merge", path)
+            self.assert_one_line(result, 2, "not written by --json")
+
     def test_direct_exchanges_are_paired_with_those_through_the_balancer(self) -> None:
         direct = self.backend(confirm(0.002))
         through = self.backend(confirm(0.022, name=str(direct.port)))
@@ -837,6 +866,23 @@ class Files(ClientTestCase):
         self.assertEqual(
             sorted(row["outcome"] for row in rows), ["confirmed", "reset", "reset"]
         )
+
+    def test_csv_says_how_long_a_failed_exchange_waited(self) -> None:
+        backend = self.backend(silent)
+        (row,) = self.rows(backend, 1, "--timeout", 0.3, code=1)
+        self.assertEqual((row["outcome"], row["latency_ns"]), ("timeout", ""))
+        self.assertGreaterEqual(int(row["response_time_ns"]), 290 * MS)
+        self.assertLess(float(row["due_s"]), 0.2)
+
+    def test_json_can_be_sent_down_a_pipe(self) -> None:
+        pipe = self.folder / "pipe"
+        os.mkfifo(pipe)
+        target = self.backend(confirm()).address
+        with ThreadPoolExecutor() as pool:
+            text = pool.submit(pipe.read_text)
+            result = self.client(1, "--target", target, "--json", "pipe")
+            self.assertEqual(result.returncode, 0, result)
+            self.assertEqual(json.loads(text.result(10))["clients"], 1)
 
     def test_a_report_is_one_file_without_script_or_outside_resource(self) -> None:
         backend = self.backend(confirm(0.001))
@@ -924,6 +970,16 @@ class TheScreen(ClientTestCase):
             len(quiet.stdout), len(self.client(9, "--target", target).stdout) / 2
         )
         self.assertEqual(quiet.stderr, "")
+
+    def test_quiet_says_why_the_exit_status_is_not_0(self) -> None:
+        target = self.backend(confirm()).address
+        limit = self.client(2, "--quiet", "--fail-if", "max>1ns", "--target", target)
+        self.assertEqual((limit.returncode, limit.stdout), (99, ""))
+        self.assertRegex(limit.stderr, r"a limit is broken; max>1ns: it is \S+ .s\n$")
+        silence = self.backend(silent).address
+        failed = self.client(2, "--quiet", "--timeout", 0.2, "--target", silence)
+        self.assertEqual((failed.returncode, failed.stdout), (1, ""))
+        self.assertEqual(failed.stderr, "client2.py: 2 failed\n")
 
     def test_the_summary_defines_its_metrics_and_judges_the_run(self) -> None:
         text = self.client(9, "--target", self.backend(confirm()).address).stdout
