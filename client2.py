@@ -119,15 +119,16 @@ TCP_INFO_BYTES = 160  # up to tcpi_data_segs_out, linux/tcp.h
 TCP_INFO_RETRANSMITS, TCP_INFO_DATA_SEGMENTS_IN = 100, 152
 TIMED_OUT = (BlockingIOError, TimeoutError)  # by a kernel's deadline, by Python's
 
-# A client hands its rows over this often (the progress' age), or as often as all
-# together make 500 chunks per second. All do it at the same moments: a chunk takes the
-# interpreter lock for a while, and one disturbance is better than many.
-HANDOVER_NS, HANDOVER_NS_PER_CLIENT = 500_000_000, 2_000_000
+# A client hands its rows over this often (the progress' age): many do it less often,
+# and all at the same moments: it takes the interpreter lock for a while, and one
+# disturbance is better than many.
+HANDOVER_NS, HANDOVER_NS_PER_CLIENT, HANDOVER_MOST_NS = 5 * 10**8, 2 * 10**6, 2 * 10**9
 MOST_REPEATS = 4096  # exchanges between two looks at the stop, whatever the clock does
 CLOCK_STEP_NS = 500_000_000  # slewing and a late thread stay below this
 TICK_S = 0.25  # the main thread's heartbeat; waking later than it tells of a stop
 STALL_S = 0.5  # a heartbeat later than this: the client was stopped or starved
 REDRAW_S = 0.25  # between two progress lines
+RATE_LINES = 16  # progress lines over which it shows the rate
 RECENT = 2000  # latencies that the progress' p99 is taken from, at most
 GAP_SHOWN_S = 0.5  # a gap without a good reply is worth a line from here on
 FIRST_RETRY_S, LAST_RETRY_S = 0.05, 1.0  # pause after a connect that failed
@@ -1018,7 +1019,8 @@ class Client(threading.Thread):
         self.direct_connection = Connection([], config, message, gates.cut)
         self.chunk = Chunk(number)
         self.hand_over_at = 0  # CLOCK_MONOTONIC, ns
-        self.interval_ns = max(HANDOVER_NS, HANDOVER_NS_PER_CLIENT * config.clients)
+        interval_ns = max(HANDOVER_NS, HANDOVER_NS_PER_CLIENT * config.clients)
+        self.interval_ns = min(interval_ns, HANDOVER_MOST_NS)  # between hand-overs
         self.server, self.code = "", UNKNOWN_SERVER << SERVER_SHIFT
         one_by_one = (
             config.rate or config.reconnect or config.direct or config.keep_replies
@@ -1035,7 +1037,7 @@ class Client(threading.Thread):
             if not config.ramp_s:
                 self._connect_first()
             gates.go.wait()
-            self.hand_over_at = gates.start_mono_ns + self.interval_ns
+            self.hand_over_at = gates.start_mono_ns + HANDOVER_NS
             if config.ramp_s:
                 turn = (self.number - 1) / config.clients
                 self._wait_until(gates.start_mono_ns + int(turn * config.ramp_s * 1e9))
@@ -1204,9 +1206,9 @@ class Client(threading.Thread):
             connection.unstamped = 0
         servers = list(chunk.servers)
         self.chunk = Chunk(self.number, servers=servers, messages_before=done)
-        passed = time.monotonic_ns() - self.gates.start_mono_ns
-        self.hand_over_at = self.gates.start_mono_ns
-        self.hand_over_at += (passed // self.interval_ns + 1) * self.interval_ns
+        start, interval = self.gates.start_mono_ns, self.interval_ns
+        past = (time.monotonic_ns() - start) // interval
+        self.hand_over_at = start + (past + 1) * interval
         self.inbox.put(("chunk", chunk))
 
     def cut(self) -> None:
@@ -2136,33 +2138,38 @@ class Progress:
         self.config, self.out = config, out
         self.enabled = wanted and out.isatty()
         self.began = self.drawn = time.monotonic()
-        self.before = 0
+        # (moment, exchanges) of the last lines: rates over a few hand-overs are steady
+        self.counts = deque([(self.began, 0)], RATE_LINES)
+        self.p99 = 0  # as last drawn
 
     def draw(self, tally: Tally) -> None:
         """Draw, but at most four times a second."""
         now = time.monotonic()
         if not self.enabled or now - self.drawn < REDRAW_S:
             return
+        self.drawn = now
         done, planned = tally.exchanges, self.config.planned
-        rate = (done - self.before) / (now - self.drawn)
+        since, before = self.counts[0]
+        self.counts.append((now, done))
+        if tally.recent:
+            latency = Distribution()
+            latency.extend(array("q", tally.recent))
+            tally.recent.clear()
+            self.p99 = latency.percentile(0.99)
         by_time = (now - self.began) / (self.config.duration_s or math.inf)
         share = min(1.0, max(by_time, done / (planned or math.inf)))
-        p99 = Distribution()
-        p99.extend(array("q", tally.recent))
-        tally.recent.clear()
         parts = [
             f" {counted(self.config.clients, 'client')}  {bar(share, 1, 12):<12}",
             f"{grouped(done)}/{grouped(planned)}" if planned else grouped(done),
-            f"{three_digits(rate)}/s",
+            f"{three_digits((done - before) / (now - since))}/s",
         ]
-        if p99.count:
-            parts.append(f"p99 {format_duration(p99.percentile(0.99))}")
+        if self.p99:
+            parts.append(f"p99 {format_duration(self.p99)}")
         if tally.failed:
             parts.append(f"{grouped(tally.failed)} failed")
         if share > 0.02:
             parts.append(f"{(now - self.began) * (1 / share - 1):.0f} s left")
         self._write("  ".join(parts)[: WIDTH - 1])
-        self.drawn, self.before = now, done
 
     def _write(self, line: str) -> None:
         self.out.write(f"\r\x1b[K{line}")
@@ -2211,16 +2218,16 @@ def exchange_lines(tally: Tally) -> Iterator[str]:
 def percentile_lines(summary: Summary) -> Iterator[str]:
     """Yield the percentiles of each metric, with their 95 % ranges."""
     shown = [n for n in PERCENTILES if summary.latency.count >= NEEDED[n]]
-    yield f"{'min':>20}{''.join(f'{LABELS[n]:>12}' for n in shown)}{'max':>9}"
+    yield f"{'min':>21}{''.join(f'{LABELS[n]:>12}' for n in shown)}{'max':>8}"
     for name, metric in summary.metrics.items():
         unit_ns, unit = row_unit(metric)
         cells = "".join(f"{in_unit(metric.reported(n), unit_ns):>12}" for n in shown)
         low, high = compact(metric.minimum / unit_ns), compact(metric.maximum / unit_ns)
-        yield f" {name:<13}{low:>6}{cells}{high:>9} {unit}"
+        yield f" {name:<13}{low:>7}{cells}{high:>8} {unit}"
         ranges = [metric.range_of(PERCENTILES[n]) for n in shown]
         if name != "connect" and any(ranges):
             cells = "".join(f"{format_range(r, unit_ns):>12}" for r in ranges)
-            yield f"   95 % range       {cells}"
+            yield f"   95 % range        {cells}"
     yield "   latency = sent → reply's first byte; response time = due → its last byte"
     if summary.latency.count >= 6:
         yield "   95 % range = holds the true percentile, with 95 % confidence"
