@@ -2103,7 +2103,7 @@ def exit_status(summary: Summary, broken: list[str]) -> tuple[int, str]:
 def unreachable(summary: Summary) -> str:
     """Return one line about a target that nobody could connect to, "" otherwise."""
     course = summary.course
-    if course is None or course.connected or summary.confirmed:
+    if course is None or course.connected or summary.confirmed or summary.interrupted:
         return ""
     for reason, _ in course.connect_failures.most_common(1):
         if "refused" not in reason:
@@ -2128,7 +2128,7 @@ LADDERS = (
     (1.0,),
 )
 HISTOGRAM_ROWS = 12
-VALID_WORDS = "VALID: clock steady, no arrival time missing, this client kept up"
+VALID_WORDS = "clock steady, no arrival time missing, this client kept up"
 
 
 class Progress:
@@ -2441,8 +2441,8 @@ def closing_lines(summary: Summary) -> Iterator[str]:
         if course.cpu_s and summary.wall_s > 0.2:
             words += f"; used {course.cpu_s / summary.wall_s:.0%} of a processor core"
         yield from wrapped("client", words)
-    verdict = summary.verdict.upper()
-    yield from wrapped("verdict", verdict if summary.reasons else VALID_WORDS)
+    checked = "" if summary.reasons else f": {VALID_WORDS}"
+    yield from wrapped("verdict", summary.verdict.upper() + checked)
     for reason in summary.reasons:
         yield from wrapped("", reason)
 
@@ -2970,6 +2970,7 @@ def render_report(summary: Summary, baseline: Summary | None, ending: str) -> st
     items = "".join(f"<li>{html.escape(w)}" for w in summary.reasons + summary.notices)
     title = f"{counted(summary.clients, 'client')} → {html.escape(summary.target)}"
     ran = f"ran {format_duration(summary.wall_s * 1e9)} · {summary.started}"
+    checked = "" if summary.reasons else f" ({VALID_WORDS})"
     parts = sections(summary, baseline)
     content = "".join(f"<h2>{heading}</h2>{text}" for heading, text in parts)
     data = json.dumps(summary.as_json()).replace("<", "\\u003c")
@@ -2981,7 +2982,8 @@ def render_report(summary: Summary, baseline: Summary | None, ending: str) -> st
         f"<title>client2: {title}</title><style>{STYLE}</style></head><body><main>"
         f"<h1>{title}</h1><p class=soft>{html.escape(summary.headline)} · {ran}"
         f'<div class="tiles">{tiles(summary)}</div>'
-        f'<p><b class="{summary.verdict}">Verdict: {summary.verdict}</b>. {ending}'
+        f'<p><b class="{summary.verdict}">Verdict: {summary.verdict}</b>{checked}.'
+        f" {ending}"
         f"<ul>{items}</ul>{content}</main>"
         f'<script type="application/json" id="run">{data}</script></body></html>\n'
     )
@@ -3562,6 +3564,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             summary = measure(options, command)
         return finish(summary, baseline, options)
+    except KeyboardInterrupt:  # before or after the run
+        complain("interrupted")
+        return 130
     except InputError as error:
         complain(str(error))
         return 2
