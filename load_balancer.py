@@ -575,7 +575,6 @@ class Ended:
     row: Row
     health: str  # a line for the log when it brought its server UP
     others_wait: bool
-    was_last: bool
 
 
 NO_SERVER = End("SC", "no server available")
@@ -721,6 +720,11 @@ class Pool:
         with self._lock:
             return self._live[slot]
 
+    def live(self, slot: int) -> Session | None:
+        """Return the session of a slot, None when all were ended at shutdown."""
+        with self._lock:
+            return self._live.get(slot)
+
     def header_read(
         self, slot: int, client: socket.socket, header: Header, barred: bool
     ) -> None:
@@ -772,7 +776,12 @@ class Pool:
                 if connected and fresh and session.server.health < self._top:
                     health = self._tally(session.server, True, "connected for a client")
             self._room.notify_all()
-            return Ended(row, health, bool(self._waiting), not self._live)
+            return Ended(row, health, bool(self._waiting))
+
+    def sessions(self) -> list[Session]:
+        """Return the live sessions, in the order in which they came."""
+        with self._lock:
+            return list(self._live.values())
 
     def waiting(self) -> list[Session]:
         """Return the sessions without a server, in the order in which they came."""
@@ -1787,6 +1796,12 @@ class Worker(Protocol):
     def stop(self) -> None:
         """Let its threads, or its process, end."""
 
+    def join(self) -> None:
+        """Wait until its process has ended; kill one that does not."""
+
+    def kill(self) -> None:
+        """Kill its process, whatever it is doing."""
+
 
 class LocalWorker:
     """A crew of threads in this process."""
@@ -1815,13 +1830,20 @@ class LocalWorker:
         for _ in range(self._crew.threads):
             self._jobs.put(None)
 
+    def join(self) -> None:
+        """Wait for nothing: a thread left in a call ends with this process."""
+
+    def kill(self) -> None:
+        """Do nothing: its threads end with this process."""
+
 
 class ProcessWorker:
     """A crew in a process of its own; the channel keeps message boundaries.
 
-    `_lock` guards `_stopping`, `_held` (the slots that the process has), `_channel` and
-    `_pid`; only the thread "worker-N" changes those two, when it replaces the process.
-    It is held while a client is passed on: when the process dies, it has it, or not.
+    `_lock` guards `_held` (the slots that the process has) and `_channel`. It is held
+    while a client is passed on: when the process dies, it has it, or not. `_pid_lock`
+    guards `_pid`, 0 while there is none: a number is killed only before it is reaped.
+    Only the thread "worker-N" changes `_channel` and `_pid`, to replace the process.
     """
 
     def __init__(self, pool: Pool, boss: "Frontend", room: int) -> None:
@@ -1830,7 +1852,8 @@ class ProcessWorker:
         self.index = len(pool.workers) + 1
         self._pool, self._boss = pool, boss
         self._lock = threading.Lock()
-        self._stopping = False
+        self._pid_lock = threading.Lock()
+        self._stopping = threading.Event()
         self._fork()
         self._thread = daemon(f"worker-{self.index}", self._listen)
 
@@ -1860,7 +1883,7 @@ class ProcessWorker:
         theirs.close()
         seconds = struct.pack("ll", int(WORKER_STALL_S), 0)
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, seconds)
-        with self._lock:
+        with self._lock, self._pid_lock:
             self._channel, self._pid = ours, pid
             self._held: set[int] = set()
 
@@ -1873,7 +1896,7 @@ class ProcessWorker:
                 socket.send_fds(self._channel, [message], [job.client.fileno()])
             except OSError as error:
                 if isinstance(error, BlockingIOError):
-                    os.kill(self._pid, signal.SIGKILL)  # took nothing for too long
+                    self._kill()  # took nothing for too long
                 return False
             self._held.add(job.slot)
         job.client.close()
@@ -1907,13 +1930,16 @@ class ProcessWorker:
         """Reap the process, whose channel has ended; return whether that was wanted."""
         with self._lock:
             self._channel.close()
-            pid, stopping, held = self._pid, self._stopping, self._held
+            held = self._held
         self._pool.set_alive(self, False)
-        os.kill(pid, signal.SIGKILL)  # should it only have closed its channel
-        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        if not stopping:
-            self._boss.worker_died(self.index, code, held)
-        return stopping
+        self._kill()  # should it only have closed its channel
+        with self._pid_lock:
+            code = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
+            self._pid = 0
+        if self._stopping.is_set():
+            return True
+        self._boss.worker_died(self.index, code, held)
+        return False
 
     def _restart(self) -> bool:
         """Fork again, once a second at most; False when there is no need to."""
@@ -1924,9 +1950,8 @@ class ProcessWorker:
                 words = f"worker={self.index} not started: {say_why(error)}"
                 self._boss.log.seldom("start", words)
             else:
-                with self._lock:
-                    if self._stopping:
-                        self._channel.shutdown(socket.SHUT_WR)
+                if self._stopping.is_set():
+                    self._end_channel()
                 self._pool.set_capacity(self, self.room)
                 self._pool.set_alive(self, True)
                 return True
@@ -1939,11 +1964,35 @@ class ProcessWorker:
 
     def stop(self) -> None:
         """End the process: it leaves when its channel ends."""
-        with self._lock:
-            self._stopping = True
-            with contextlib.suppress(OSError):
-                self._channel.shutdown(socket.SHUT_WR)
-        self._thread.join(2 * WORKER_STALL_S)
+        self._stopping.set()
+        self._end_channel()
+
+    def _end_channel(self) -> None:
+        with self._lock, contextlib.suppress(OSError):
+            self._channel.shutdown(socket.SHUT_WR)
+
+    def join(self) -> None:
+        """Wait for the process to end; kill one that does not, it may be stopped."""
+        self._thread.join(CUT_S)
+        if self._thread.is_alive():
+            self._kill()
+            self._thread.join()
+
+    def kill(self) -> None:
+        """Kill the process, whatever it is doing; it is not replaced."""
+        self._stopping.set()
+        self._kill()
+
+    def _kill(self) -> None:
+        with self._pid_lock, contextlib.suppress(ProcessLookupError):
+            if self._pid:
+                os.kill(self._pid, signal.SIGKILL)
+
+
+def kill_workers(pool: Pool) -> None:
+    """Kill the processes of all workers."""
+    for worker in pool.workers:
+        worker.kill()
 
 
 def receive(channel: socket.socket) -> tuple[bytes, list[int]]:
@@ -2041,10 +2090,8 @@ class Frontend:
         listener: socket.socket,
         pool: Pool,
         log: "Log",
-        on_idle: Callable[[], None],
     ) -> None:
         self.options, self.pool, self.log = pool.options, pool, log
-        self._on_idle = on_idle  # called when the last session has ended while stopping
         self.over = threading.Event()  # ends the thread "queue", and new processes
         self._cutting = threading.Event()  # whoever still waits is closed
         self.listener = listener
@@ -2214,7 +2261,8 @@ class Frontend:
     def ended(self, slot: int, end: End) -> None:
         """End a session whose sockets a crew has closed."""
         self._note_shortage(end)
-        self._end(self.pool.session(slot), end)
+        if session := self.pool.live(slot):
+            self._end(session, end)
 
     def _note_shortage(self, end: End) -> None:
         if end.code == "RC":
@@ -2269,8 +2317,6 @@ class Frontend:
         self.log.line(ended.health)
         if ended.others_wait:
             self.wake_queue()
-        if ended.was_last and self.pool.stopping.is_set():
-            self._on_idle()
 
     # Stopping -------------------------------------------------------------------------
 
@@ -2282,7 +2328,7 @@ class Frontend:
         self.listener.close()
 
     def stop(self) -> None:
-        """End whatever is still live, then the threads."""
+        """End whatever is still live, then the threads and processes."""
         self._cutting.set()
         self.wake_queue()
         for worker in self.pool.workers:
@@ -2293,7 +2339,22 @@ class Frontend:
         self._placing.join()
         for worker in self.pool.workers:
             worker.stop()
+        for worker in self.pool.workers:
+            worker.join()
+        self._end_all()
         self.close()
+
+    def _end_all(self) -> None:
+        """Log the sessions that nobody else will end any more."""
+        for session in self.pool.sessions():
+            self._end(session, End("KD", "closed at shutdown"))
+
+    def exit_now(self) -> NoReturn:
+        """Thread "signals": asked twice to stop, wait for nothing but the log."""
+        kill_workers(self.pool)
+        self._end_all()
+        self.log.close()
+        os._exit(0)
 
     def close(self) -> None:
         """Close the descriptors of the frontend itself."""
@@ -3260,32 +3321,47 @@ def notify(state: str) -> None:
 
 
 class Signals:
-    """Signals as bytes of a socket (signal.set_wakeup_fd): one that can be awaited."""
+    """SIGTERM or Ctrl-C asks to stop, a second one to exit at once; SIGHUP: a new log.
+
+    Signals become bytes of a socket (signal.set_wakeup_fd) that thread "signals" reads:
+    so they are obeyed whatever the first thread is waiting for.
+    """
 
     def __init__(self) -> None:
+        self.stop_asked = threading.Event()
         self._inner, self._outer = socket.socketpair()
         self._outer.setblocking(False)
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-            if hasattr(signal, name):
-                signal.signal(getattr(signal, name), lambda *_: None)
-        signal.set_wakeup_fd(self._outer.fileno())
+        names = ("SIGINT", "SIGTERM", "SIGHUP")
+        numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+        # In this order: a handler without the descriptor would swallow a signal.
+        self._old_fd = signal.set_wakeup_fd(self._outer.fileno())
+        self._old = {n: signal.signal(n, lambda *_: None) for n in numbers}
+        self._thread: threading.Thread | None = None
 
-    def wait(self, timeout_s: float | None = None) -> int:
-        """Return the next signal's number, or 0 after `timeout_s` seconds."""
-        self._inner.settimeout(timeout_s)
-        try:
-            return self._inner.recv(1)[0]
-        except (TimeoutError, BlockingIOError):
-            return 0
+    def start(self, reopen: Callable[[], None], exit_now: Callable[[], None]) -> None:
+        """Start the thread "signals"; signals that came before are not lost."""
+        self._thread = daemon("signals", self._obey, reopen, exit_now)
+        self._thread.start()
 
-    def poke(self) -> None:
-        """Let `wait` return 0."""
-        with contextlib.suppress(OSError):
-            self._outer.send(b"\0")
+    def _obey(self, reopen: Callable[[], None], exit_now: Callable[[], None]) -> None:
+        """Thread "signals"."""
+        hangup = getattr(signal, "SIGHUP", None)
+        while number := self._inner.recv(1)[0]:
+            if number == hangup:
+                reopen()
+            elif self.stop_asked.is_set():
+                exit_now()
+            else:
+                self.stop_asked.set()
 
     def close(self) -> None:
-        """Let signals do nothing from now on."""
-        signal.set_wakeup_fd(-1)
+        """Handle signals as before; end the thread."""
+        signal.set_wakeup_fd(self._old_fd)
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+        self._outer.send(b"\0")
+        if self._thread and self._thread.ident:  # it was started
+            self._thread.join()
         self._inner.close()
         self._outer.close()
 
@@ -3342,27 +3418,39 @@ def run(options: Options, log: Log, signals: Signals) -> None:
     Pipe.set_budget(pipe_budget(descriptors))
     room = room_for(options, descriptors)
     pool = Pool(options, min(room * options.workers, MAX_SLOTS))
-    frontend = Frontend(listener, pool, log, signals.poke)
+    frontend = Frontend(listener, pool, log)
     where = format_address(listener.getsockname())
     about = f"room for {pool.limit:,} connections"
-    parts: list[Frontend | Checks | StatusServer] = [frontend, Checks(frontend)]
+    parts: list[Checks | StatusServer] = [Checks(frontend)]
     with contextlib.ExitStack() as undo:  # what was opened, should the rest fail
         undo.callback(frontend.close)
         if options.status:
             with listening("--status", options.status):
                 status = StatusServer(options.status, where, frontend)
             undo.callback(status.server_close)
-            parts.append(status)
+            parts.insert(0, status)
             about += f"; status on http://{format_address(status.server_address)}/"
+        undo.callback(kill_workers, pool)
         add_workers(pool, frontend, room)
+        print(f"listening on {where} ({about})", flush=True)
+        # Not earlier: the processes were forked while there was no thread. The status
+        # page and the checks speak to the frontend, so they come last and go first.
+        try:
+            log.start()
+            signals.start(log.reopen, frontend.exit_now)
+            for part in [*pool.workers, frontend, *reversed(parts)]:
+                part.start()
+        except RuntimeError as error:
+            raise StartError(1, f"cannot start: {error}") from None
         undo.pop_all()
-    print(f"listening on {where} ({about})", flush=True)
-    log.start()
-    for part in [*pool.workers, *parts]:
-        part.start()
-    serve(options, frontend, signals)
+    notify("READY=1")
+    signals.stop_asked.wait()
+    notify("STOPPING=1")
+    frontend.stop_accepting()
+    pool.wait_until_idle(options.grace)
     for part in parts:
         part.stop()
+    frontend.stop()
 
 
 def add_workers(pool: Pool, frontend: Frontend, room: int) -> None:
@@ -3373,21 +3461,6 @@ def add_workers(pool: Pool, frontend: Frontend, room: int) -> None:
             pool.add_worker(kind(pool, frontend, room))
     except OSError as error:
         raise StartError(1, f"--workers: cannot fork: {say_why(error)}") from None
-
-
-def serve(options: Options, frontend: Frontend, signals: Signals) -> None:
-    """Wait for a signal to stop, then for live connections, `--grace` at most."""
-    reopening = getattr(signal, "SIGHUP", None)
-    notify("READY=1")
-    while signals.wait() == reopening:
-        frontend.log.reopen()
-    notify("STOPPING=1")
-    frontend.stop_accepting()
-    deadline = time.monotonic() + options.grace
-    while frontend.pool.active and (left := deadline - time.monotonic()) > 0:
-        if signals.wait(left) in (signal.SIGINT, signal.SIGTERM):
-            frontend.log.close()
-            os._exit(0)  # asked twice: at once
 
 
 if __name__ == "__main__":

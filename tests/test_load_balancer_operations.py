@@ -119,6 +119,49 @@ class Stopping(BalancerTestCase):
                 with contextlib.suppress(ConnectionResetError):
                     self.assertEqual(client.recv(1), b"")
 
+    def test_second_signal_after_the_grace_ends_it_at_once_with_each_line_logged(
+        self,
+    ) -> None:
+        balancer = self.balance([self.backend(named)], "--workers=2", "--grace=0")
+        clients = self.hold(balancer, 2)
+        workers = children(balancer.pid)
+        for worker in workers:
+            os.kill(worker, signal.SIGSTOP)
+        balancer.signal(signal.SIGTERM)
+        self.wait_until_refused(balancer)
+        start = time.monotonic()
+        balancer.signal(signal.SIGTERM)
+        self.assertEqual(balancer.wait(), 0)
+        self.assertLess(time.monotonic() - start, 1)
+        wait_until(lambda: not group_members(balancer.pid), what="no process")
+        found = [self.ending(balancer, local_address(client)) for client in clients]
+        self.assertEqual([ending.code for ending in found], ["KD", "KD"])
+
+    def test_stopped_worker_is_killed_and_its_connections_are_logged(self) -> None:
+        balancer = self.balance([self.backend(named)], "--workers=2", "--grace=0")
+        clients = self.hold(balancer, 2)
+        os.kill(children(balancer.pid)[0], signal.SIGSTOP)
+        balancer.signal(signal.SIGTERM)
+        self.assertEqual(balancer.wait(8), 0)
+        wait_until(lambda: not group_members(balancer.pid), what="no process")
+        found = [self.ending(balancer, local_address(client)) for client in clients]
+        self.assertEqual([ending.code for ending in found], ["KD", "KD"])
+
+    def test_log_is_reopened_also_while_it_stops(self) -> None:
+        log, old = self.folder / "balancer.log", self.folder / "balancer.log.1"
+        balancer = self.balance([self.backend(named)], "--log", log, "--grace=20")
+        (client,) = self.hold(balancer)
+        balancer.signal(signal.SIGTERM)
+        self.wait_until_refused(balancer)
+        log.rename(old)
+        balancer.signal(signal.SIGHUP)
+        wait_until(log.exists, what="the new log")
+        name = local_address(client)
+        client.close()
+        self.assertEqual(balancer.wait(), 0)
+        self.assertIn(f" client={name} ", log.read_text())
+        self.assertNotIn(f" client={name} ", old.read_text())
+
     def test_interrupt_from_the_keyboard_stops_it_like_a_term_signal(self) -> None:
         balancer = self.balance([self.backend(named)], "--grace=20")
         (client,) = self.hold(balancer)
@@ -646,6 +689,14 @@ class OtherSystems(BalancerTestCase):
             self.assert_one_line(result, 2, "--workers 1")
 
 
+NO_THREADS = """
+import threading
+def start(thread):
+    raise RuntimeError("can't start new thread")
+threading.Thread.start = start
+"""
+
+
 class BadOptions(ScriptTestCase):
     """What cannot work is said in one line, with the exit code for it."""
 
@@ -694,6 +745,16 @@ class BadOptions(ScriptTestCase):
         for (word, *options), result in zip(cases, results, strict=True):
             with self.subTest(options=options):
                 self.assert_one_line(result, 2, word)
+
+    def test_system_without_threads_is_named_with_exit_code_1(self) -> None:
+        (self.folder / "sitecustomize.py").write_text(NO_THREADS)
+        result = self.run_script(
+            *("load_balancer.py", "--listen=127.0.0.1:0", "--workers=2"),
+            env={"PYTHONPATH": str(self.folder)},
+        )
+        self.assertEqual(result.returncode, 1)
+        words = "load_balancer.py: cannot start: can't start new thread\n"
+        self.assertEqual(result.stderr, words)
 
     def test_port_in_use_is_named_with_exit_code_1(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:

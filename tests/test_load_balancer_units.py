@@ -7,14 +7,17 @@ source port, a log on a full disk, the last bytes to a side that acknowledges no
 from __future__ import annotations
 
 import array
+import contextlib
 import errno
 import os
+import signal
 import socket
 import tempfile
 import threading
 import time
 import unittest
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import load_balancer
@@ -38,8 +41,7 @@ class IdleWorker:
     def cut(self) -> None:
         """Do nothing."""
 
-    def stop(self) -> None:
-        """Do nothing."""
+    stop = join = kill = cut
 
 
 def pool_of(*workers: IdleWorker) -> Pool:
@@ -115,6 +117,29 @@ class WorkersThatDie(unittest.TestCase):
         self.assertEqual(moved, [False])
 
 
+class SignalsAtTheStart(unittest.TestCase):
+    """No signal is lost, and afterwards all is as it was."""
+
+    def test_signal_that_comes_while_handlers_are_installed_is_obeyed(self) -> None:
+        before = signal.getsignal(signal.SIGTERM)
+        install = signal.signal
+
+        def install_late(number: int, handler: Any) -> Any:
+            """Let the signal come as soon as it can be handled."""
+            old = install(number, handler)
+            if number == signal.SIGTERM:
+                os.kill(os.getpid(), number)
+            return old
+
+        with mock.patch.object(signal, "signal", install_late):
+            signals = load_balancer.Signals()
+        with contextlib.closing(signals):
+            signals.start(mock.Mock(), mock.Mock())
+            self.assertTrue(signals.stop_asked.wait(10))
+        self.assertIs(signal.getsignal(signal.SIGTERM), before)
+        self.assertEqual(signal.set_wakeup_fd(-1), -1)
+
+
 class WorkersShortOfThreads(unittest.TestCase):
     """A worker gets no more sessions than it has threads."""
 
@@ -124,7 +149,7 @@ class WorkersShortOfThreads(unittest.TestCase):
         worker = IdleWorker(8)
         with socket.create_server(("127.0.0.1", 0)) as listener:
             log = Log(None, quiet=True)
-            frontend = Frontend(listener, pool_of(worker), log, mock.Mock())
+            frontend = Frontend(listener, pool_of(worker), log)
             self.addCleanup(frontend.close)
             frontend.short_of_threads(0, "can't start new thread")
             self.assertEqual(worker.capacity, 1)
