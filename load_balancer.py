@@ -51,6 +51,8 @@ It does not speak TLS or HTTP to clients and servers, and keeps no state across 
 restart.
 """
 
+from __future__ import annotations
+
 import argparse
 import array
 import base64
@@ -108,7 +110,7 @@ PENALTY_MAX_S = 300.0
 SPARE_THREADS = 8  # at least so many wait for the next connection ...
 IDLE_THREADS = 64  # ... and at most; the others end
 STACK_BYTES = 262144  # enough for the relay; the default of 8 MiB is only address space
-CUT_S = 2.0  # for sessions to end after their sockets were shut down
+CUT_S = 1.0  # for sessions to end after their sockets were shut down, in two ways
 WORKER_STALL_S = 5.0  # a worker that takes nothing for so long is replaced
 LOG_LINGER_S = 0.02  # a busy log is written in batches, not a wake-up for each line:
 LOG_BURST_WRITES = 10  # ... busy after so many writes, each so soon after the last
@@ -226,8 +228,8 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def undelivered_bytes(sock: socket.socket) -> int:
-    """Return how many bytes the peer has not acknowledged (tcp(7), SIOCOUTQ)."""
+def unacknowledged(sock: socket.socket) -> int:
+    """Return how many sent bytes the peer has not acknowledged (tcp(7), SIOCOUTQ)."""
     if fcntl is None or not hasattr(termios, "TIOCOUTQ"):
         return 0
     answer = array.array("i", [0])
@@ -245,17 +247,16 @@ def keep_alive(sock: socket.socket) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
-def reset(sock: socket.socket) -> None:
-    """Close with a reset instead of an end of file (socket(7), SO_LINGER of 0 s)."""
+def reset_at_close(sock: socket.socket) -> None:
+    """Let close send a reset, not an end of file (socket(7), SO_LINGER of 0 s)."""
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    sock.close()
 
 
-def shut_down(sock: socket.socket) -> None:
-    """Let its thread find both ways ended; never waits (shutdown(2))."""
+def shut_down(sock: socket.socket, how: int) -> None:
+    """Let its thread find a way ended; never waits (shutdown(2))."""
     with contextlib.suppress(OSError):
-        sock.shutdown(socket.SHUT_RDWR)
+        sock.shutdown(how)
 
 
 def daemon(name: str, target: Callable[..., None], *args: Any) -> threading.Thread:
@@ -505,7 +506,7 @@ class Session:
 
     number: int
     slot: int  # its row in the shared counters
-    worker: "Worker"
+    worker: Worker
     source: SocketAddress  # the client, or whom its PROXY header names
     client: socket.socket | None  # while no worker has it
     destination: SocketAddress | None = None  # as its PROXY header has it
@@ -513,7 +514,7 @@ class Session:
     accepted_s: float = field(default_factory=time.monotonic)
     server: Server | None = None
     tried: list[Server] = field(default_factory=list)
-    failure: "End | None" = None  # of the last connect that failed
+    failure: End | None = None  # of the last connect that failed
     queued_s: float = 0.0  # since when it waits for a place at a server
 
 
@@ -696,7 +697,7 @@ class Pool:
             self._live[slot] = session
             return session
 
-    def _least_busy(self) -> "Worker":
+    def _least_busy(self) -> Worker:
         """Return the live worker that is least full, the first among equals."""
         alive = [w for w in self.workers if w.alive] or self.workers
         return min(alive, key=lambda w: w.active / w.capacity)
@@ -752,7 +753,7 @@ class Pool:
             self._waiting[session.slot] = session
             return server
 
-    def end(self, session: Session, end: End) -> "Ended | None":
+    def end(self, session: Session, end: End) -> Ended | None:
         """End a session: count it, free its place at its server and its worker."""
         with self._lock:
             if self._live.get(session.slot) is not session:
@@ -800,13 +801,13 @@ class Pool:
         with self._lock:
             return len(self._live)
 
-    def set_capacity(self, worker: "Worker", capacity: int) -> None:
+    def set_capacity(self, worker: Worker, capacity: int) -> None:
         """Say how many sessions a worker can hold: as many as it has threads."""
         with self._room:
             worker.capacity = max(1, capacity)
             self._sum_up()
 
-    def set_alive(self, worker: "Worker", alive: bool) -> None:
+    def set_alive(self, worker: Worker, alive: bool) -> None:
         """Say whether a worker can take sessions, or its process died."""
         with self._room:
             worker.alive = alive
@@ -816,7 +817,7 @@ class Pool:
         self._capacity = sum(w.capacity for w in self.workers if w.alive)
         self._room.notify_all()
 
-    def add_worker(self, worker: "Worker") -> None:
+    def add_worker(self, worker: Worker) -> None:
         """Let a worker have sessions; called before any begins."""
         self.workers.append(worker)
         self.set_capacity(worker, worker.room)
@@ -1080,12 +1081,9 @@ def describe_live(
 
 
 # ---- Relay: bytes from side to side --------------------------------------------------
-# One thread, two sockets, two directions, one poll. As long as both sides are well,
-# `run` moves bytes as they come; when one side dies, `flush` delivers what it left
-# behind, then it is over.
-
-
-Side = tuple[str, socket.socket]  # "client" or "server", and its socket
+# One thread, two sockets, two directions, one poll. `Relay` moves bytes as they come as
+# long as both sides are well; when one side dies, `Burial` delivers what it left behind
+# and the other side is reset, too.
 
 
 class SideDiedError(Exception):
@@ -1101,7 +1099,8 @@ class Pipe:
     """A pipe through which the kernel moves bytes without a copy (splice(2))."""
 
     # `_lock` guards `_budget`: how many more pipes this process may have open, so that
-    # splicing never takes the descriptors that were promised to connections.
+    # splicing never takes the descriptors that were promised to connections. Set before
+    # worker processes are forked: each has a budget of its own.
     _lock = threading.Lock()
     _budget = 0
 
@@ -1119,7 +1118,7 @@ class Pipe:
             cls._budget = pipes
 
     @classmethod
-    def open(cls) -> "Pipe | None":
+    def open(cls) -> Pipe | None:
         """Return a new pipe, or None when there are no descriptors for it."""
         with cls._lock:
             if cls._budget == 0:
@@ -1128,11 +1127,11 @@ class Pipe:
         try:
             return cls()
         except OSError:
-            cls._give_back()
+            cls._count_closed()
             return None
 
     @classmethod
-    def _give_back(cls) -> None:
+    def _count_closed(cls) -> None:
         with cls._lock:
             cls._budget += 1
 
@@ -1140,68 +1139,76 @@ class Pipe:
         """Close both ends; what is inside is lost."""
         os.close(self.read_fd)
         os.close(self.write_fd)
-        self._give_back()
+        self._count_closed()
 
 
 class Direction:
-    """One way of a relay: what `source` sends goes to `sink`.
+    """One way of a relay: what one side sends goes to the other.
 
-    Invariant: bytes that were taken from the source and not yet by the sink are in
-    `rest` or (`in_pipe` of them) in the pipe, never in both, and nothing is taken while
-    there are any.
+    Invariant: bytes that were read from one side and not yet written to the other are
+    in `rest` or (`in_pipe` of them) in the pipe, never in both, and nothing is read
+    while there are any.
     """
 
-    def __init__(self, source: Side, sink: Side, cells: memoryview, cell: int) -> None:
-        self.source_name, self.source = source
-        self.sink_name, self.sink = sink
+    def __init__(
+        self,
+        from_side: tuple[str, socket.socket],
+        to_side: tuple[str, socket.socket],
+        cells: memoryview,
+        cell: int,
+        cutting: threading.Event,
+    ) -> None:
+        self.from_name, self.from_sock = from_side
+        self.to_name, self.to_sock = to_side
         self.cells, self.cell = cells, cell  # its session's row; where bytes count
+        self.cutting = cutting  # set: an end of file is no longer the peer's own
         self.rest: memoryview | None = None
         self.pipe: Pipe | None = None
         self.in_pipe = 0
         self.dropped = 0  # bytes that nobody was left to take
-        self.size = READ_BYTES  # of the next read
+        self.read_bytes = READ_BYTES  # at most, by the next read
         self.can_splice = CAN_SPLICE
         self.other = self  # the other way of the relay, which sets this
-        self.reading = True  # no end of file seen yet
-        self.open = True  # the end of file was not yet passed on
+        self.source_ended = False  # an end of file was read
+        self.end_passed = False  # ... and passed on
 
     @property
     def pending(self) -> int:
-        """How many bytes were taken and not yet passed on."""
+        """How many bytes were read and not yet written."""
         return self.in_pipe or (len(self.rest) if self.rest else 0)
 
     def undelivered(self) -> int:
-        """Return how many bytes were taken that the sink's side never acknowledged."""
+        """Return how many bytes were read that the other side never acknowledged."""
         # An end of file that was sent and not acknowledged is a byte for the kernel.
-        unacknowledged = undelivered_bytes(self.sink) - (not self.open)
-        return self.dropped + self.pending + max(0, unacknowledged)
+        not_acknowledged = unacknowledged(self.to_sock) - self.end_passed
+        return self.dropped + self.pending + max(0, not_acknowledged)
 
     def pull(self) -> bool:
-        """Take what the source has, pass it on; True when what to wait for changed.
+        """Read what there is, write it; True when what to wait for changed.
 
         The hot path, once for each message and way: so it calls nothing of ours.
         """
         if self.pipe is not None:
             return self._pull_spliced(self.pipe)
         try:
-            data = self.source.recv(self.size)
+            data = self.from_sock.recv(self.read_bytes)
         except (BlockingIOError, InterruptedError):
             return False
         except OSError as error:
-            raise SideDiedError(self.source_name, error) from None
+            raise SideDiedError(self.from_name, error) from None
         self.cells[LAST_NS] = time.monotonic_ns()
         if not data:
-            self.reading = False
+            self.source_ended = True
             return self._pass_end()
         try:
-            sent = self.sink.send(data)
+            sent = self.to_sock.send(data)
         except (BlockingIOError, InterruptedError):
             sent = 0
         except OSError as error:
             self.rest = memoryview(data)
-            raise SideDiedError(self.sink_name, error) from None
+            raise SideDiedError(self.to_name, error) from None
         self.cells[self.cell] += sent
-        if len(data) == self.size:
+        if len(data) == self.read_bytes:
             self._read_more()
         if sent == len(data):
             return False
@@ -1210,44 +1217,44 @@ class Direction:
 
     def _read_more(self) -> None:
         """Read more at once after a full read; splice what fills the largest buffer."""
-        if self.size < BUFFER_BYTES:
-            self.size *= 4
+        if self.read_bytes < BUFFER_BYTES:
+            self.read_bytes *= 4
         elif self.can_splice:
             self.pipe = Pipe.open()
             self.can_splice = self.pipe is not None
 
     def push(self) -> bool:
-        """Pass on what is left over; True when what to wait for changed."""
-        if self.in_pipe:
-            assert self.pipe is not None
+        """Write what is left over; True when what to wait for changed."""
+        if self.pipe is not None and self.in_pipe:
             self._empty_pipe(self.pipe)
         elif self.rest:
-            self._send_rest()
+            self.send_rest(self.rest)
         if self.pending:
             return False
-        return True if self.reading else self._pass_end()
+        return self._pass_end() if self.source_ended else True
 
-    def _send_rest(self) -> None:
-        """Send what is left over, as far as the sink takes it."""
-        assert self.rest is not None
+    def send_rest(self, rest: memoryview) -> None:
+        """Write what is left over, as far as the other side takes it."""
         try:
-            sent = self.sink.send(self.rest)
+            sent = self.to_sock.send(rest)
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
-            raise SideDiedError(self.sink_name, error) from None
+            raise SideDiedError(self.to_name, error) from None
         self.cells[self.cell] += sent
-        self.rest = self.rest[sent:] or None
+        self.rest = rest[sent:] or None
 
     def _pass_end(self) -> bool:
-        """Half-close: the source's end of file becomes the sink's (RFC 9293, 3.6)."""
-        self.open = False
-        if not self.other.open:
+        """Half-close: one side's end of file becomes the other's (RFC 9293, 3.6)."""
+        if self.cutting.is_set():
+            raise SideDiedError(self.from_name, ConnectionAbortedError())
+        self.end_passed = True
+        if self.other.end_passed:
             return True  # both ways have ended: close says so, too
         try:
-            self.sink.shutdown(socket.SHUT_WR)
+            self.to_sock.shutdown(socket.SHUT_WR)
         except OSError as error:
-            raise SideDiedError(self.sink_name, error) from None
+            raise SideDiedError(self.to_name, error) from None
         return True
 
     def _pull_spliced(self, pipe: Pipe) -> bool:
@@ -1258,101 +1265,41 @@ class Direction:
             if self.in_pipe:
                 return True
         self.cells[LAST_NS] = time.monotonic_ns()
-        return not self.reading and self.open and self._pass_end()
+        return self.source_ended and self._pass_end()
 
     def _fill_pipe(self, pipe: Pipe) -> bool:
         """On entry the pipe is empty; True when it then holds `in_pipe` > 0 bytes."""
         try:
             self.in_pipe = os.splice(
-                self.source.fileno(), pipe.write_fd, pipe.size, flags=SPLICE_FLAGS
+                self.from_sock.fileno(), pipe.write_fd, pipe.size, flags=SPLICE_FLAGS
             )
         except (BlockingIOError, InterruptedError):
             return False
         except OSError as error:
-            if error.errno == errno.EINVAL:  # not this kind of socket: nothing taken
+            if error.errno == errno.EINVAL:  # not this kind of socket: nothing moved
                 self.close_pipe()
                 self.can_splice = False
                 return False
-            raise SideDiedError(self.source_name, error) from None
-        self.reading = self.in_pipe > 0
-        return self.reading
+            raise SideDiedError(self.from_name, error) from None
+        self.source_ended = self.in_pipe == 0
+        return not self.source_ended
 
     def _empty_pipe(self, pipe: Pipe) -> None:
         """On entry and on return the pipe holds exactly `in_pipe` bytes."""
         while self.in_pipe:
             try:
                 moved = os.splice(
-                    pipe.read_fd, self.sink.fileno(), self.in_pipe, flags=SPLICE_FLAGS
+                    pipe.read_fd,
+                    self.to_sock.fileno(),
+                    self.in_pipe,
+                    flags=SPLICE_FLAGS,
                 )
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as error:
-                raise SideDiedError(self.sink_name, error) from None
+                raise SideDiedError(self.to_name, error) from None
             self.in_pipe -= moved
             self.cells[self.cell] += moved
-
-    def flush(self, timeout_s: float) -> None:
-        """Deliver all that the source had sent before it died, and see it acknowledged.
-
-        Only then may the sink be reset, which throws away what is on the way. What the
-        sink sends meanwhile is dropped: a server that is blocked in sending to a dead
-        client would take nothing, either. Raise SideDiedError when the sink dies too,
-        or takes nothing for `timeout_s`, or while DROPPED_BYTES came.
-        """
-        poll = new_poll()
-        taken, deadline, most, pause_s = -math.inf, math.inf, 0, 0.001
-        while self._send_last():
-            now_s = time.monotonic()
-            acknowledged = self.cells[self.cell] - undelivered_bytes(self.sink)
-            if acknowledged > taken:
-                taken, deadline, pause_s = acknowledged, now_s + timeout_s, 0.001
-                most = self.other.dropped + DROPPED_BYTES
-            elif now_s > deadline or self.other.dropped > most:
-                raise SideDiedError(self.sink_name, TimeoutError())
-            # An acknowledgement is no event: look again after 1, 2, 4 … 64 ms.
-            wait_s = deadline - now_s if self.rest else pause_s
-            pause_s = min(2 * pause_s, 0.064)
-            if not self.open and not self.other.reading:
-                time.sleep(pause_s)  # both ends have passed: poll says POLLHUP for ever
-                continue
-            mask = POLLIN if self.other.reading else 0
-            poll.register(self.sink.fileno(), mask | (POLLOUT if self.rest else 0))
-            for _, found in poll.poll(min(wait_s, 3600) * 1000):
-                if found & POLLIN:
-                    self._drop()
-                elif found & (POLLERR | POLLHUP):
-                    raise SideDiedError(self.sink_name, ConnectionResetError())
-
-    def _send_last(self) -> int:
-        """Send what the dead source has left; return how much is not delivered yet."""
-        if self.in_pipe:
-            assert self.pipe is not None
-            self.rest = memoryview(os.read(self.pipe.read_fd, self.in_pipe))
-            self.in_pipe = 0
-        while True:
-            if self.rest:
-                self._send_rest()
-            if self.rest:
-                break
-            try:
-                data = self.source.recv(BUFFER_BYTES)
-            except OSError:  # it is dead, and all has been read
-                break
-            if not data:
-                break
-            self.rest = memoryview(data)
-        return self.undelivered()
-
-    def _drop(self) -> None:
-        """Take what the sink sends to the dead source, and forget it."""
-        try:
-            data = self.sink.recv(BUFFER_BYTES)
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError as error:
-            raise SideDiedError(self.sink_name, error) from None
-        self.other.reading = bool(data)
-        self.other.dropped += len(data)
 
     def close_pipe(self) -> None:
         """Close the pipe, if there is one."""
@@ -1368,17 +1315,17 @@ class Relay:
         self,
         options: Options,
         cells: memoryview,
-        client: socket.socket,
-        server: socket.socket,
+        client_sock: socket.socket,
+        server_sock: socket.socket,
+        cutting: threading.Event,
     ) -> None:
-        self._options = options
-        self.client, self.server = client, server
-        one, other = ("client", client), ("server", server)
-        self.upstream = Direction(one, other, cells, TO_SERVER)
-        self.downstream = Direction(other, one, cells, TO_CLIENT)
+        self._options, self._cutting = options, cutting
+        client, server = ("client", client_sock), ("server", server_sock)
+        self.upstream = Direction(client, server, cells, TO_SERVER, cutting)
+        self.downstream = Direction(server, client, cells, TO_CLIENT, cutting)
         self.upstream.other, self.downstream.other = self.downstream, self.upstream
         self._poll = new_poll()
-        self._watched: dict[int, int] = {}
+        self._watched: dict[int, int] = {}  # by descriptor: the mask that poll has
 
     def run(self, server_died: bool) -> End:
         """Move bytes until both sides have ended, one died, or nothing moves."""
@@ -1387,56 +1334,57 @@ class Relay:
                 raise SideDiedError("server", ConnectionResetError())
             return self._run() or End("--", "closed by both sides")
         except SideDiedError as death:
-            return self._bury(death)
+            end = self._bury(death)
+            return self._cut(death) if self._cutting.is_set() else end
         finally:
             self.upstream.close_pipe()
             self.downstream.close_pipe()
 
     def _run(self) -> End | None:
-        """Move bytes: `leaving` takes from a socket what `arriving` gives it."""
+        """Move bytes; each socket has a direction that reads and one that writes it."""
         upstream, downstream = self.upstream, self.downstream
-        client_fd = self.client.fileno()
+        client_fd = upstream.from_sock.fileno()
         poll = self._poll.poll
         upstream.pull()  # most clients have spoken by now
         timeout_ms = self._watch()
         # What moved last: the other side's turn came then.
         latest = upstream if upstream.cells[upstream.cell] else downstream
-        while upstream.open or downstream.open:
+        while not (upstream.end_passed and downstream.end_passed):
             ready = poll(timeout_ms)
             if not ready:
                 return self._timed_out(latest)
             changed = False
             for fd, mask in ready:
-                leaving = upstream if fd == client_fd else downstream
-                arriving = leaving.other
-                if mask & POLLOUT and arriving.pending:
-                    changed |= arriving.push()
+                reads = upstream if fd == client_fd else downstream
+                writes = reads.other
+                if mask & POLLOUT and writes.pending:
+                    changed |= writes.push()
                 if mask & ~POLLOUT:
-                    if leaving.reading and not leaving.pending:
-                        changed |= leaving.pull()
-                        latest = leaving
+                    if not reads.source_ended and not reads.pending:
+                        changed |= reads.pull()
+                        latest = reads
                     elif mask & (POLLERR | POLLHUP):
-                        self._look_for_death(leaving, mask)
+                        self._check_hangup(reads, mask)
                         changed = True
             if changed:
                 timeout_ms = self._watch()
         return None
 
-    def _look_for_death(self, leaving: Direction, mask: int) -> None:
+    def _check_hangup(self, reads: Direction, mask: int) -> None:
         """See whether a socket that is not read now died, or has just ended twice."""
-        code = leaving.source.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if code or mask & POLLERR or leaving.other.open:
-            raise SideDiedError(leaving.source_name, OSError(code, os.strerror(code)))
+        code = reads.from_sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code or mask & POLLERR or not reads.other.end_passed:
+            raise SideDiedError(reads.from_name, OSError(code, os.strerror(code)))
 
     def _watch(self) -> float:
         """Tell poll what to wait for; return for how long (ms): idle or half-closed."""
-        for leaving in (self.upstream, self.downstream):
-            arriving = leaving.other
-            mask = POLLIN if leaving.reading and not leaving.pending else 0
-            mask |= POLLOUT if arriving.pending else 0
+        for reads in (self.upstream, self.downstream):
+            writes = reads.other
+            mask = 0 if reads.source_ended or reads.pending else POLLIN
+            mask |= POLLOUT if writes.pending else 0
             # After both ends of file a socket says POLLHUP for ever: let it rest.
-            wanted = mask if mask or arriving.open else None
-            fd = leaving.source.fileno()
+            wanted = None if writes.end_passed and not mask else mask
+            fd = reads.from_sock.fileno()
             if wanted == self._watched.get(fd):
                 continue
             if wanted is None:
@@ -1445,9 +1393,9 @@ class Relay:
             else:
                 self._poll.register(fd, wanted)
                 self._watched[fd] = wanted
-        whole = self.upstream.reading and self.downstream.reading
+        half = self.upstream.source_ended or self.downstream.source_ended
         options = self._options
-        timeout_s = options.idle_timeout if whole else options.half_close_timeout
+        timeout_s = options.half_close_timeout if half else options.idle_timeout
         return timeout_s * 1000 if timeout_s else -1
 
     def _timed_out(self, latest: Direction) -> End:
@@ -1458,12 +1406,12 @@ class Relay:
         if to_server:
             return End("sD", "server took nothing for too long", lost)
         if to_client:
-            code = "cD" if downstream.reading else "cL"
+            code = "cL" if downstream.source_ended else "cD"
             return End(code, "client took nothing for too long", lost)
-        if upstream.reading and downstream.reading:
+        if not (upstream.source_ended or downstream.source_ended):
             code, side = ("sD", "server") if latest is upstream else ("cD", "client")
             return End(code, f"{side} idle for {options.idle_timeout:g} s")
-        code, side = ("sD", "server") if downstream.reading else ("cD", "client")
+        code, side = ("cD", "client") if downstream.source_ended else ("sD", "server")
         limit = f"{options.half_close_timeout:g} s"
         return End(code, f"{side} silent for {limit} after the other side ended")
 
@@ -1474,12 +1422,11 @@ class Relay:
         if death.side == "server":
             from_dead, to_dead = self.downstream, self.upstream
         code = self._code(death)
-        # The survivor may die as well, or take nothing.
-        with contextlib.suppress(SideDiedError):
-            from_dead.flush(patience_s)
+        with contextlib.suppress(SideDiedError):  # the survivor dies, or takes nothing
+            Burial(from_dead).flush(patience_s)
         lost = from_dead.undelivered() + to_dead.undelivered()
-        if from_dead.reading:  # its end of file never came: more was to follow
-            reset(from_dead.sink)
+        if not from_dead.source_ended:  # more was to follow
+            reset_at_close(from_dead.to_sock)
         return End(code, say_death(death), lost)
 
     def _code(self, death: SideDiedError) -> str:
@@ -1487,8 +1434,97 @@ class Relay:
         vanished = isinstance(death.error, TimeoutError)
         who = death.side[0] if vanished else death.side[0].upper()
         down = self.downstream
-        last = death.side == "client" and down.open and not down.reading
+        last = death.side == "client" and down.source_ended and not down.end_passed
         return who + ("L" if last else "D")
+
+    def _cut(self, death: SideDiedError) -> End:
+        """End at shutdown; a reset, lest half a reply be taken for a whole one."""
+        ways = (self.upstream, self.downstream)
+        lost = sum(way.undelivered() for way in ways)
+        if isinstance(death.error, BrokenPipeError):
+            lost -= 1  # the end of file that the cut has put behind the bytes
+        for way in ways:
+            if not way.end_passed:
+                reset_at_close(way.to_sock)
+        return End("KD", "closed at shutdown", max(0, lost))
+
+
+class Burial:
+    """The last bytes of a side that died, on their way to the other side."""
+
+    def __init__(self, direction: Direction) -> None:
+        self._direction, self._back = direction, direction.other
+        self._poll = new_poll()
+
+    def flush(self, timeout_s: float) -> None:
+        """Deliver all that the dead side had sent, and see it acknowledged.
+
+        Only then may the survivor be reset, which throws away what is on the way. What
+        it sends meanwhile is dropped: a server that is blocked in sending to a dead
+        client would take nothing, either. Raise SideDiedError when it dies too, or
+        takes nothing for `timeout_s`, or while DROPPED_BYTES came, or at the cut.
+        """
+        way = self._direction
+        best, quiet_until, most_dropped, pause_s = -math.inf, math.inf, 0, 0.001
+        while self._send_last():
+            now_s = time.monotonic()
+            acknowledged = way.cells[way.cell] - unacknowledged(way.to_sock)
+            if acknowledged > best:
+                best, quiet_until, pause_s = acknowledged, now_s + timeout_s, 0.001
+                most_dropped = self._back.dropped + DROPPED_BYTES
+            if now_s > quiet_until or self._back.dropped > most_dropped:
+                raise SideDiedError(way.to_name, TimeoutError())
+            if way.cutting.is_set():
+                raise SideDiedError(way.to_name, ConnectionAbortedError())
+            # An acknowledgement is no event: look again after 1, 2, 4 … 64 ms.
+            self._wait(pause_s)
+            pause_s = min(2 * pause_s, 0.064)
+
+    def _send_last(self) -> int:
+        """Send what the dead side has left; return how much is not delivered yet."""
+        way = self._direction
+        if way.pipe is not None and way.in_pipe:
+            way.rest = memoryview(os.read(way.pipe.read_fd, way.in_pipe))
+            way.in_pipe = 0
+        while True:
+            if way.rest:
+                way.send_rest(way.rest)
+            if way.rest:
+                break
+            try:
+                data = way.from_sock.recv(BUFFER_BYTES)
+            except OSError:  # it is dead, and all has been read
+                break
+            if not data:
+                break
+            way.rest = memoryview(data)
+        return way.undelivered()
+
+    def _wait(self, pause_s: float) -> None:
+        """Wait until the survivor takes or sends something, for `pause_s` at most."""
+        way, back = self._direction, self._back
+        if way.end_passed and back.source_ended:
+            time.sleep(pause_s)  # both ends have passed: poll says POLLHUP for ever
+            return
+        mask = 0 if back.source_ended else POLLIN
+        mask |= POLLOUT if way.rest else 0
+        self._poll.register(way.to_sock.fileno(), mask)
+        for _, ready in self._poll.poll(pause_s * 1000):
+            if ready & POLLIN:
+                self._drop()
+            elif ready & (POLLERR | POLLHUP):
+                raise SideDiedError(way.to_name, ConnectionResetError())
+
+    def _drop(self) -> None:
+        """Read what the survivor sends to the dead side, and forget it."""
+        try:
+            data = self._back.from_sock.recv(BUFFER_BYTES)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            raise SideDiedError(self._back.from_name, error) from None
+        self._back.source_ended = not data
+        self._back.dropped += len(data)
 
 
 def say_death(death: SideDiedError) -> str:
@@ -1609,9 +1645,9 @@ def wait_connected(job: Job, server: socket.socket, timeout_s: float) -> int:
 class Crew:
     """Threads that serve sessions, each one session at a time.
 
-    `_lock` guards `_idle`, `_threads`, `_stopping`, `_cutting`, and by
-    slot `_sockets` (what `cut` may shut down) and `_cut` (whose it has). `take` waits
-    for the next job; None ends the thread that gets it.
+    `_lock` guards `_idle`, `_threads`, `_stopping` and, by slot, `_sockets`, which are
+    what `cut` may shut down; `_cutting` is set under it. `take` waits for the next job;
+    None ends the thread that gets it.
     """
 
     def __init__(
@@ -1625,16 +1661,18 @@ class Crew:
         self._threads = 0
         self._stopping = False
         self._sockets: dict[int, list[socket.socket]] = {}
-        self._cutting = False
-        self._cut: set[int] = set()
+        self._cutting = threading.Event()
 
-    def cut(self) -> None:
-        """End all sessions: their threads wake up and find both sockets shut down."""
+    def cut(self, how: int) -> None:
+        """End all sessions: their threads wake up and see `_cutting`.
+
+        SHUT_RD wakes whoever reads and tells the peer nothing, so that a reset is the
+        first that it hears; SHUT_RDWR wakes those, too, that only wait to write.
+        """
         with self._lock:
-            self._cutting = True
-            self._cut.update(self._sockets)
+            self._cutting.set()
             for sock in itertools.chain.from_iterable(self._sockets.values()):
-                shut_down(sock)
+                shut_down(sock, how)
 
     def stop(self) -> None:
         """Let the threads end: each one that waits must still take a None."""
@@ -1716,9 +1754,8 @@ class Crew:
         """Note a socket that `cut` may shut down; after a cut, shut it down at once."""
         with self._lock:
             self._sockets[slot].append(sock)
-            if self._cutting:
-                self._cut.add(slot)
-                shut_down(sock)
+            if self._cutting.is_set():
+                shut_down(sock, socket.SHUT_RD)
 
     def _serve(self, job: Job) -> None:
         job.client.setblocking(False)
@@ -1733,23 +1770,22 @@ class Crew:
         cells = self._counters.cells(job.slot)
         cells[LAST_NS], cells[CONNECT_NS] = now_ns, max(1, now_ns - began_ns)
         self._hold(job.slot, server)
-        self._end(job, Relay(self._options, cells, job.client, server).run(died))
+        relay = Relay(self._options, cells, job.client, server, self._cutting)
+        self._end(job, relay.run(died))
         return None
 
     def _end(self, job: Job, end: End) -> None:
         """Close the sockets, then report: the server knows before a place is free."""
         with self._lock:
             sockets = self._sockets.pop(job.slot, ())
-            if job.slot in self._cut:
-                code = "KC" if end.code == "CC" else "KD"
-                end = End(code, "closed at shutdown", end.undelivered)
         for sock in sockets:
             sock.close()
         self._boss.ended(job.slot, end)
 
     def _connect_failed(self, job: Job, end: End) -> None:
         if end.code == "CC":
-            return self._end(job, end)
+            cut = self._cutting.is_set()
+            return self._end(job, End("KC", "closed at shutdown") if cut else end)
         self._let_go(job)
         return self._boss.connect_failed(job.slot, job.client, end)
 
@@ -1757,6 +1793,8 @@ class Crew:
         try:
             header = read_proxy_header(job.client, PROXY_HEADER_TIMEOUT_S)
         except (OSError, ValueError) as error:
+            if self._cutting.is_set():
+                return self._end(job, End("KC", "closed at shutdown"))
             words = say_why(error) if isinstance(error, OSError) else str(error)
             return self._end(job, End("PC", f"bad PROXY header: {words}"))
         job.client.setblocking(False)
@@ -1790,8 +1828,8 @@ class Worker(Protocol):
     def give(self, job: Job) -> bool:
         """Hand a session over; False when the worker takes none."""
 
-    def cut(self) -> None:
-        """End all its sessions."""
+    def cut(self, how: int) -> None:
+        """End all its sessions, by shutting down their sockets."""
 
     def stop(self) -> None:
         """Let its threads, or its process, end."""
@@ -1820,9 +1858,9 @@ class LocalWorker:
         self._jobs.put(job)
         return True
 
-    def cut(self) -> None:
+    def cut(self, how: int) -> None:
         """End all its sessions."""
-        self._crew.cut()
+        self._crew.cut(how)
 
     def stop(self) -> None:
         """Let the threads end: those that wait get a None each."""
@@ -1846,7 +1884,7 @@ class ProcessWorker:
     Only the thread "worker-N" changes `_channel` and `_pid`, to replace the process.
     """
 
-    def __init__(self, pool: Pool, boss: "Frontend", room: int) -> None:
+    def __init__(self, pool: Pool, boss: Frontend, room: int) -> None:
         """Fork the first process; raise OSError when that cannot be done."""
         self.alive, self.active, self.capacity, self.room = True, 0, room, room
         self.index = len(pool.workers) + 1
@@ -1957,10 +1995,10 @@ class ProcessWorker:
                 return True
         return False
 
-    def cut(self) -> None:
+    def cut(self, how: int) -> None:
         """End all its sessions."""
         with self._lock, contextlib.suppress(OSError):
-            self._channel.send(b"cut")
+            self._channel.send(pickle.dumps((None, how)))
 
     def stop(self) -> None:
         """End the process: it leaves when its channel ends."""
@@ -2055,10 +2093,10 @@ def worker_main(channel_fd: int, options: Options, counters: Counters) -> NoRetu
             message, fds = receive(channel)
             if not message:
                 os._exit(0)  # live sessions end with us: the kernel closes all
-            if message == b"cut":
-                crew.cut()
-                continue
             slot, *parts = pickle.loads(message)
+            if slot is None:
+                crew.cut(*parts)
+                continue
             if not fds:  # none was free here: the kernel dropped it (unix(7))
                 boss.ended(slot, NO_DESCRIPTOR)
                 continue
@@ -2089,7 +2127,7 @@ class Frontend:
         self,
         listener: socket.socket,
         pool: Pool,
-        log: "Log",
+        log: Log,
     ) -> None:
         self.options, self.pool, self.log = pool.options, pool, log
         self.over = threading.Event()  # ends the thread "queue", and new processes
@@ -2331,9 +2369,11 @@ class Frontend:
         """End whatever is still live, then the threads and processes."""
         self._cutting.set()
         self.wake_queue()
-        for worker in self.pool.workers:
-            worker.cut()
-        self.pool.wait_until_idle(CUT_S)
+        for how in (socket.SHUT_RD, socket.SHUT_RDWR):
+            for worker in self.pool.workers:
+                worker.cut(how)
+            if self.pool.wait_until_idle(CUT_S / 2):
+                break
         self.over.set()
         self.wake_queue()
         self._placing.join()
@@ -2916,7 +2956,7 @@ PAGE_POLICY = policy(PAGE)
 class StatusHandler(http.server.BaseHTTPRequestHandler):
     """A status client, on a thread of its own ("status-N")."""
 
-    server: "StatusServer"
+    server: StatusServer
     server_version = "load_balancer"
     sys_version = ""
     timeout = STATUS_TIMEOUT_S  # per read or write; the oldest makes room anyway
@@ -3042,7 +3082,7 @@ class StatusServer(http.server.ThreadingHTTPServer):
         with self._lock:
             self._open[request] = None
             if len(self._open) > STATUS_CONNECTIONS:
-                shut_down(next(iter(self._open)))
+                shut_down(next(iter(self._open)), socket.SHUT_RDWR)
         super().process_request(request, client_address)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:

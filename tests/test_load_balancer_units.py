@@ -38,10 +38,10 @@ class IdleWorker:
         """Take the session."""
         return True
 
-    def cut(self) -> None:
-        """Do nothing."""
+    stop = join = kill = start
 
-    stop = join = kill = cut
+    def cut(self, how: int) -> None:
+        """Do nothing."""
 
 
 def pool_of(*workers: IdleWorker) -> Pool:
@@ -259,8 +259,10 @@ class LastBytes(unittest.TestCase):
     def test_sink_that_never_acknowledged_anything_is_given_up(self) -> None:
         client, server = self.pair(), self.pair()
         cells = memoryview(array.array("q", [0] * 4))
-        way = Direction(("client", client), ("server", server), cells, 0)
-        way.other = Direction(("server", server), ("client", client), cells, 1)
+        one, two = ("client", client), ("server", server)
+        cut = threading.Event()
+        way = Direction(one, two, cells, load_balancer.TO_SERVER, cut)
+        way.other = Direction(two, one, cells, load_balancer.TO_CLIENT, cut)
         way.other.other = way
         start = time.monotonic()
 
@@ -271,10 +273,10 @@ class LastBytes(unittest.TestCase):
             return 50
 
         with (
-            mock.patch.object(load_balancer, "undelivered_bytes", unacknowledged),
+            mock.patch.object(load_balancer, "unacknowledged", unacknowledged),
             self.assertRaises(load_balancer.SideDiedError),
         ):
-            way.flush(0.2)
+            load_balancer.Burial(way).flush(0.2)
 
     def pair(self) -> socket.socket:
         """Return a connected socket that does not block, its other end kept open."""
