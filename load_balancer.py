@@ -474,9 +474,7 @@ class Server:
     retries: int = 0
     to_server: int = 0  # bytes
     to_client: int = 0
-    penalty_s: float = PENALTY_S
-    # Set when it went DOWN, is gone, or all ends: a thread of --no-checks has to look.
-    look: threading.Event = field(default_factory=threading.Event)
+    penalty_s: float = PENALTY_S  # for how long it stays DOWN, without checks
     failed_s: float = 0.0  # when a check or a client's connect failed last
     changed_s: float = field(default_factory=time.monotonic)
     last_check: str = "not checked yet"
@@ -600,7 +598,7 @@ class Pool:
         self.options = options
         self._lock = threading.Lock()
         self._room = threading.Condition(self._lock)
-        self._servers: list[Server] = options.servers
+        self._servers: list[Server] = list(options.servers)
         self.counters = Counters(slots)
         self.workers: list[Worker] = []
         self._capacity = 0  # of all live workers
@@ -767,7 +765,7 @@ class Pool:
             self._to_clients += row.to_client
             connected = row.connect_ns > 0
             self.refused += end.code == "PC"
-            self.failed += not connected and end.code[0] not in "CP"
+            self.failed += not connected and end.code[0] not in "CPK"
             health = ""
             if session.server is not None:
                 session.server.active -= 1
@@ -861,12 +859,12 @@ class Pool:
 
     def _has_connected_since(self, server: Server) -> bool:
         """Tell whether a live session was connected after the server's last failure."""
-        return any(
-            session.server is server
-            and session.accepted_s > server.failed_s
-            and self.counters.read(session.slot).connect_ns
-            for session in self._live.values()
-        )
+        for session in reversed(self._live.values()):  # the newest first
+            if session.accepted_s <= server.failed_s:
+                break
+            if session.server is server and self.counters.read(session.slot).connect_ns:
+                return True
+        return False
 
     def _tally(self, server: Server, passed: bool, result: str) -> str:
         """Move a server's health by one pass or failure.
@@ -884,8 +882,6 @@ class Pool:
         else:
             server.failed_s = time.monotonic()
             server.health = server.health - 1 if server.health > rise else 0
-            if server.health == 0:
-                server.look.set()
         counted = f"{rise}/{rise}" if passed else f"{fall}/{fall}"
         return self._note_change(server, before, result, counted)
 
@@ -897,24 +893,21 @@ class Pool:
             why = f"set to {admin} by the operator"
             return self._note_change(server, before, why, "0/0")
 
-    def give_chance(self, server: Server) -> str:
-        """Call a DOWN server UP again, without checks; return the line for the log.
+    def forgive(self) -> list[str]:
+        """Call servers UP again whose penalty is over; return a line for each one.
 
-        One more refused connect takes it DOWN again, twice as long (Envoy's ejection).
+        One more failed connect takes it DOWN again, twice as long (Envoy's ejection).
         """
+        lines = []
         with self._lock:
-            before = self._state(server)
-            waited_s = server.penalty_s
-            server.penalty_s = min(2 * waited_s, PENALTY_MAX_S)
-            server.health = self.options.rise
-            server.look.clear()
-            why = f"tried again after {waited_s:.0f} s without checks"
-            return self._note_change(server, before, why, "0/0")
-
-    def penalty_s(self, server: Server) -> float:
-        """Return for how long the server, DOWN without checks, is left alone."""
-        with self._lock:
-            return server.penalty_s
+            for server in self._servers:
+                waited_s = time.monotonic() - server.changed_s
+                if self._state(server) == DOWN and waited_s >= server.penalty_s:
+                    why = f"tried again after {server.penalty_s:.0f} s without checks"
+                    server.penalty_s = min(2 * server.penalty_s, PENALTY_MAX_S)
+                    server.health = self.options.rise
+                    lines.append(self._note_change(server, DOWN, why, "0/0"))
+        return lines
 
     def servers(self) -> list[Server]:
         """Return the servers of this moment, without those whose address is gone."""
@@ -922,14 +915,14 @@ class Pool:
             return [s for s in self._servers if not s.gone]
 
     def has(self, server: Server) -> bool:
-        """Tell whether the server's address is not gone."""
+        """Tell whether the server is one of ours, though its address may be gone."""
         with self._lock:
-            return not server.gone
+            return server in self._servers
 
-    def is_maint(self, server: Server) -> bool:
-        """Tell whether the operator has taken the server out: no checks either."""
+    def wants_check(self, server: Server) -> bool:
+        """Tell whether to check it: not in maintenance, its address not gone."""
         with self._lock:
-            return server.admin == "maint"
+            return server.admin != "maint" and not server.gone
 
     def _note_change(self, server: Server, before: str, why: str, checks: str) -> str:
         """Return a line for the log if the state is not what it was before."""
@@ -952,25 +945,24 @@ class Pool:
     ) -> tuple[list[Server], list[str]]:
         """Bring a name's servers in line with its addresses.
 
-        Return the new ones, and a line for the log for each one new or gone. An address
-        that is gone gets no new session; its live ones go on.
+        Return the new ones, and a line for the log for each one new, gone or back. An
+        address that is gone gets no new session; its live ones go on.
         """
         with self._lock:
             known = [s for s in self._servers if s.name == name]
             model = known[0]  # kept for its settings, also when it is gone
-            present = [s for s in known if not s.gone]
-            gone = [s for s in present if (s.family, s.address) not in found]
-            addresses = [s.address for s in present]
             settings = (model.weight, model.backup, model.max, self._top)
+            addresses = [s.address for s in self._servers]  # another name's, too
             more = [where for where in found if where[1] not in addresses]
             new = [Server(name, *where, *settings) for where in more]
-            for server in gone:
-                server.gone = True
-                server.look.set()  # lets its thread end
+            changed = [s for s in known if s.gone == ((s.family, s.address) in found)]
+            for server in changed:
+                server.gone = not server.gone
+                server.changed_s = time.monotonic()
+            changed += new
             kept = [s for s in self._servers if not s.gone or s.active or s is model]
-            self._servers[:] = kept + new
+            self._servers = kept + new
             why = f"{name} has moved"
-            changed = gone + new
             return new, [self._say(s, self._state(s), why, "0/0") for s in changed]
 
     # Figures --------------------------------------------------------------------------
@@ -2437,6 +2429,8 @@ class Checks:
         servers = self._pool.servers()
         names = {s.name for s in servers}
         moving = sorted(n for n in names if not is_literal(parse_address(n)[0]))
+        if self._options.no_checks:
+            daemon("forgive", self._forgive).start()
         self._watch(servers)
         if moving:  # on a daemon thread: getaddrinfo(3) cannot be interrupted
             daemon("resolve", self._follow, moving).start()
@@ -2444,13 +2438,11 @@ class Checks:
     def stop(self) -> None:
         """Tell the threads to end; one that is checking ends after its timeout."""
         self._over.set()
-        for server in self._pool.servers():
-            server.look.set()
 
     def _watch(self, servers: list[Server]) -> None:
-        target = self._forgive if self._options.no_checks else self._keep_checking
-        for server in servers:
-            daemon(f"check-{server.label}", target, server).start()
+        if not self._options.no_checks:
+            for server in servers:
+                daemon(f"check-{server.label}", self._keep_checking, server).start()
 
     def _keep_checking(self, server: Server) -> None:
         """Thread "check-HOST:PORT": check once per interval, first within it."""
@@ -2458,7 +2450,7 @@ class Checks:
         pause_s = random.uniform(0, interval_s)  # so that checks do not come in step
         while not self._over.wait(pause_s) and self._pool.has(server):
             pause_s = interval_s * random.uniform(0.95, 1.05)
-            if not self._pool.is_maint(server):
+            if self._pool.wants_check(server):
                 began = time.monotonic()
                 passed, result = self._check_once(server)
                 self._log_change(self._pool.record_check(server, passed, result))
@@ -2497,16 +2489,14 @@ class Checks:
                         break
         return True, f"connected in {took_ms:.1f} ms"
 
-    def _forgive(self, server: Server) -> None:
-        """Thread "check-HOST:PORT", --no-checks: end a DOWN server's penalty."""
-        while not self._over.is_set() and self._pool.has(server):
-            server.look.wait()
-            if self._over.wait(self._pool.penalty_s(server)):
-                return
-            self._log_change(self._pool.give_chance(server))
+    def _forgive(self) -> None:
+        """Thread "forgive", with --no-checks: end the penalties of DOWN servers."""
+        while not self._over.wait(1.0):
+            for line in self._pool.forgive():
+                self._log_change(line)
 
     def _log_change(self, line: str) -> None:
-        if line:
+        if line and not self._over.is_set():
             self._log.line(line)
             self._frontend.wake_queue()
 
@@ -3298,6 +3288,10 @@ def parse_args(argv: Sequence[str] | None) -> Options:
     named = options.servers or [parse_server(f"127.0.0.1:{p}") for p in DEFAULT_PORTS]
     found = [make_servers(parser, options, parts) for parts in named]
     options.servers = list(itertools.chain.from_iterable(found))
+    addresses = [server.address for server in options.servers]
+    for server in options.servers:
+        if addresses.count(server.address) > 1:
+            parser.error(f"--server: {server.label} is given more than once")
     return options
 
 

@@ -44,9 +44,9 @@ class IdleWorker:
         """Do nothing."""
 
 
-def pool_of(*workers: IdleWorker) -> Pool:
+def pool_of(*workers: IdleWorker, server: str = "127.0.0.1:9991") -> Pool:
     """Return a pool with one server, rise 2 and fall 3, and these workers."""
-    options = ["--server=127.0.0.1:9991", "--rise=2", "--fall=3"]
+    options = [f"--server={server}", "--rise=2", "--fall=3"]
     pool = Pool(load_balancer.parse_args(options), 20)
     for worker in workers:
         pool.add_worker(worker)
@@ -213,6 +213,86 @@ class ChecksInAShortage(unittest.TestCase):
         with mock.patch.object(socket, "socket", NoAddress):
             found = checks._check_once(server)
         self.assertEqual(found, (False, "cannot assign requested address"))
+
+
+class PenaltiesWithoutChecks(unittest.TestCase):
+    """A server that refuses is left alone for a while, longer each time."""
+
+    def setUp(self) -> None:
+        """Have a server that is DOWN, and a clock."""
+        self.pool = pool_of(IdleWorker(20))
+        (self.server,) = self.pool.servers()
+        self.now_s = time.monotonic()
+        clock = mock.patch.object(time, "monotonic", lambda: self.now_s)
+        clock.start()
+        self.addCleanup(clock.stop)
+        self.take_down()
+
+    def take_down(self) -> None:
+        """Let connects fail until the server is DOWN."""
+        while "state=DOWN" not in self.pool.record_refusal(self.server, "refused"):
+            pass
+
+    def test_server_is_tried_again_after_its_penalty_which_doubles(self) -> None:
+        for penalty_s in (10, 20, 40):
+            self.now_s += penalty_s - 0.1
+            self.assertEqual(self.pool.forgive(), [])
+            self.now_s += 0.2
+            (line,) = self.pool.forgive()
+            self.assertIn(f'state=UP reason="tried again after {penalty_s} s', line)
+            self.take_down()
+
+    def test_server_that_has_recovered_is_not_demoted_by_its_old_penalty(self) -> None:
+        for _ in range(2):
+            self.now_s += 1
+            session = admit(self.pool)
+            self.assertIs(self.pool.pick(session), self.server)
+            self.pool.counters.cells(session.slot)[load_balancer.CONNECT_NS] = 1
+            self.pool.end(session, load_balancer.End("--", "closed by both sides"))
+        healthy = self.server.health
+        self.now_s += 100
+        self.assertEqual(self.pool.forgive(), [])
+        self.assertEqual(self.server.health, healthy)
+        self.take_down()
+        self.now_s += 10.1
+        self.assertEqual(len(self.pool.forgive()), 1)
+
+
+class NamesThatMove(unittest.TestCase):
+    """An address that is back is the server that it was."""
+
+    def test_address_that_comes_back_is_one_server_with_its_limit(self) -> None:
+        pool = pool_of(IdleWorker(20), server="127.0.0.1:9991,max=1")
+        (server,) = pool.servers()
+        session = admit(pool)
+        pool.pick(session)
+        here, there = (
+            (int(socket.AF_INET), (host, 9991)) for host in ("127.0.0.1", "127.0.0.2")
+        )
+        (new,), lines = pool.move_name(server.name, [there])
+        self.assertEqual(self.states(lines), ["state=DRAIN", "state=UP"])
+        added, lines = pool.move_name(server.name, [here])
+        self.assertEqual(added, [])
+        self.assertEqual(self.states(lines), ["state=UP", "state=DRAIN"])
+        self.assertEqual(pool.servers(), [server])
+        self.assertFalse(pool.has(new))
+        self.assertIsNone(pool.pick(admit(pool)), "a second place at max=1")
+
+    def states(self, lines: list[str]) -> list[str]:
+        """Return the states that lines of the log tell."""
+        return [line.split()[1] for line in lines]
+
+
+class Counting(unittest.TestCase):
+    """What counts as a failed connection."""
+
+    def test_connection_closed_at_shutdown_before_its_server_has_not_failed(
+        self,
+    ) -> None:
+        pool = pool_of(IdleWorker(20))
+        for code, failed in (("KQ", 0), ("KC", 0), ("CC", 0), ("SC", 1)):
+            pool.end(admit(pool), load_balancer.End(code, "as told"))
+            self.assertEqual(pool.snapshot()["connections"]["failed"], failed, code)
 
 
 class RefusalsAmongSuccesses(unittest.TestCase):
