@@ -112,8 +112,9 @@ IDLE_THREADS = 64  # ... and at most; the others end
 STACK_BYTES = 262144  # enough for the relay; the default of 8 MiB is only address space
 CUT_S = 1.0  # for sessions to end after their sockets were shut down, in two ways
 WORKER_STALL_S = 5.0  # a worker that takes nothing for so long is replaced
-LOG_LINGER_S = 0.02  # a busy log is written in batches, not a wake-up for each line:
+LOG_BATCH_S = 0.02  # a busy log is written in batches, not a wake-up for each line:
 LOG_BURST_WRITES = 10  # ... busy after so many writes, each so soon after the last
+LOG_BATCH_LINES = 256  # at most, by one write
 LOG_BACKLOG_LINES = 100_000  # beyond that a stalled terminal or disk loses lines
 OWN_DESCRIPTORS = 16  # standard streams, listener, log, what wakes the threads
 STATUS_CONNECTIONS = 16  # at once; the oldest makes room for the newest
@@ -219,6 +220,11 @@ def raise_descriptor_limit() -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return 1 << 20 if soft == resource.RLIM_INFINITY else int(soft)
+
+
+def count(number: int, noun: str) -> str:
+    """Return "1 line", "2 lines"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def usable_cores() -> int:
@@ -1978,7 +1984,7 @@ class ProcessWorker:
                 self._fork()
             except OSError as error:
                 words = f"worker={self.index} not started: {say_why(error)}"
-                self._boss.log.seldom("start", words)
+                self._boss.log.warn("start", words)
             else:
                 if self._stopping.is_set():
                     self._end_channel()
@@ -2152,7 +2158,7 @@ class Frontend:
                 poll.poll()
             except OSError as error:
                 words = f"cannot accept: {say_why(error)}; live connections go on"
-                self.log.seldom("accept", words)
+                self.log.warn("accept", words)
                 self.over.wait(BACKOFF_S)
             else:
                 self._admit(client, peer)
@@ -2198,7 +2204,7 @@ class Frontend:
             self._end(session, session.failure or NO_SERVER)
             return True
         if self.pool.fail_open.is_set():
-            self.log.seldom("open", "no server is UP: every server is tried")
+            self.log.warn("open", "no server is UP: every server is tried")
         if server is None:
             if threading.current_thread() is not self._placing:
                 self.wake_queue()
@@ -2296,7 +2302,7 @@ class Frontend:
 
     def _note_shortage(self, end: End) -> None:
         if end.code == "RC":
-            self.log.seldom("shortage", f"{end.words}; live connections go on")
+            self.log.warn("shortage", f"{end.words}; live connections go on")
 
     def connect_failed(self, slot: int, client: socket.socket, end: End) -> None:
         """Send a session to another server: a crew could not connect it."""
@@ -2321,7 +2327,7 @@ class Frontend:
         self.pool.set_capacity(worker, worker.room if threads is None else threads)
         if why:
             words = f"cannot start a thread: {why}; live connections go on"
-            self.log.seldom("thread", words)
+            self.log.warn("thread", words)
 
     def worker_died(self, index: int, code: int, held: Iterable[int]) -> None:
         """End the sessions that went down with a worker process."""
@@ -2508,7 +2514,7 @@ class Checks:
                     found = resolve(*parse_address(name))
                 except OSError as error:
                     words = f"cannot resolve {name}: {say_why(error)}; addresses kept"
-                    self._log.seldom(name, words)
+                    self._log.warn(name, words)
                     continue
                 new, lines = self._pool.move_name(name, found)
                 for line in lines:
@@ -2554,9 +2560,11 @@ class Log:
         self._path = path
         self.silent = quiet and path is None
         self._lock = threading.Lock()
-        self._file = self._open() if path else 1
+        self._file = open_to_append(path) if path else 1
+        self._torn = False  # the last line in the file is cut short: a full disk
         self._lost = 0
-        self._said: dict[str, float] = {}
+        self._said: dict[str, float] = {}  # by kind of warning, when it was said last
+        self._stamp = (0, "")  # a second, and how it is written
         self._lines: queue.SimpleQueue[tuple[float, str] | None] = queue.SimpleQueue()
         self._closing = threading.Event()
         self._thread = daemon("log", self._write_lines)
@@ -2564,10 +2572,6 @@ class Log:
     def start(self) -> None:
         """Start the thread that writes; lines wait until then."""
         self._thread.start()
-
-    def _open(self) -> int:
-        assert self._path is not None
-        return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
 
     def line(self, text: str) -> None:
         """Log a line, with the time of now; an empty text is none."""
@@ -2579,7 +2583,7 @@ class Log:
             with self._lock:
                 self._lost += 1
 
-    def seldom(self, kind: str, text: str) -> None:
+    def warn(self, kind: str, text: str) -> None:
         """Log a line that may come often: once per second and kind at most."""
         now_s = time.monotonic()
         with self._lock:
@@ -2593,7 +2597,7 @@ class Log:
         if self._path is None:
             return
         try:
-            new = self._open()
+            new = open_to_append(self._path)
         except OSError as error:
             self.line(f"cannot reopen {self._path}: {say_why(error)}")
             return
@@ -2608,45 +2612,58 @@ class Log:
             self._thread.join(2.0)
 
     def _write_lines(self) -> None:
-        """Thread "log"."""
-        second, prefix = 0, ""
+        """Thread "log": write until `close` was called and no line is left."""
         written_s, burst = -1.0, 0
-        ending = False
-        while not ending:
-            batch = []
+        while not (self._closing.is_set() and self._lines.empty()):
             entry = self._lines.get()
-            burst = burst + 1 if time.monotonic() - written_s < LOG_LINGER_S else 0
+            burst = burst + 1 if time.monotonic() - written_s < LOG_BATCH_S else 0
             if burst > LOG_BURST_WRITES:
-                self._closing.wait(LOG_LINGER_S)  # more come, for one write
-            while entry is not None:
-                at, text = entry
-                if int(at) != second:
-                    second = int(at)
-                    prefix = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
-                batch.append(f"{prefix},{int(at % 1 * 1000):03d} {text}\n")
-                if len(batch) >= 256 or self._lines.empty():
-                    break
-                entry = self._lines.get()
-            ending = entry is None
-            self._write("".join(batch).encode("utf-8", "backslashreplace"))
+                self._closing.wait(LOG_BATCH_S)  # more come, for one write
+            batch = [entry]
+            while len(batch) < LOG_BATCH_LINES and not self._lines.empty():
+                batch.append(self._lines.get())
+            self._write([self._format(*entry) for entry in batch if entry])
             written_s = time.monotonic()
 
-    def _write(self, data: bytes) -> None:
+    def _format(self, at: float, text: str) -> str:
+        second, stamp = self._stamp
+        if int(at) != second:
+            second = int(at)
+            stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
+            self._stamp = (second, stamp)
+        return f"{stamp},{int(at % 1 * 1000):03d} {text}\n"
+
+    def _write(self, lines: list[str]) -> None:
         """Write lines, and before them how many were lost; nobody waits for this."""
         with self._lock:
             lost, self._lost = self._lost, 0
-        if lost and not self._lines_left(f"{lost} log lines were lost\n".encode()):
+        if lost and not self._write_all([self._format(time.time(), say_lost(lost))]):
             lost = 0
-        lost += self._lines_left(data)
+        lost += self._write_all(lines)
         with self._lock:
             self._lost += lost
 
-    def _lines_left(self, data: bytes) -> int:
+    def _write_all(self, lines: list[str]) -> int:
         """Write; return how many lines could not be: disk full, reader gone."""
+        data = "".join(lines).encode("utf-8", "backslashreplace")
+        ending = b"\n" * self._torn  # of the line before
+        rest = ending + data
         with contextlib.suppress(OSError):  # traffic goes on
-            while data:
-                data = data[os.write(self._file, data) :]
-        return data.count(b"\n")
+            while rest:
+                written = os.write(self._file, rest)
+                self._torn = rest[written - 1] != ord("\n")
+                rest = rest[written:]
+        return min(rest, data, key=len).count(b"\n")
+
+
+def open_to_append(path: str) -> int:
+    """Return the descriptor of a file that every write extends."""
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+
+
+def say_lost(lines: int) -> str:
+    """Return what the log says of lines that could not be written."""
+    return f"{count(lines, 'log line')} could not be written"
 
 
 # ---- Status: what an operator sees and does ------------------------------------------

@@ -22,6 +22,7 @@ from unittest import mock
 
 import load_balancer
 from load_balancer import Direction, Frontend, Log, Pool
+from tests.balancer import TIME
 
 
 class IdleWorker:
@@ -322,15 +323,43 @@ class LogThatCannotBeWritten(unittest.TestCase):
         self.log = Log(str(self.path), quiet=False)
         self.addCleanup(os.close, self.log._file)
 
-    def test_each_lost_line_is_counted_once(self) -> None:
+    def test_each_lost_line_is_counted_once_and_told_with_the_time(self) -> None:
         full = OSError(errno.ENOSPC, "No space left on device")
         with mock.patch.object(os, "write", side_effect=full):
-            self.log._write(b"1\n2\n")
-            self.log._write(b"3\n")
-            self.log._write(b"4\n5\n")
-        self.log._write(b"6\n")
-        self.log._write(b"7\n")
-        self.assertEqual(self.path.read_text(), "5 log lines were lost\n6\n7\n")
+            self.log._write(["1\n", "2\n"])
+            self.log._write(["3\n"])
+            self.log._write(["4\n", "5\n"])
+        self.log._write(["6\n"])
+        self.log._write(["7\n"])
+        first, *rest = self.path.read_text().splitlines()
+        self.assertRegex(first, rf"\A{TIME} 5 log lines could not be written\Z")
+        self.assertEqual(rest, ["6", "7"])
+
+    def test_line_torn_by_a_full_disk_ends_before_the_next_begins(self) -> None:
+        write = os.write
+
+        def write_three(fd: int, data: bytes) -> int:
+            """Take three bytes, then none."""
+            if self.path.read_bytes():
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return write(fd, data[:3])
+
+        with mock.patch.object(os, "write", write_three):
+            self.log._write(["line 1\n"])
+            self.log._write(["line 2\n"])
+        self.log._write(["line 3\n"])
+        torn, lost, last = self.path.read_text().splitlines()
+        self.assertEqual((torn, last), ("lin", "line 3"))
+        self.assertRegex(lost, " 2 log lines could not be written")
+
+    def test_line_that_comes_while_the_last_ones_are_written_is_written(self) -> None:
+        self.log.line("before")
+        self.log._lines.put(None)
+        self.log.line("after")
+        self.log.start()
+        self.log.close()
+        lines = self.path.read_text().splitlines()
+        self.assertEqual([line.split()[-1] for line in lines], ["before", "after"])
 
 
 class LastBytes(unittest.TestCase):
