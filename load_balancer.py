@@ -915,6 +915,11 @@ class Pool:
                     lines.append(self._note_change(server, DOWN, why, "0/0"))
         return lines
 
+    def is_up(self) -> bool:
+        """Tell whether any server is UP."""
+        with self._lock:
+            return any(self._state(s) == UP for s in self._servers)
+
     def servers(self) -> list[Server]:
         """Return the servers of this moment, without those whose address is gone."""
         with self._lock:
@@ -2972,17 +2977,17 @@ class StatusHandler(http.server.BaseHTTPRequestHandler):
         """Answer /, /status.json, /metrics, /healthz."""
         if not self._is_own_host():
             return
-        path = self.path.partition("?")[0]
-        figures = self.server.pool.snapshot()
+        path, pool = self.path.partition("?")[0], self.server.pool
         if path == "/":
             self._reply(200, "text/html; charset=utf-8", PAGE)
         elif path == "/status.json":
-            self._reply(200, "application/json", json.dumps(self._status(figures)))
+            text = json.dumps(self._status(pool.snapshot()))
+            self._reply(200, "application/json", text)
         elif path == "/metrics":
-            self._reply(200, "text/plain; version=0.0.4", render_metrics(figures))
+            text = render_metrics(pool.snapshot())
+            self._reply(200, "text/plain; version=0.0.4", text)
         elif path == "/healthz":
-            up = any(s["state"] == UP for s in figures["servers"])
-            up = up and not figures["stopping"]
+            up = pool.is_up() and not pool.stopping.is_set()
             words = "ok\n" if up else "no server is UP\n"
             self._reply(200 if up else 503, "text/plain", words)
         else:
@@ -2990,7 +2995,7 @@ class StatusHandler(http.server.BaseHTTPRequestHandler):
             self._reply(404, "text/plain", words)
 
     def do_HEAD(self) -> None:
-        """Answer like GET, without the body."""
+        """Answer like GET; `_reply` leaves the body out."""
         self.do_GET()
 
     def do_POST(self) -> None:
@@ -3012,7 +3017,9 @@ class StatusHandler(http.server.BaseHTTPRequestHandler):
 
     def _is_own_host(self) -> bool:
         """Refuse a name that only a foreign DNS would give us (DNS rebinding)."""
-        host = urllib.parse.urlsplit("//" + self.headers.get("Host", "")).hostname or ""
+        host = None
+        with contextlib.suppress(ValueError):  # "[" is none
+            host = urllib.parse.urlsplit("//" + self.headers.get("Host", "")).hostname
         own = self.connection.getsockname()[0].partition("%")[0]
         if host in (own, "localhost", self.server.host):
             return True
@@ -3089,7 +3096,9 @@ class StatusServer(http.server.ThreadingHTTPServer):
         with self._lock:
             self._open[request] = None
             if len(self._open) > STATUS_CONNECTIONS:
-                shut_down(next(iter(self._open)), socket.SHUT_RDWR)
+                oldest = next(iter(self._open))
+                del self._open[oldest]
+                shut_down(oldest, socket.SHUT_RDWR)
         super().process_request(request, client_address)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
@@ -3103,7 +3112,9 @@ class StatusServer(http.server.ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing: a status client that leaves early is no event."""
+        """Say nothing of a status client that leaves early; show a defect."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            traceback.print_exc()
 
     def set_admin(self, label: str, admin: str) -> bool:
         """Drain, stop or ready a server by its label; False when there is none."""

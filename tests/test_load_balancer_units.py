@@ -9,6 +9,7 @@ from __future__ import annotations
 import array
 import contextlib
 import errno
+import io
 import os
 import signal
 import socket
@@ -394,3 +395,20 @@ class LastBytes(unittest.TestCase):
         self.addCleanup(theirs.close)
         ours.setblocking(False)
         return ours
+
+
+class DefectsOfTheStatusPage(unittest.TestCase):
+    """What should not happen is shown; that a client left early is nothing."""
+
+    def test_defect_is_shown_with_its_traceback(self) -> None:
+        server = mock.Mock(spec=load_balancer.StatusServer)
+        for error, shown in ((ValueError("a defect"), True), (OSError(), False)):
+            with (
+                self.subTest(error=error),
+                contextlib.redirect_stderr(io.StringIO()) as stderr,
+            ):
+                try:
+                    raise error
+                except (ValueError, OSError):
+                    load_balancer.StatusServer.handle_error(server, None, None)
+                self.assertEqual("a defect" in stderr.getvalue(), shown)
