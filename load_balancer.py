@@ -58,7 +58,9 @@ import array
 import base64
 import bisect
 import contextlib
+import copy
 import errno
+import functools
 import hashlib
 import http.server
 import ipaddress
@@ -81,9 +83,10 @@ import time
 import traceback
 import urllib.parse
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, NoReturn, Protocol
+from typing import Any, NamedTuple, NoReturn
 
 try:
     import resource  # Unix only: how many descriptors this process may have
@@ -108,7 +111,7 @@ BACKOFF_S = 0.1  # pause of a listener when the system has run out of something
 PENALTY_S = 10.0  # --no-checks: first pause of a server that refused, then doubled
 PENALTY_MAX_S = 300.0
 SPARE_THREADS = 8  # at least so many wait for the next connection ...
-IDLE_THREADS = 64  # ... and at most; the others end
+MAX_SPARE_THREADS = 64  # ... and at most; the others end
 STACK_BYTES = 262144  # enough for the relay; the default of 8 MiB is only address space
 CUT_S = 1.0  # for sessions to end after their sockets were shut down, in two ways
 WORKER_STALL_S = 5.0  # a worker that takes nothing for so long is replaced
@@ -154,14 +157,6 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 # Small helpers that know nothing of sessions.
 
 
-class Parser(argparse.ArgumentParser):
-    """Say what is wrong in one line; the whole usage is one `--help` away."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print one line on standard error; exit with status 2."""
-        self.exit(2, f"{self.prog}: {message} (see --help)\n")
-
-
 def parse_address(text: str) -> tuple[str, int]:
     """Return (host, port) of "HOST:PORT" or "[IPv6]:PORT" (RFC 3986, 3.2.2)."""
     host, _, port = text.rpartition(":")
@@ -183,8 +178,8 @@ def format_address(address: tuple[Any, ...]) -> str:
 def resolve(host: str, port: int) -> list[tuple[int, SocketAddress]]:
     """Return the (family, address) pairs of a host; raise OSError (getaddrinfo(3))."""
     kind, flags = socket.SOCK_STREAM, socket.AI_PASSIVE
-    found = socket.getaddrinfo(host, port, type=kind, flags=flags)
-    return sorted({(int(family), address) for family, _, _, _, address in found})
+    answers = socket.getaddrinfo(host, port, type=kind, flags=flags)
+    return sorted({(int(family), address) for family, _, _, _, address in answers})
 
 
 def plain_ip(host: str) -> Address:
@@ -211,20 +206,26 @@ def say_why(error: OSError) -> str:
     return (error.strerror or str(error) or type(error).__name__).lower()
 
 
-def raise_descriptor_limit() -> int:
-    """Raise the soft descriptor limit to the hard one; return it (getrlimit(2))."""
+def raise_descriptor_limit() -> int | None:
+    """Raise the limit of open files as far as it goes; return it, None for no limit."""
     if resource is None:
-        return 65536  # Windows has no such limit
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(OSError, ValueError):
+        return None
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return 1 << 20 if soft == resource.RLIM_INFINITY else int(soft)
+        soft = hard
+    return None if soft == resource.RLIM_INFINITY else soft
+
+
+def do_not_preempt() -> None:
+    """Let a thread that wakes wait for the one that runs (sched(7), SCHED_BATCH)."""
+    with contextlib.suppress(AttributeError, OSError):
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 def count(number: int, noun: str) -> str:
-    """Return "1 line", "2 lines"."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+    """Return "1 message" or "2 messages"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def usable_cores() -> int:
@@ -235,7 +236,7 @@ def usable_cores() -> int:
 
 
 def unacknowledged(sock: socket.socket) -> int:
-    """Return how many sent bytes the peer has not acknowledged (tcp(7), SIOCOUTQ)."""
+    """Return how many bytes the peer has not acknowledged (tcp(7), SIOCOUTQ)."""
     if fcntl is None or not hasattr(termios, "TIOCOUTQ"):
         return 0
     answer = array.array("i", [0])
@@ -244,8 +245,8 @@ def unacknowledged(sock: socket.socket) -> int:
     return answer[0]
 
 
-def keep_alive(sock: socket.socket) -> None:
-    """Find out when the peer has vanished (tcp(7)); send without waiting."""
+def prepare(sock: socket.socket) -> None:
+    """Send without waiting for more; find out when the peer has vanished (tcp(7))."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in KEEPALIVE.items():
@@ -265,7 +266,7 @@ def shut_down(sock: socket.socket, how: int) -> None:
         sock.shutdown(how)
 
 
-def daemon(name: str, target: Callable[..., None], *args: Any) -> threading.Thread:
+def new_thread(name: str, target: Callable[..., None], *args: Any) -> threading.Thread:
     """Return a thread, not yet started, that does not keep the process alive."""
     return threading.Thread(target=target, name=name, args=args, daemon=True)
 
@@ -426,7 +427,7 @@ def read_proxy_header(sock: socket.socket, timeout_s: float) -> Header:
     """
     deadline = time.monotonic() + timeout_s
 
-    def take(size: int, flags: int = 0) -> bytes:
+    def read(size: int, flags: int = 0) -> bytes:
         """Return the next bytes, `size` at most, before the deadline."""
         sock.settimeout(max(deadline - time.monotonic(), 0.001))
         data = sock.recv(size, flags)
@@ -434,10 +435,10 @@ def read_proxy_header(sock: socket.socket, timeout_s: float) -> Header:
             raise ConnectionError("closed inside the PROXY header")
         return data
 
-    header = take(1)
+    header = read(1)
     while header.startswith(b"P") and not header.endswith(b"\n"):
-        ahead = take(PROXY_V1_MAX_BYTES - len(header), socket.MSG_PEEK)
-        header += take(ahead.find(b"\n") + 1 or len(ahead))
+        ahead = read(PROXY_V1_MAX_BYTES - len(header), socket.MSG_PEEK)
+        header += read(ahead.find(b"\n") + 1 or len(ahead))
         stray = b"\r" in header[:-2].removesuffix(b"\r")
         if stray or not b"PROXY ".startswith(header[:6]):
             raise ValueError("no PROXY header")
@@ -448,33 +449,36 @@ def read_proxy_header(sock: socket.socket, timeout_s: float) -> Header:
     while len(header) < 16:
         if not PROXY_V2_SIGNATURE.startswith(header[:12]):
             raise ValueError("no PROXY header")
-        header += take(16 - len(header))
+        header += read(16 - len(header))
     whole = 16 + int.from_bytes(header[14:16], "big")
     while len(header) < whole:
-        header += take(whole - len(header))
+        header += read(whole - len(header))
     return parse_proxy_v2(header)
 
 
-# ---- Pool: every decision, limit and figure ------------------------------------------
-# Servers, sessions, limits and totals, under one lock. Nothing in here uses a socket,
-# and nothing waits but the two `wait_…` and `move`.
+# ---- Servers: who is next ------------------------------------------------------------
+# A server's settings, health and figures, and the rules by which one is chosen. All of
+# it is called by the pool, under its lock.
 
 
 @dataclass(eq=False, slots=True)
 class Server:
     """One server: options, health and figures; guarded by the pool's lock."""
 
-    name: str  # "host:port" as the option gives it
+    option: str  # "host:port" as --server gives it
     family: int
     address: SocketAddress
     weight: int
     backup: bool
-    max: int  # how many places: sessions at once; 0 = no limit
-    health: int  # 0 … rise + fall - 1; UP at `rise` and above, like HAProxy's check.c
+    max: int  # how many places: sessions at once; 0: no limit
+    rise: int
+    fall: int
+    address_text: str = field(init=False)  # its name in the log and in the figures
+    health: int = field(init=False)  # 0 … rise + fall - 1; UP at `rise` and above
     admin: str = ADMIN[0]  # what the operator has set it to
     gone: bool = False  # its name no longer resolves to it
     credit: int = 0  # smooth round robin: who has waited longest, by weight
-    active: int = 0  # places that are taken
+    places_taken: int = 0
     total: int = 0
     connect_failures: int = 0
     retries: int = 0
@@ -487,541 +491,93 @@ class Server:
     connect_s: float = 0.0  # sum, and how many fell into each of CONNECT_BUCKETS_S
     connects: list[int] = field(default_factory=lambda: [0] * len(CONNECT_BOUNDS))
 
-    @property
-    def label(self) -> str:
-        """Its address: what it is called in the log and in the figures."""
-        return format_address(self.address)
-
-    def connected(self, seconds: float) -> None:
-        """Count one connection that was made in so many seconds."""
-        self.total += 1
-        self.connect_s += seconds
-        self.connects[bisect.bisect_left(CONNECT_BUCKETS_S, seconds)] += 1
-
-
-@dataclass(eq=False, slots=True)
-class Session:
-    """One client's connection, from accept to its line in the log.
-
-    Owned by the thread that places it ("accept", later "queue"), then by the worker
-    that has it, then by the thread that ends it. It changes hands, and what the figures
-    show of it (`server`, `source`) changes, under the pool's lock.
-    """
-
-    number: int
-    slot: int  # its row in the shared counters
-    worker: Worker
-    source: SocketAddress  # the client, or whom its PROXY header names
-    client: socket.socket | None  # while no worker has it
-    destination: SocketAddress | None = None  # as its PROXY header has it
-    barred: bool = False  # whom the header names is not in --allow
-    accepted_s: float = field(default_factory=time.monotonic)
-    server: Server | None = None
-    tried: list[Server] = field(default_factory=list)
-    failure: End | None = None  # of the last connect that failed
-    queued_s: float = 0.0  # since when it waits for a place at a server
-
-
-@dataclass(frozen=True, slots=True)
-class End:
-    """How a session ended: HAProxy's two-letter code, and the same in words."""
-
-    code: str
-    words: str
-    undelivered: int = 0  # bytes taken from one side that the other never acknowledged
+    def __post_init__(self) -> None:
+        self.address_text = format_address(self.address)
+        self.health = self.top_health
 
     @property
-    def blames_server(self) -> bool:
-        """Whether the server is at fault: not the client, not this machine."""
-        return self.code[0] in "sS"
-
-
-TO_SERVER, TO_CLIENT, LAST_NS, CONNECT_NS = range(4)  # the cells of a row
-
-
-class Row(NamedTuple):
-    """What a session's counters say at a moment."""
-
-    to_server: int  # bytes
-    to_client: int
-    last_ns: int  # when bytes were last taken from a side; 0 = never connected
-    connect_ns: int  # how long the connect took; 0 = never connected
-
-
-class Counters:
-    """A row of four numbers per live session, in memory shared by all processes.
-
-    Only the thread that relays a session writes its row, everyone may read it, and a
-    row is given out again only after its session was reported as ended: so no lock is
-    needed.
-    """
-
-    def __init__(self, rows: int) -> None:
-        memory = mmap.mmap(-1, rows * 4 * 8)  # shared with what we fork
-        self._cells = memoryview(memory).cast("q")
-
-    def cells(self, slot: int) -> memoryview:
-        """Return a session's row, to be written."""
-        return self._cells[slot * 4 : slot * 4 + 4]
-
-    def read(self, slot: int) -> Row:
-        """Return what a session's row says now."""
-        return Row(*self.cells(slot))
-
-    def clear(self, slot: int) -> None:
-        """Set a row to zero, for the next session."""
-        self.cells(slot)[:] = array.array("q", [0] * 4)
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """What the pool says of a session that ended, and what follows from it."""
-
-    row: Row
-    health: str  # a line for the log when it brought its server UP
-    others_wait: bool
-
-
-NO_SERVER = End("SC", "no server available")
-WORKER_DIED = End("ID", "its worker process died")
-
-
-class NoServerError(Exception):
-    """No server is left that this session could be sent to."""
-
-
-class Pool:
-    """Servers and sessions: who is next, who is at a limit, how much was moved.
-
-    `_lock` guards the servers (list and fields), the sessions (dictionaries and
-    fields), the free slots, the workers' loads and the totals. `_room` is notified when
-    a session ends, a worker's capacity changes, or the pool is `stopping`: from then on
-    no session begins, while the live ones may go on. The two events need no lock to be
-    asked; they change under it. A method whose name begins with _ wants the lock held.
-    """
-
-    def __init__(self, options: Options, slots: int) -> None:
-        self.options = options
-        self._lock = threading.Lock()
-        self._room = threading.Condition(self._lock)
-        self._servers: list[Server] = list(options.servers)
-        self.counters = Counters(slots)
-        self.workers: list[Worker] = []
-        self._capacity = 0  # of all live workers
-        self._top = options.rise + options.fall - 1  # full health
-        self._free = list(range(slots - 1, -1, -1))
-        self.limit = min(options.max_connections or slots, slots)
-        self._live: dict[int, Session] = {}
-        self._waiting: dict[int, Session] = {}  # by slot, whoever has no server now
-        self._random = random.Random()
-        self._started_s = time.monotonic()
-        self.stopping = threading.Event()
-        self.fail_open = threading.Event()  # no server is UP: all are tried
-        self.total = self.failed = self.refused = 0
-        self._to_servers = self._to_clients = 0  # bytes of sessions that have ended
-
-    # Choosing -------------------------------------------------------------------------
-
-    def pick(self, session: Session) -> Server | None:
-        """Choose the session's server and take a place there; None: wait for a place.
-
-        Raise NoServerError when all that could be tried have been. A session that waits
-        is passed by nobody: as long as others wait, a new one waits behind them.
-        """
-        with self._lock:
-            candidates = self._candidates(session.tried)
-            if self.options.algorithm == "source" and candidates:
-                best = max(candidates, key=lambda s: rendezvous(session.source[0], s))
-                free = [best] if has_place(best) else []
-            else:
-                free = [s for s in candidates if has_place(s)]
-            is_new = session.slot not in self._waiting
-            overtakes = self._waiting and is_new and any(s.max for s in candidates)
-            if not free or overtakes:
-                if not session.queued_s:
-                    session.queued_s = time.monotonic()
-                self._waiting[session.slot] = session
-                return None
-            server = self._choose(free)
-            server.active += 1
-            if session.tried:
-                session.tried[-1].retries += 1  # where it failed: HAProxy's wretr
-            session.server = server
-            session.queued_s = 0.0
-            self._waiting.pop(session.slot, None)
-            return server
-
-    def _candidates(self, tried: list[Server]) -> list[Server]:
-        """Return who may be asked: UP servers, else a backup, else (fail open) any."""
-        present = [s for s in self._servers if not s.gone]
-        ready = [s for s in present if s.admin == "ready" and s.weight]
-        up = [s for s in ready if self._is_up(s)]
-        fail_open = bool(ready) and not up
-        if fail_open != self.fail_open.is_set():
-            (self.fail_open.set if fail_open else self.fail_open.clear)()
-        untried = [s for s in up or ready if s not in tried]
-        if not untried and tried:
-            raise NoServerError
-        if fail_open:
-            return untried
-        # Without a server of the first rank the first backup serves all, like HAProxy.
-        return [s for s in untried if not s.backup] or untried[:1]
-
-    def _choose(self, servers: list[Server]) -> Server:
-        algorithm = self.options.algorithm
-        if algorithm == "random" and len(servers) > 1:
-            weights = [s.weight for s in servers]
-            servers = self._random.choices(servers, weights, k=2)
-        if algorithm in ("leastconn", "random"):
-            least = min(s.active / s.weight for s in servers)
-            servers = [s for s in servers if s.active / s.weight == least]
-        return smooth_round_robin(servers)
-
-    # Sessions -------------------------------------------------------------------------
-
-    def wait_for_room(self) -> bool:
-        """Wait until one more session may begin; False when the pool stops."""
-        with self._room:
-            while not self.stopping.is_set() and not self._has_room():
-                self._room.wait()
-            return not self.stopping.is_set()
-
-    def _has_room(self) -> bool:
-        return len(self._live) < min(self.limit, self._capacity)
-
-    def admit(self, client: socket.socket, peer: SocketAddress) -> Session:
-        """Begin a session: give it a number, a slot and a worker."""
-        with self._lock:
-            self.total += 1
-            slot = self._free.pop()
-            self.counters.clear(slot)
-            worker = self._least_busy()
-            worker.active += 1
-            session = Session(self.total, slot, worker, peer, client)
-            self._live[slot] = session
-            return session
-
-    def _least_busy(self) -> Worker:
-        """Return the live worker that is least full, the first among equals."""
-        alive = [w for w in self.workers if w.alive] or self.workers
-        return min(alive, key=lambda w: w.active / w.capacity)
-
-    def move(self, session: Session) -> bool:
-        """Give the session another worker: its own died before it took the client.
-
-        Wait for one if none is alive; False when the pool stops before.
-        """
-        with self._room:
-            self._room.wait_for(lambda: self._capacity or self.stopping.is_set())
-            if not self._capacity:
-                return False
-            session.worker.active -= 1
-            session.worker = self._least_busy()
-            session.worker.active += 1
-            return True
-
-    def session(self, slot: int) -> Session:
-        """Return the live session of a slot."""
-        with self._lock:
-            return self._live[slot]
-
-    def live(self, slot: int) -> Session | None:
-        """Return the session of a slot, None when all were ended at shutdown."""
-        with self._lock:
-            return self._live.get(slot)
-
-    def header_read(
-        self, slot: int, client: socket.socket, header: Header, barred: bool
-    ) -> None:
-        """Note whom the session's PROXY header names; it can be placed now."""
-        with self._lock:
-            session = self._live[slot]
-            session.client, session.barred = client, barred
-            session.queued_s = time.monotonic()
-            self._waiting[slot] = session
-            if header.source and header.destination:
-                session.source, session.destination = header.source, header.destination
-
-    def connect_failed(self, slot: int, client: socket.socket, end: End) -> Server:
-        """Take a session off the server that it could not be connected to."""
-        with self._lock:
-            session = self._live[slot]
-            server = session.server
-            assert server is not None
-            session.client = client
-            server.active -= 1
-            server.connect_failures += end.blames_server
-            session.tried.append(server)
-            session.server = None
-            session.failure = end
-            self._waiting[session.slot] = session
-            return server
-
-    def end(self, session: Session, end: End) -> Ended | None:
-        """End a session: count it, free its place at its server and its worker."""
-        with self._lock:
-            if self._live.get(session.slot) is not session:
-                return None  # ended already
-            row = self.counters.read(session.slot)
-            del self._live[session.slot]
-            self._waiting.pop(session.slot, None)
-            self._free.append(session.slot)
-            session.worker.active -= 1
-            self._to_servers += row.to_server
-            self._to_clients += row.to_client
-            connected = row.connect_ns > 0
-            self.refused += end.code == "PC"
-            self.failed += not connected and end.code[0] not in "CPK"
-            health = ""
-            if session.server is not None:
-                session.server.active -= 1
-                add_row(session.server, row)
-                # A session that is older than the last failure says nothing of now.
-                fresh = session.accepted_s > session.server.failed_s
-                if connected and fresh and session.server.health < self._top:
-                    health = self._tally(session.server, True, "connected for a client")
-            self._room.notify_all()
-            return Ended(row, health, bool(self._waiting))
-
-    def sessions(self) -> list[Session]:
-        """Return the live sessions, in the order in which they came."""
-        with self._lock:
-            return list(self._live.values())
-
-    def waiting(self) -> list[Session]:
-        """Return the sessions without a server, in the order in which they came."""
-        with self._lock:
-            return sorted(self._waiting.values(), key=lambda session: session.number)
-
-    def refuse(self) -> None:
-        """Count a client that may not come."""
-        with self._lock:
-            self.total += 1
-            self.refused += 1
+    def top_health(self) -> int:
+        """The best that its health can be."""
+        return self.rise + self.fall - 1
 
     @property
-    def active(self) -> int:
-        """How many sessions are live."""
-        with self._lock:
-            return len(self._live)
+    def is_up(self) -> bool:
+        """Whether its health is good enough, whatever the operator says."""
+        return self.health >= self.rise
 
-    def set_capacity(self, worker: Worker, capacity: int) -> None:
-        """Say how many sessions a worker can hold: as many as it has threads."""
-        with self._room:
-            worker.capacity = max(1, capacity)
-            self._sum_up()
-
-    def set_alive(self, worker: Worker, alive: bool) -> None:
-        """Say whether a worker can take sessions, or its process died."""
-        with self._room:
-            worker.alive = alive
-            self._sum_up()
-
-    def _sum_up(self) -> None:
-        self._capacity = sum(w.capacity for w in self.workers if w.alive)
-        self._room.notify_all()
-
-    def add_worker(self, worker: Worker) -> None:
-        """Let a worker have sessions; called before any begins."""
-        self.workers.append(worker)
-        self.set_capacity(worker, worker.room)
-
-    def stop(self) -> None:
-        """Begin no more sessions."""
-        with self._room:
-            self.stopping.set()
-            self._room.notify_all()
-
-    def wait_until_idle(self, timeout_s: float) -> bool:
-        """Wait until no session is live; False when one is after `timeout_s`."""
-        with self._room:
-            return self._room.wait_for(lambda: not self._live, timeout_s)
-
-    # Health ---------------------------------------------------------------------------
-
-    def _is_up(self, server: Server) -> bool:
-        rise: int = self.options.rise
-        return server.health >= rise
-
-    def _state(self, server: Server) -> str:
-        if server.gone:
+    @property
+    def state(self) -> str:
+        """UP, DOWN, DRAIN or MAINT."""
+        if self.gone:
             return DRAIN  # its live sessions go on
-        if server.admin != "ready":
-            return DRAIN if server.admin == "drain" else MAINT
-        return UP if self._is_up(server) else DOWN
+        if self.admin != "ready":
+            return DRAIN if self.admin == "drain" else MAINT
+        return UP if self.is_up else DOWN
 
-    def record_check(self, server: Server, passed: bool | None, result: str) -> str:
-        """Note the result of a check, None: no result; return a line for a change."""
-        with self._lock:
-            server.last_check = result
-            return "" if passed is None else self._tally(server, passed, result)
+    @property
+    def has_place(self) -> bool:
+        """Whether it is below its `max`."""
+        return not self.max or self.places_taken < self.max
 
-    def record_refusal(self, server: Server, why: str) -> str:
-        """Hold a client's failed connect against its server, like a failed check."""
-        with self._lock:
-            if self._is_up(server) and self._has_connected_since(server):
-                self._tally(server, True, "connected for a client")  # stays UP: no line
-            return self._tally(server, False, why)
-
-    def _has_connected_since(self, server: Server) -> bool:
-        """Tell whether a live session was connected after the server's last failure."""
-        for session in reversed(self._live.values()):  # the newest first
-            if session.accepted_s <= server.failed_s:
-                break
-            if session.server is server and self.counters.read(session.slot).connect_ns:
-                return True
-        return False
-
-    def _tally(self, server: Server, passed: bool, result: str) -> str:
-        """Move a server's health by one pass or failure.
+    def tally(self, passed: bool) -> None:
+        """Move the health by one pass or failure.
 
         One integer holds rise, fall and state: at `rise` and above the server is UP; a
         pass there jumps to the top, a failure below drops to 0 (HAProxy, check.c).
         """
-        rise, fall = self.options.rise, self.options.fall
-        before = self._state(server)
         if passed:
-            server.penalty_s = PENALTY_S
-            server.health += 1
-            if server.health >= rise:
-                server.health = self._top
+            self.penalty_s = PENALTY_S
+            self.health += 1
+            if self.is_up:
+                self.health = self.top_health
         else:
-            server.failed_s = time.monotonic()
-            server.health = server.health - 1 if server.health > rise else 0
-        counted = f"{rise}/{rise}" if passed else f"{fall}/{fall}"
-        return self._note_change(server, before, result, counted)
+            self.failed_s = time.monotonic()
+            self.health = self.health - 1 if self.health > self.rise else 0
 
-    def set_admin(self, server: Server, admin: str) -> str:
-        """Set a server ready, drain or maint; return a line if its state changed."""
-        with self._lock:
-            before = self._state(server)
-            server.admin = admin
-            why = f"set to {admin} by the operator"
-            return self._note_change(server, before, why, "0/0")
+    def add_row(self, row: Row) -> None:
+        """Add one session's counters."""
+        self.to_server += row.to_server
+        self.to_client += row.to_client
+        if row.connect_ns:
+            seconds = row.connect_ns / 1e9
+            self.total += 1
+            self.connect_s += seconds
+            self.connects[bisect.bisect_left(CONNECT_BUCKETS_S, seconds)] += 1
 
-    def forgive(self) -> list[str]:
-        """Call servers UP again whose penalty is over; return a line for each one.
-
-        One more failed connect takes it DOWN again, twice as long (Envoy's ejection).
-        """
-        lines = []
-        with self._lock:
-            for server in self._servers:
-                waited_s = time.monotonic() - server.changed_s
-                if self._state(server) == DOWN and waited_s >= server.penalty_s:
-                    why = f"tried again after {server.penalty_s:.0f} s without checks"
-                    server.penalty_s = min(2 * server.penalty_s, PENALTY_MAX_S)
-                    server.health = self.options.rise
-                    lines.append(self._note_change(server, DOWN, why, "0/0"))
-        return lines
-
-    def is_up(self) -> bool:
-        """Tell whether any server is UP."""
-        with self._lock:
-            return any(self._state(s) == UP for s in self._servers)
-
-    def servers(self) -> list[Server]:
-        """Return the servers of this moment, without those whose address is gone."""
-        with self._lock:
-            return [s for s in self._servers if not s.gone]
-
-    def has(self, server: Server) -> bool:
-        """Tell whether the server is one of ours, though its address may be gone."""
-        with self._lock:
-            return server in self._servers
-
-    def wants_check(self, server: Server) -> bool:
-        """Tell whether to check it: not in maintenance, its address not gone."""
-        with self._lock:
-            return server.admin != "maint" and not server.gone
-
-    def _note_change(self, server: Server, before: str, why: str, checks: str) -> str:
-        """Return a line for the log if the state is not what it was before."""
-        state = self._state(server)
-        if state == before:
-            return ""
-        server.changed_s = time.monotonic()
-        return self._say(server, state, why, checks)
-
-    def _say(self, server: Server, state: str, why: str, checks: str) -> str:
-        present = [s for s in self._servers if not s.gone]
-        up = sum(self._state(s) == UP for s in present)
-        return (
-            f'server={server.label} state={state} reason="{why}" checks={checks} '
-            f"up={up}/{len(present)}"
-        )
-
-    def move_name(
-        self, name: str, found: list[tuple[int, SocketAddress]]
-    ) -> tuple[list[Server], list[str]]:
-        """Bring a name's servers in line with its addresses.
-
-        Return the new ones, and a line for the log for each one new, gone or back. An
-        address that is gone gets no new session; its live ones go on.
-        """
-        with self._lock:
-            known = [s for s in self._servers if s.name == name]
-            model = known[0]  # kept for its settings, also when it is gone
-            settings = (model.weight, model.backup, model.max, self._top)
-            addresses = [s.address for s in self._servers]  # another name's, too
-            more = [where for where in found if where[1] not in addresses]
-            new = [Server(name, *where, *settings) for where in more]
-            changed = [s for s in known if s.gone == ((s.family, s.address) in found)]
-            for server in changed:
-                server.gone = not server.gone
-                server.changed_s = time.monotonic()
-            changed += new
-            kept = [s for s in self._servers if not s.gone or s.active or s is model]
-            self._servers = kept + new
-            why = f"{name} has moved"
-            return new, [self._say(s, self._state(s), why, "0/0") for s in changed]
-
-    # Figures --------------------------------------------------------------------------
-
-    def snapshot(self) -> dict[str, Any]:
-        """Return the figures of this moment as /status.json has them."""
-        now_s = time.monotonic()
-        with self._lock:
-            present = [s for s in self._servers if not s.gone or s.active]
-            copies = {s: replace(s, connects=list(s.connects)) for s in present}
-            states = [self._state(s) for s in present]
-            sessions = list(self._live.values())  # in the order in which they came
-            owners = [session.server for session in sessions]
-            rows = [self.counters.read(session.slot) for session in sessions]
-            totals = (self.total, self.failed, self.refused, len(self._waiting))
-            to_servers, to_clients = self._to_servers, self._to_clients
-        live = list(zip(sessions, owners, rows, strict=True))
-        for _, owner, row in live:
-            if owner:
-                add_row(copies[owner], row)
-        named = zip(("total", "failed", "refused", "queued"), totals, strict=True)
-        servers = list(copies.values())
-        described = zip(servers, states, strict=True)
-        return {
-            "uptime_s": round(now_s - self._started_s, 3),
-            "stopping": self.stopping.is_set(),
-            "connections": {"active": len(live), **dict(named)},
-            "bytes": {
-                "to_servers": to_servers + sum(row.to_server for row in rows),
-                "to_clients": to_clients + sum(row.to_client for row in rows),
-            },
-            "servers": [describe(s, state, now_s) for s, state in described],
-            "live": [describe_live(*entry, now_s) for entry in live[:LIVE_LISTED]],
-            "connects": {s.label: (s.connects, s.connect_s) for s in servers},
-        }
+    def copied(self) -> Server:
+        """Return a copy, to be read without the lock."""
+        twin = copy.copy(self)
+        twin.connects = list(self.connects)
+        return twin
 
 
-def has_place(server: Server) -> bool:
-    """Tell whether the server is below its `max`."""
-    return not server.max or server.active < server.max
+def candidates(servers: list[Server], tried: list[Server]) -> tuple[list[Server], bool]:
+    """Return who may be asked: UP servers, else a backup, else (fail open) any.
+
+    The second value tells whether it came to that: no server is UP.
+    """
+    ready = [s for s in servers if s.admin == "ready" and s.weight and not s.gone]
+    up = [s for s in ready if s.is_up]
+    untried = [s for s in up or ready if s not in tried]
+    if ready and not up:
+        return untried, True
+    # Without a server of the first rank the first backup serves all, like HAProxy.
+    return [s for s in untried if not s.backup] or untried[:1], False
 
 
-def add_row(server: Server, row: Row) -> None:
-    """Add one session's counters to a server's figures."""
-    server.to_server += row.to_server
-    server.to_client += row.to_client
-    if row.connect_ns:
-        server.connected(row.connect_ns / 1e9)
+def choose(
+    servers: list[Server], algorithm: str, host: str, rng: random.Random
+) -> Server | None:
+    """Return the one whose turn it is; None when those that could serve are full."""
+    if algorithm == "source" and servers:
+        servers = [max(servers, key=lambda s: rendezvous(host, s))]
+    servers = [s for s in servers if s.has_place]
+    if algorithm == "random" and len(servers) > 1:
+        servers = rng.choices(servers, [s.weight for s in servers], k=2)
+    if algorithm in ("leastconn", "random") and servers:
+        least = min(s.places_taken / s.weight for s in servers)
+        servers = [s for s in servers if s.places_taken / s.weight == least]
+    return smooth_round_robin(servers) if servers else None
 
 
 def smooth_round_robin(servers: list[Server]) -> Server:
@@ -1044,43 +600,1269 @@ def rendezvous(host: str, server: Server) -> float:
     Losing one server moves only its own clients (Thaler and Ravishankar, 1998; weights
     by -w / ln h, Schindelhauer and Schomaker, 2005).
     """
-    key = f"{plain_ip(host)} {server.label}".encode()
+    key = f"{plain_ip(host)} {server.address_text}".encode()
     number = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big")
     return -server.weight / math.log((number + 0.5) / 2**64)
 
 
-def describe(server: Server, state: str, now_s: float) -> dict[str, Any]:
-    """Return a server's entry of /status.json."""
-    return {
-        "address": server.label,
-        "state": state,
-        "weight": server.weight,
-        "backup": server.backup,
-        "max": server.max,
-        "active": server.active,
-        "total": server.total,
-        "connect_failures": server.connect_failures,
-        "retries": server.retries,
-        "bytes_to_server": server.to_server,
-        "bytes_to_client": server.to_client,
-        "last_change_s": round(now_s - server.changed_s, 3),
-        "last_check": server.last_check,
-    }
+# ---- Sessions and the pool: all that is shared ---------------------------------------
+# Servers, sessions, limits and totals, under one lock. Nothing in here uses a socket,
+# and nothing waits but the two `wait_…` and `move`.
 
 
-def describe_live(
-    session: Session, server: Server | None, row: Row, now_s: float
-) -> dict[str, Any]:
-    """Return a live session's entry of /status.json; ages in seconds."""
-    last_s = row.last_ns / 1e9 or session.accepted_s
-    return {
-        "client": format_address(session.source),
-        "server": server.label if server else None,
-        "age_s": round(now_s - session.accepted_s, 3),
-        "idle_s": round(max(0.0, now_s - last_s), 3),
-        "to_server": row.to_server,
-        "to_client": row.to_client,
-    }
+class Row(NamedTuple):
+    """What a session's counters say at a moment."""
+
+    to_server: int  # bytes
+    to_client: int
+    last_ns: int  # when bytes last came from a side; 0: never connected
+    connect_ns: int  # how long the connect took; 0: never connected
+
+
+ROW_CELLS = len(Row._fields)
+TO_SERVER, TO_CLIENT, LAST_NS, CONNECT_NS = range(ROW_CELLS)
+
+
+class Counters:
+    """A row of numbers per live session, in memory shared by all processes.
+
+    Only the thread that relays a session writes its row, everyone may read it, and a
+    row is given out again only after its session was reported as ended: so no lock is
+    needed.
+    """
+
+    def __init__(self, rows: int) -> None:
+        memory = mmap.mmap(-1, rows * ROW_CELLS * 8)  # shared with what we fork
+        self._cells = memoryview(memory).cast("q")
+
+    def cells(self, slot: int) -> memoryview:
+        """Return a session's row, to be written."""
+        return self._cells[slot * ROW_CELLS : (slot + 1) * ROW_CELLS]
+
+    def read(self, slot: int) -> Row:
+        """Return what a session's row says now."""
+        return Row(*self.cells(slot))
+
+    def clear(self, slot: int) -> None:
+        """Set a row to zero, for the next session."""
+        self.cells(slot)[:] = array.array("q", [0] * ROW_CELLS)
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a session ended: HAProxy's two letters, and the same in words.
+
+    First who or what ended it, a small letter for a timeout; then when: in Data, with
+    the Last bytes, while Connecting, in the Queue. README has the table.
+    """
+
+    code: str
+    words: str
+    # Bytes taken from one side that the other never acknowledged. After "--" the kernel
+    # goes on delivering them, and nobody measures it: that would cost each connection.
+    undelivered: int = 0
+
+    @property
+    def blames_server(self) -> bool:
+        """Whether the server is at fault: not the client, not this machine."""
+        return self.code[0] in "sS"
+
+    @property
+    def is_failure(self) -> bool:
+        """Whether a session that was not connected counts as failed."""
+        return self.code[0] not in "CPK"
+
+
+# In README's order. Of the other codes the words depend: `Relay` ends with CD SD cD sD
+# CL cL, `connect` with SC sC RC, `refuse` with PC, a defect with ID.
+CLOSED = End("--", "closed by both sides")
+CUT = End("KD", "closed at shutdown")
+CUT_CONNECTING = End("KC", "closed at shutdown")
+CUT_QUEUED = End("KQ", "closed at shutdown")
+NO_SERVER = End("SC", "no server available")
+LEFT_CONNECTING = End("CC", "client left while connecting")
+LEFT_QUEUE = End("CQ", "client left the queue")
+QUEUED_TOO_LONG = End("sQ", "no place at a server in time")
+NO_DESCRIPTOR = End("RC", "no descriptor left for the connection")
+WORKER_DIED = End("ID", "its worker process died")
+
+
+def refuse(why: str) -> End:
+    """Return how a client ends that may not come."""
+    return End("PC", f"refused: {why}")
+
+
+@dataclass(eq=False, slots=True)
+class Session:
+    """One client's connection, from accept to its line in the log.
+
+    Owned by the thread that dispatches it ("accept", later "queue"), then by the worker
+    that has it, then by the thread that ends it. It changes hands, and what the figures
+    show of it (`server`, `source`) changes, under the pool's lock.
+    """
+
+    number: int
+    slot: int  # its row in the shared counters
+    worker: Worker
+    source: SocketAddress  # the client, or whom its PROXY header names
+    client_sock: socket.socket | None  # while no worker has it
+    destination: SocketAddress | None = None  # as its PROXY header has it
+    accepted_s: float = field(default_factory=time.monotonic)
+    server: Server | None = None
+    tried: list[Server] = field(default_factory=list)
+    failure: End | None = None  # of the last connect that failed
+    queued_s: float = 0.0  # since when it is in the queue
+
+
+class LiveSession(NamedTuple):
+    """What the figures show of a session."""
+
+    source: SocketAddress
+    server: Server | None
+    accepted_s: float
+    row: Row
+
+
+class Snapshot(NamedTuple):
+    """The figures of a moment."""
+
+    now_s: float
+    uptime_s: float
+    stopping: bool
+    total: int
+    failed: int
+    refused: int
+    queued: int
+    to_servers: int  # bytes of sessions that have ended
+    to_clients: int
+    servers: dict[Server, Server]  # each with a copy
+    live: list[LiveSession]  # in the order in which they came
+
+
+class Closing(NamedTuple):
+    """What the pool says of a session that has ended, and what follows from it."""
+
+    session: Session
+    row: Row
+    health: str  # a line for the log when it brought its server UP
+    others_wait: bool
+
+
+class NoServerError(Exception):
+    """No server is left that this session could be sent to."""
+
+
+class Worker:
+    """A crew as the frontend sees it; the pool's lock guards its first three fields."""
+
+    def __init__(self, max_sessions: int) -> None:
+        self.alive = True
+        self.sessions = 0  # how many it has
+        self.capacity = max_sessions  # of now: fewer when it cannot start threads
+        self.max_sessions = max_sessions
+
+    def start(self) -> None:
+        """Start its threads."""
+
+    def assign(self, job: Job) -> bool:
+        """Pass a session on to the crew; False when its process takes none."""
+        raise NotImplementedError
+
+    def cut(self, how: int) -> None:
+        """End all its sessions, by shutting down their sockets."""
+
+    def stop(self) -> None:
+        """Let its threads, or its process, end."""
+
+    def join(self, timeout_s: float) -> None:
+        """Wait until its process has ended; kill one that does not."""
+
+    def kill(self) -> None:
+        """Kill its process, whatever it is doing."""
+
+
+class Pool:
+    """Servers and sessions: who is next, who is at a limit, how much was moved.
+
+    `_lock` guards the servers (list and fields), the sessions (dictionaries, lists and
+    fields), the free slots, the workers' loads and the totals. `_changed` is notified
+    when a session ends, a worker's capacity changes, or the pool is `stopping`: from
+    then on no session begins, while the live ones may go on. The two events need no
+    lock to be asked; they change under it.
+    """
+
+    def __init__(
+        self, options: Options, slots: int, max_unconnected: int = MAX_SLOTS
+    ) -> None:
+        self.options = options
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._servers: list[Server] = list(options.servers)
+        self.counters = Counters(slots)
+        self.workers: list[Worker] = []
+        self._capacity = 0  # of all live workers
+        self._free_slots: list[int] = []
+        self._next_slot = 0  # that was never given out
+        self.limit = min(options.max_connections or slots, slots)
+        # Clients without a server sit in the main process, or may come back to it: that
+        # many descriptors it has for them. No less than what `_unconnected` counts.
+        self._max_unconnected = max_unconnected
+        self._unconnected = 0
+        self._sessions: dict[int, Session] = {}  # by slot, all that are live
+        self._queued: set[int] = set()  # the slots of those that have no server now
+        self._queue_inbox: list[Session] = []  # those that thread "queue" has not seen
+        self._random = random.Random()
+        self._started_s = time.monotonic()
+        self.stopping = threading.Event()
+        self.fail_open = threading.Event()  # no server is UP: all are tried
+        self._total = self._failed = self._refused = 0
+        self._to_servers = self._to_clients = 0  # bytes of sessions that have ended
+
+    # Choosing -------------------------------------------------------------------------
+
+    def pick(self, session: Session) -> Server | None:
+        """Choose the session's server and take a place there; None: it is queued.
+
+        Raise NoServerError when all that could be tried have been. A session in the
+        queue is passed by nobody: as long as others wait, a new one waits behind them.
+        """
+        with self._lock:
+            asked, fail_open = candidates(self._servers, session.tried)
+            if fail_open != self.fail_open.is_set():
+                (self.fail_open.set if fail_open else self.fail_open.clear)()
+            if session.tried and not asked:
+                raise NoServerError
+            is_new = session.slot not in self._queued
+            overtakes = self._queued and is_new and any(s.max for s in asked)
+            server = None
+            if not overtakes:
+                algorithm, host = self.options.algorithm, session.source[0]
+                server = choose(asked, algorithm, host, self._random)
+            if server is not None:
+                server.places_taken += 1
+                if session.tried:
+                    session.tried[-1].retries += 1  # where it failed: HAProxy's wretr
+                session.server, session.queued_s = server, 0.0
+                self._queued.discard(session.slot)
+            elif is_new:
+                self._enqueue_locked(session)
+            return server
+
+    def _enqueue_locked(self, session: Session) -> None:
+        session.queued_s = time.monotonic()
+        self._queued.add(session.slot)
+        self._queue_inbox.append(session)
+
+    def newly_queued(self) -> list[Session]:
+        """Return the sessions queued since the last call."""
+        with self._lock:
+            inbox, self._queue_inbox = self._queue_inbox, []
+            return inbox
+
+    def has_free_place(self) -> bool:
+        """Tell whether any server has a place for anybody."""
+        with self._lock:
+            ready = (s for s in self._servers if s.admin == "ready" and not s.gone)
+            return any(s.weight and s.has_place for s in ready)
+
+    # Sessions -------------------------------------------------------------------------
+
+    def wait_until_may_begin(self) -> bool:
+        """Wait until one more session may begin; False when the pool stops."""
+        with self._lock:
+            while not self.stopping.is_set():
+                if len(self._sessions) < min(self.limit, self._capacity):
+                    if self._has_descriptor_locked():
+                        return True
+                    self._changed.wait(BACKOFF_S)  # nobody tells of a connect
+                else:
+                    self._changed.wait()
+            return False
+
+    def _has_descriptor_locked(self) -> bool:
+        """Tell whether the main process could hold one more client without a server.
+
+        `_unconnected` only grows, as nobody tells of a connect, until it is too much:
+        then the rows are asked.
+        """
+        if self._unconnected >= self._max_unconnected:
+            rows = map(self.counters.read, self._sessions)
+            self._unconnected = sum(not row.connect_ns for row in rows)
+        return self._unconnected < self._max_unconnected
+
+    def begin(self, client_sock: socket.socket, peer: SocketAddress) -> Session:
+        """Begin a session: give it a number, a slot and a worker."""
+        with self._lock:
+            self._total += 1
+            self._unconnected += 1
+            if not self._free_slots:
+                self._free_slots.append(self._next_slot)
+                self._next_slot += 1
+            slot = self._free_slots.pop()
+            self.counters.clear(slot)
+            worker = self._least_busy_locked()
+            worker.sessions += 1
+            session = Session(self._total, slot, worker, peer, client_sock)
+            self._sessions[slot] = session
+            return session
+
+    def _least_busy_locked(self) -> Worker:
+        """Return the live worker that is least full, the first among equals."""
+        alive = [w for w in self.workers if w.alive] or self.workers
+        return min(alive, key=lambda w: w.sessions / w.capacity)
+
+    def move(self, session: Session) -> bool:
+        """Give the session another worker: its own died before it took the client.
+
+        Wait for one if none is alive; False when the pool stops before.
+        """
+        with self._lock:
+            self._changed.wait_for(lambda: self._capacity or self.stopping.is_set())
+            if not self._capacity:
+                return False
+            session.worker.sessions -= 1
+            session.worker = self._least_busy_locked()
+            session.worker.sessions += 1
+            return True
+
+    def name_client(
+        self, slot: int, client_sock: socket.socket, header: Header
+    ) -> SocketAddress | None:
+        """Take a session back and note who its client is; None when it has ended."""
+        with self._lock:
+            session = self._sessions.get(slot)
+            if session is None:
+                return None
+            session.client_sock = client_sock
+            if header.source and header.destination:
+                session.source, session.destination = header.source, header.destination
+            return session.source
+
+    def enqueue(self, slot: int) -> None:
+        """Let a session wait for its turn to be sent to a server."""
+        with self._lock:
+            if session := self._sessions.get(slot):
+                self._enqueue_locked(session)
+
+    def requeue(
+        self, slot: int, client_sock: socket.socket, failure: End
+    ) -> Server | None:
+        """Take a session off the server that it could not be connected to.
+
+        Return that server; None when the session has ended meanwhile.
+        """
+        with self._lock:
+            session = self._sessions.get(slot)
+            if session is None or session.server is None:
+                return None
+            server, session.server = session.server, None
+            server.places_taken -= 1
+            server.connect_failures += failure.blames_server
+            session.tried.append(server)
+            session.failure = failure
+            session.client_sock = client_sock
+            self._enqueue_locked(session)
+            return server
+
+    def end(self, slot: int, end: End) -> Closing | None:
+        """End a session: count it, free its place at its server and its worker.
+
+        None when it has ended already: at shutdown that happens.
+        """
+        with self._lock:
+            session = self._sessions.pop(slot, None)
+            if session is None:
+                return None
+            row = self.counters.read(slot)
+            session.queued_s = 0.0
+            self._queued.discard(slot)
+            self._free_slots.append(slot)
+            session.worker.sessions -= 1
+            self._to_servers += row.to_server
+            self._to_clients += row.to_client
+            self._refused += end.code == "PC"
+            self._failed += not row.connect_ns and end.is_failure
+            health = ""
+            if session.server is not None:
+                session.server.places_taken -= 1
+                session.server.add_row(row)
+                health = self._note_success_locked(session, session.server, row)
+            self._changed.notify_all()
+            return Closing(session, row, health, bool(self._queued))
+
+    def sessions(self) -> list[tuple[Session, Row]]:
+        """Return the live sessions and their counters, the oldest first."""
+        with self._lock:
+            return [(s, self.counters.read(s.slot)) for s in self._sessions.values()]
+
+    def count_refused(self) -> None:
+        """Count a client that may not come."""
+        with self._lock:
+            self._total += 1
+            self._refused += 1
+
+    def add_worker(self, worker: Worker) -> None:
+        """Let a worker have sessions; called before any begins."""
+        with self._lock:
+            self.workers.append(worker)
+            self._sum_up_locked()
+
+    def set_capacity(self, worker: Worker, threads: int | None) -> None:
+        """Say for how many sessions a worker has threads; None: for all it may have."""
+        with self._lock:
+            worker.capacity = max(
+                1, worker.max_sessions if threads is None else threads
+            )
+            self._sum_up_locked()
+
+    def set_alive(self, worker: Worker, alive: bool) -> None:
+        """Say whether a worker can take sessions, or its process died."""
+        with self._lock:
+            worker.alive = alive
+            self._sum_up_locked()
+
+    def _sum_up_locked(self) -> None:
+        self._capacity = sum(w.capacity for w in self.workers if w.alive)
+        self._changed.notify_all()
+
+    def stop(self) -> None:
+        """Begin no more sessions."""
+        with self._lock:
+            self.stopping.set()
+            self._changed.notify_all()
+
+    def wait_until_idle(self, timeout_s: float) -> bool:
+        """Wait until no session is live; False when one is after `timeout_s`."""
+        with self._lock:
+            return self._changed.wait_for(lambda: not self._sessions, timeout_s)
+
+    # Health ---------------------------------------------------------------------------
+
+    def record_check(self, server: Server, passed: bool | None, result: str) -> str:
+        """Note the result of a check, None: no result; return a line for a change."""
+        with self._lock:
+            server.last_check = result
+            if passed is None:
+                return ""
+            return self._tally_locked(server, passed, result)
+
+    def record_connect_failure(self, server: Server, why: str) -> str:
+        """Hold a client's failed connect against its server, like a failed check.
+
+        Only failures in a row count: a live session may have been connected meanwhile.
+        """
+        with self._lock:
+            if server.is_up and self._has_connected_since_locked(server):
+                server.tally(True)
+            return self._tally_locked(server, False, why)
+
+    def _has_connected_since_locked(self, server: Server) -> bool:
+        """Tell whether a live session was connected after the server's last failure."""
+        for session in reversed(self._sessions.values()):  # the newest first
+            if session.accepted_s <= server.failed_s:
+                break
+            if session.server is server and self.counters.read(session.slot).connect_ns:
+                return True
+        return False
+
+    def _note_success_locked(self, session: Session, server: Server, row: Row) -> str:
+        """Let a session that was connected speak for its server, like a check."""
+        # One that is older than the last failure says nothing of now.
+        fresh = session.accepted_s > server.failed_s
+        if not row.connect_ns or not fresh or server.health >= server.top_health:
+            return ""
+        return self._tally_locked(server, True, "connected for a client")
+
+    def _tally_locked(self, server: Server, passed: bool, result: str) -> str:
+        before, needed = server.state, server.rise if passed else server.fall
+        server.tally(passed)
+        return self._say_change_locked(server, before, result, f"{needed}/{needed}")
+
+    def set_admin(self, address_text: str, admin: str) -> str | None:
+        """Set a server ready, drain or maint; return a line if its state changed.
+
+        None when there is no such server.
+        """
+        with self._lock:
+            for server in self._servers:
+                if server.address_text == address_text and not server.gone:
+                    before, server.admin = server.state, admin
+                    why = f"set to {admin} by the operator"
+                    return self._say_change_locked(server, before, why, "0/0")
+            return None
+
+    def forgive(self) -> list[str]:
+        """Call servers UP again whose penalty is over; return a line for each one.
+
+        One more failed connect takes it DOWN again, twice as long (Envoy's ejection).
+        """
+        lines = []
+        with self._lock:
+            for server in self._servers:
+                waited_s = time.monotonic() - server.changed_s
+                if server.state == DOWN and waited_s >= server.penalty_s:
+                    why = f"tried again after {server.penalty_s:.0f} s without checks"
+                    server.penalty_s = min(2 * server.penalty_s, PENALTY_MAX_S)
+                    server.health = server.rise
+                    lines.append(self._say_change_locked(server, DOWN, why, "0/0"))
+        return lines
+
+    def is_up(self) -> bool:
+        """Tell whether any server is UP."""
+        with self._lock:
+            return any(server.state == UP for server in self._servers)
+
+    def servers(self) -> list[Server]:
+        """Return the servers of this moment, without those whose address is gone."""
+        with self._lock:
+            return [s for s in self._servers if not s.gone]
+
+    def has(self, server: Server) -> bool:
+        """Tell whether the server is one of ours, though its address may be gone."""
+        with self._lock:
+            return server in self._servers
+
+    def wants_check(self, server: Server) -> bool:
+        """Tell whether to check it: not in maintenance, its address not gone."""
+        with self._lock:
+            return server.admin != "maint" and not server.gone
+
+    def _say_change_locked(
+        self, server: Server, before: str, why: str, checks: str
+    ) -> str:
+        """Return a line for the log if the state is not what it was before."""
+        if server.state == before:
+            return ""
+        server.changed_s = time.monotonic()
+        return self._say_locked(server, why, checks)
+
+    def _say_locked(self, server: Server, why: str, checks: str) -> str:
+        present = [s for s in self._servers if not s.gone]
+        up = sum(s.state == UP for s in present)
+        return (
+            f'server={server.address_text} state={server.state} reason="{why}" '
+            f"checks={checks} up={up}/{len(present)}"
+        )
+
+    def move_name(
+        self, option: str, resolved: list[tuple[int, SocketAddress]]
+    ) -> tuple[list[Server], list[str]]:
+        """Bring a name's servers in line with its addresses.
+
+        Return the new ones, and a line for the log for each one new, gone or back. An
+        address that is gone gets no new session; its live ones go on.
+        """
+        with self._lock:
+            known = [s for s in self._servers if s.option == option]
+            model = known[0]  # kept for its settings, also when it is gone
+            settings = (model.weight, model.backup, model.max, model.rise, model.fall)
+            addresses = [s.address for s in self._servers]  # another name's, too
+            added = [
+                Server(option, family, address, *settings)
+                for family, address in resolved
+                if address not in addresses
+            ]
+            changed = [
+                s for s in known if s.gone == ((s.family, s.address) in resolved)
+            ]
+            for server in changed:
+                server.gone = not server.gone
+                server.changed_s = time.monotonic()
+            keep = [
+                s for s in self._servers if not s.gone or s.places_taken or s is model
+            ]
+            self._servers = keep + added
+            why = f"{option} has moved"
+            return added, [self._say_locked(s, why, "0/0") for s in changed + added]
+
+    # Figures --------------------------------------------------------------------------
+
+    def snapshot(self) -> Snapshot:
+        """Return copies of what the status page shows."""
+        now_s, read = time.monotonic(), self.counters.read
+        with self._lock:
+            present = [s for s in self._servers if not s.gone or s.places_taken]
+            return Snapshot(
+                now_s,
+                now_s - self._started_s,
+                self.stopping.is_set(),
+                self._total,
+                self._failed,
+                self._refused,
+                len(self._queued),
+                self._to_servers,
+                self._to_clients,
+                {server: server.copied() for server in present},
+                [
+                    LiveSession(s.source, s.server, s.accepted_s, read(s.slot))
+                    for s in self._sessions.values()
+                ],
+            )
+
+
+# ---- Frontend: accept, dispatch, finish ----------------------------------------------
+# The life of a session outside its crew. Thread "accept" begins sessions and sends them
+# to a server; thread "queue" does so with those that wait or come back; crews report.
+
+
+class Frontend:
+    """The listening side: it sends sessions to the crews, and hears of them."""
+
+    def __init__(self, listener: socket.socket, pool: Pool, log: Log) -> None:
+        self.options, self.pool, self.log = pool.options, pool, log
+        self.cutting = threading.Event()  # whoever is still queued is closed
+        self.over = threading.Event()  # ends what waits between two tries
+        self._listener = listener
+        listener.setblocking(False)
+        # What is sent into the second socket wakes the thread at the first.
+        self._wake_pair = socket.socketpair()
+        self._thread = new_thread("accept", self._accept_clients)
+        self.queue = Queue(self)
+
+    def start(self) -> None:
+        """Start the threads "accept" and "queue"."""
+        self._thread.start()
+        self.queue.start()
+
+    def _accept_clients(self) -> None:
+        """Thread "accept": begin a session for every client, within the limits."""
+        poll = new_poll()
+        poll.register(self._listener.fileno(), POLLIN)
+        poll.register(self._wake_pair[0].fileno(), POLLIN)
+        while self.pool.wait_until_may_begin():
+            try:
+                client_sock, peer = self._listener.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                poll.poll()
+            except OSError as error:
+                words = f"cannot accept: {say_why(error)}; live connections go on"
+                self.log.warn("accept", words)
+                self.over.wait(BACKOFF_S)
+            else:
+                self._begin(client_sock, peer)
+
+    def _begin(self, client_sock: socket.socket, peer: SocketAddress) -> None:
+        trusted = self.options.accept_proxy
+        if trusted and not is_in(trusted, peer):
+            self._refuse(client_sock, peer, "not in --accept-proxy")
+        elif not trusted and self._is_barred(peer):
+            self._refuse(client_sock, peer, "not in --allow")
+        else:
+            session = self.pool.begin(client_sock, peer)
+            if trusted:  # its PROXY header says who it is
+                self._assign(session, None)
+            elif not self.dispatch(session):
+                self.queue.wake()
+
+    def _is_barred(self, source: SocketAddress) -> bool:
+        return bool(self.options.allow) and not is_in(self.options.allow, source)
+
+    def _refuse(
+        self, client_sock: socket.socket, peer: SocketAddress, why: str
+    ) -> None:
+        client_sock.close()
+        self.pool.count_refused()
+        self.log.line(end_line(peer, None, 0, Row(0, 0, 0, 0), 0.0, refuse(why)))
+
+    # To a server ----------------------------------------------------------------------
+
+    def dispatch(self, session: Session) -> bool:
+        """Send a session to a server, or end it; False: it is queued for a place.
+
+        By thread "accept" for a new session, by thread "queue" for all others.
+        """
+        if self.cutting.is_set():
+            self.finish(session.slot, CUT_QUEUED)
+            return True
+        try:
+            server = self.pool.pick(session)
+        except NoServerError:
+            self.finish(session.slot, session.failure or NO_SERVER)
+            return True
+        if self.pool.fail_open.is_set():
+            self.log.warn("open", "no server is UP: every server is tried")
+        if server is not None:
+            self._assign(session, server)
+        return server is not None
+
+    def _assign(self, session: Session, server: Server | None) -> None:
+        """Pass a session on to its worker: to connect a server, or to read a header."""
+        client_sock, session.client_sock = session.client_sock, None
+        if client_sock is None:
+            return  # ended at shutdown
+        target = self._target(session, client_sock, server) if server else None
+        job = Job(client_sock, session.slot, session.number, target)
+        while not session.worker.assign(job):  # its process died before it took it
+            if not self.pool.move(session):
+                session.client_sock = client_sock
+                self.finish(session.slot, WORKER_DIED)
+                break
+
+    def _target(
+        self, session: Session, client_sock: socket.socket, server: Server
+    ) -> Target:
+        preface = b""
+        if self.options.send_proxy:
+            destination = session.destination or client_sock.getsockname()
+            header = proxy_v1 if self.options.send_proxy == "v1" else proxy_v2
+            preface = header(session.source, destination)
+        return Target(server.family, server.address, preface)
+
+    # What crews report ----------------------------------------------------------------
+
+    def hear(
+        self, slot: int, client_sock: socket.socket | None, outcome: End | Header
+    ) -> None:
+        """Hear what became of a session (see `Report`)."""
+        if isinstance(outcome, End) and client_sock is None:
+            self.finish(slot, outcome)
+        elif isinstance(outcome, End) and client_sock is not None:
+            self._try_another(slot, client_sock, outcome)
+        elif isinstance(outcome, Header) and client_sock is not None:
+            self._queue_named(slot, client_sock, outcome)
+
+    def _queue_named(
+        self, slot: int, client_sock: socket.socket, header: Header
+    ) -> None:
+        """Let a session be sent to a server, now that its PROXY header was read."""
+        source = self.pool.name_client(slot, client_sock, header)
+        if source is None:
+            client_sock.close()  # ended at shutdown
+        elif self._is_barred(source):
+            self.finish(slot, refuse("not in --allow"))
+        else:
+            self.pool.enqueue(slot)
+            self.queue.wake()
+
+    def _try_another(self, slot: int, client_sock: socket.socket, failure: End) -> None:
+        """Let a session be sent to another server: it could not be connected to its."""
+        server = self.pool.requeue(slot, client_sock, failure)
+        if server is None:
+            client_sock.close()  # ended at shutdown
+            return
+        if failure.blames_server:
+            self.log.line(self.pool.record_connect_failure(server, failure.words))
+        self._warn_of_shortage(failure)
+        self.queue.wake()
+
+    def _warn_of_shortage(self, end: End) -> None:
+        if end.code == "RC":
+            self.log.warn("shortage", f"{end.words}; live connections go on")
+
+    def limit_worker(self, worker: Worker, threads: int | None, why: str) -> None:
+        """Send a worker no more sessions than it has threads for; None: as before."""
+        self.pool.set_capacity(worker, threads)
+        if threads is not None:
+            words = f"cannot start a thread: {why}; live connections go on"
+            self.log.warn("thread", words)
+
+    def worker_died(self, number: int, code: int, slots: Sequence[int]) -> None:
+        """End the sessions that went down with a worker process."""
+        cause = f"signal {-code}" if code < 0 else f"exit code {code}"
+        self.log.line(
+            f"worker={number} died by {cause} with {count(len(slots), 'connection')}, "
+            "and is replaced"
+        )
+        for slot in slots:
+            self.finish(slot, WORKER_DIED)
+
+    def finish(self, slot: int, end: End) -> None:
+        """Count and log a session that has ended, let the next one in."""
+        closing = self.pool.end(slot, end)
+        if closing is None:
+            return  # all were ended at shutdown
+        session, row, health, others_wait = closing
+        if session.client_sock is not None:
+            session.client_sock.close()
+        self._warn_of_shortage(end)
+        if not self.log.silent:
+            tries = len(session.tried) + (session.server is not None)
+            seconds = time.monotonic() - session.accepted_s
+            server = session.server
+            self.log.line(end_line(session.source, server, tries, row, seconds, end))
+        self.log.line(health)
+        if others_wait:
+            self.queue.wake()
+
+    # Stopping -------------------------------------------------------------------------
+
+    def stop_accepting(self) -> None:
+        """Take no more clients; those that wait in the listen queue are refused."""
+        self.pool.stop()
+        self._wake_pair[1].send(b".")
+        self._thread.join()
+        self._listener.close()
+
+    def stop(self) -> None:
+        """End whatever is still live, then the threads and processes."""
+        workers = self.pool.workers
+        self.cutting.set()
+        self.queue.wake()
+        for how in (socket.SHUT_RD, socket.SHUT_RDWR):
+            for worker in workers:
+                worker.cut(how)
+            if self.pool.wait_until_idle(CUT_S):
+                break
+        self.over.set()
+        self.queue.stop()
+        for worker in workers:
+            worker.stop()
+        deadline = time.monotonic() + CUT_S
+        for worker in workers:
+            worker.join(max(0.0, deadline - time.monotonic()))
+        self._finish_all()
+        self.close()
+
+    def _finish_all(self) -> None:
+        """Log the sessions that nobody else will end any more."""
+        for session, row in self.pool.sessions():
+            connecting = CUT_CONNECTING if session.server else CUT_QUEUED
+            self.finish(session.slot, CUT if row.connect_ns else connecting)
+
+    def exit_now(self) -> NoReturn:
+        """Thread "signals": asked twice to stop, wait for nothing but the log."""
+        self.kill_workers()
+        self._finish_all()
+        self.log.close()
+        os._exit(0)
+
+    def kill_workers(self) -> None:
+        """Kill the processes of all workers."""
+        for worker in self.pool.workers:
+            worker.kill()
+
+    def close(self) -> None:
+        """Close the descriptors of the frontend itself."""
+        self._listener.close()
+        for sock in self._wake_pair:
+            sock.close()
+        self.queue.close()
+
+
+class Queue:
+    """Sessions without a server, in the order in which they came.
+
+    They came back from reading a PROXY header or from a connect that failed, or wait
+    for a place. Only thread "queue" touches the fields; `_lock` guards the second
+    socket of `_wake_pair`, which anybody may use until it is closed.
+    """
+
+    def __init__(self, frontend: Frontend) -> None:
+        self._frontend, self._pool = frontend, frontend.pool
+        self._timeout_s: float = frontend.options.queue_timeout
+        self._by_source = frontend.options.algorithm == "source"
+        self._sessions: list[Session] = []  # by number
+        self._deadlines: deque[tuple[float, Session]] = deque()  # (queued_s, session)
+        self._watched: dict[int, Session] = {}  # by their client's descriptor
+        self._poll = new_poll()
+        self._lock = threading.Lock()
+        self._wake_pair = socket.socketpair()
+        for sock in self._wake_pair:
+            sock.setblocking(False)
+        self._poll.register(self._wake_pair[0].fileno(), POLLIN)
+        self._thread = new_thread("queue", self._run)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Have another look: somebody came, or a place may be free."""
+        with self._lock, contextlib.suppress(OSError):  # full: it has been woken
+            self._wake_pair[1].send(b".")
+
+    def stop(self) -> None:
+        """End the thread; the frontend is `over`."""
+        self.wake()
+        self._thread.join()
+
+    def close(self) -> None:
+        """Close its descriptors; waking does nothing from now on."""
+        with self._lock:
+            for sock in self._wake_pair:
+                sock.close()
+
+    def _run(self) -> None:
+        """Thread "queue": first come, first served; notice who leaves or waits long."""
+        while not self._frontend.over.is_set():
+            for session in self._pool.newly_queued():
+                self._add(session)
+            self._dispatch_all()
+            for fd, mask in self._poll.poll(self._expire()):
+                if watched := self._watched.get(fd):
+                    self._see_client(fd, mask, watched)
+                elif fd == self._wake_pair[0].fileno():
+                    self._wake_pair[0].recv(4096)
+
+    def _add(self, session: Session) -> None:
+        # One that comes back does not stand behind others: it may have no server left
+        # to try, or one that nobody else waits for.
+        if session.tried and self._frontend.dispatch(session):
+            return
+        bisect.insort(self._sessions, session, key=number_of)
+        self._deadlines.append((session.queued_s, session))
+        if session.client_sock is not None:
+            fd = session.client_sock.fileno()
+            self._watched[fd] = session
+            self._poll.register(fd, POLLIN)
+
+    def _dispatch_all(self) -> None:
+        """Dispatch who can be, in order, until there is no place left."""
+        index, blocked = 0, False
+        while index < len(self._sessions):
+            session = self._sessions[index]
+            fd = session.client_sock.fileno() if session.client_sock else -1
+            if (blocked and not session.tried) or not self._frontend.dispatch(session):
+                if not self._pool.has_free_place():
+                    break
+                blocked = not self._by_source  # nobody without a try overtakes
+                index += 1
+            else:
+                self._remove(session, fd)
+
+    def _remove(self, session: Session, fd: int) -> None:
+        """Forget a session that has been dispatched or has ended."""
+        index = bisect.bisect_left(self._sessions, session.number, key=number_of)
+        del self._sessions[index]
+        if self._watched.pop(fd, None):
+            self._poll.unregister(fd)
+
+    def _finish(self, session: Session, fd: int, end: End) -> None:
+        self._remove(session, fd)
+        self._frontend.finish(session.slot, end)
+
+    def _expire(self) -> float | None:
+        """End who has waited too long; return when to look again, in ms."""
+        while self._timeout_s and self._deadlines:
+            queued_s, session = self._deadlines[0]
+            wait_s = queued_s + self._timeout_s - time.monotonic()
+            if session.queued_s == queued_s:  # it has not left meanwhile
+                if wait_s > 0:
+                    return wait_s * 1000 + 1
+                fd = session.client_sock.fileno() if session.client_sock else -1
+                self._finish(session, fd, QUEUED_TOO_LONG)
+            self._deadlines.popleft()
+        return None
+
+    def _see_client(self, fd: int, mask: int, session: Session) -> None:
+        client_sock = session.client_sock
+        if mask & (POLLERR | POLLHUP) or client_sock is None or has_left(client_sock):
+            self._finish(session, fd, LEFT_QUEUE)
+        else:
+            self._poll.register(fd, 0)  # it has sent: from now on only errors matter
+
+
+def number_of(session: Session) -> int:
+    """Return a session's number, by which the queue is in order."""
+    return session.number
+
+
+def end_line(
+    source: SocketAddress,
+    server: Server | None,
+    tries: int,
+    row: Row,
+    seconds: float,
+    end: End,
+) -> str:
+    """Return the line of the log that a session ends with."""
+    connect_ms = f"{row.connect_ns / 1e6:.2f}" if row.connect_ns else "-"
+    return (
+        f"client={format_address(source)} "
+        f"server={server.address_text if server else '-'} tries={tries} "
+        f"connect_ms={connect_ms} duration_ms={seconds * 1000:.1f} "
+        f"to_server={row.to_server} to_client={row.to_client} "
+        f"undelivered={end.undelivered} end={end.code} {end.words}"
+    )
+
+
+# ---- Crew: a thread for every session ------------------------------------------------
+# Threads wait for the next session rather than being started by it, and more start
+# whenever few are left waiting: so no client waits for a thread to come to life.
+#
+# What becomes of a session goes the same way in one process and in several:
+#
+#   Crew._hand_back, _close   report(slot, client_sock or None, outcome)
+#   [worker process]          `report` is a message; ProcessWorker._listen hears it
+#   Frontend.hear             finish it, or have thread "queue" send it to a server
+
+
+class Target(NamedTuple):
+    """The server that a client is to be connected to."""
+
+    family: int
+    address: SocketAddress
+    preface: bytes  # the PROXY header that it is sent first
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A session as a crew gets it."""
+
+    client_sock: socket.socket
+    slot: int
+    number: int
+    target: Target | None  # None: read the PROXY header, then hand it back
+
+
+# How a crew tells what became of the session of a slot: without a socket, that it has
+# ended, and how; with one, that its client goes back: unconnected, and why, or named by
+# its PROXY header.
+Report = Callable[[int, socket.socket | None, End | Header], None]
+# How it tells that no more than so many threads can run now, and why; None: no longer.
+LimitThreads = Callable[[int | None, str], None]
+
+
+class ConnectFailedError(Exception):
+    """No connection to the server: with this end, if no other server can be tried."""
+
+    def __init__(self, end: End) -> None:
+        super().__init__(end)
+        self.end = end
+
+
+def has_left(client_sock: socket.socket) -> bool:
+    """Tell whether a waiting client has gone: reset, or ended without a byte."""
+    try:
+        return client_sock.recv(1, socket.MSG_PEEK) == b""
+    except (BlockingIOError, InterruptedError):
+        return False
+    except OSError:
+        return True
+
+
+def connect(
+    target: Target, client_sock: socket.socket, timeout_s: float
+) -> tuple[socket.socket, bool]:
+    """Connect to the server while watching the client; raise ConnectFailedError.
+
+    Return the socket, and whether the server has reset it since: what it had sent is
+    still there to be read, but the error is not, now that SO_ERROR has told of it.
+    """
+    try:
+        server_sock = socket.socket(target.family, socket.SOCK_STREAM | NONBLOCKING)
+    except OSError as error:
+        raise ConnectFailedError(End("RC", f"no socket: {say_why(error)}")) from None
+    try:
+        if not NONBLOCKING:
+            server_sock.setblocking(False)
+        code = server_sock.connect_ex(target.address)
+        if code in CONNECTING:
+            code = wait_connected(server_sock, client_sock, timeout_s)
+        if code == errno.ECONNRESET:  # a refusal would be ECONNREFUSED
+            return server_sock, True
+        if code:
+            raise ConnectFailedError(connect_failure(code))
+        prepare(server_sock)
+        if target.preface:
+            server_sock.send(target.preface)  # one segment, before all else (PP 2)
+        return server_sock, False
+    except OSError as error:
+        server_sock.close()
+        raise ConnectFailedError(End("SC", say_why(error))) from None
+    except ConnectFailedError:
+        server_sock.close()
+        raise
+
+
+def connect_failure(code: int) -> End:
+    """Return the end that an error number of connect(2) means."""
+    words = say_why(OSError(code, os.strerror(code)))
+    if code in LOCAL_SHORTAGE:
+        return End("RC", f"cannot connect: {words}")
+    return End("sC" if code == errno.ETIMEDOUT else "SC", words)
+
+
+def wait_connected(
+    server_sock: socket.socket, client_sock: socket.socket, timeout_s: float
+) -> int:
+    """Wait for a connect to end; return its error number, 0 for success."""
+    deadline = time.monotonic() + timeout_s
+    poll = new_poll()
+    poll.register(server_sock.fileno(), POLLOUT)
+    poll.register(client_sock.fileno(), POLLIN)
+    while True:
+        ready = dict(poll.poll(max(0.0, deadline - time.monotonic()) * 1000))
+        if server_sock.fileno() in ready:
+            return server_sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if not ready:
+            return errno.ETIMEDOUT
+        if ready[client_sock.fileno()] & (POLLERR | POLLHUP) or has_left(client_sock):
+            raise ConnectFailedError(LEFT_CONNECTING)
+        poll.unregister(client_sock.fileno())
+        poll.register(client_sock.fileno(), 0)  # it has sent: now only errors matter
+
+
+class Crew:
+    """Threads that serve sessions, each one session at a time.
+
+    `_lock` guards `_spare`, `_threads`, `_stopping` and, by slot, `_sockets`, which are
+    what `cut` may shut down; `_cutting` is set under it. `next_job` waits for the next
+    job; None ends the thread that gets it.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        counters: Counters,
+        next_job: Callable[[], Job | None],
+        report: Report,
+        limit_threads: LimitThreads,
+    ) -> None:
+        self._options, self._counters = options, counters
+        self._next_job, self._report = next_job, report
+        self._limit_threads = limit_threads
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)  # a thread is wanted, or stop
+        self._spare = 0  # of the threads, those that wait for a job
+        self._threads = 0
+        self._stopping = False
+        self._cutting = threading.Event()
+        self._sockets: dict[int, list[socket.socket]] = {}
+
+    def cut(self, how: int) -> None:
+        """End all sessions: their threads wake up and see `_cutting`.
+
+        SHUT_RD wakes whoever reads and tells the peer nothing, so that a reset is the
+        first that it hears; SHUT_RDWR wakes those, too, that only wait to write.
+        """
+        with self._lock:
+            self._cutting.set()
+            for sock in itertools.chain.from_iterable(self._sockets.values()):
+                shut_down(sock, how)
+
+    def stop(self) -> int:
+        """Let the threads end; return how many still have to be given a None."""
+        with self._lock:
+            self._stopping = True
+            self._changed.notify()
+            return self._threads
+
+    def keep_spare(self) -> None:
+        """Thread "spare", or a worker process's first one: start connection threads.
+
+        A connection's own thread starts none: that would cost it a page of stack for as
+        long as it lives. When the system has no more threads, try again every second.
+        """
+        is_short = False
+        while self._wants_thread():
+            if self._start_thread():
+                if is_short:
+                    self._limit_threads(None, "")
+                is_short = False
+            else:
+                is_short = True
+                with self._lock:
+                    self._changed.wait_for(lambda: self._stopping, 1.0)
+
+    def _wants_thread(self) -> bool:
+        """Wait until too few threads are spare; return False when the crew stops."""
+        with self._lock:
+            self._changed.wait_for(
+                lambda: self._stopping or self._spare < SPARE_THREADS
+            )
+            return not self._stopping
+
+    def _start_thread(self) -> bool:
+        """Add a spare thread; False, and it is told, when the system has none."""
+        with self._lock:
+            self._spare += 1
+            self._threads += 1
+            name = f"connection-spare-{self._threads}"
+        try:
+            new_thread(name, self._run).start()
+        except (RuntimeError, MemoryError) as error:
+            with self._lock:
+                self._spare -= 1
+                self._threads -= 1
+                threads = self._threads
+            self._limit_threads(threads, str(error))
+            return False
+        return True
+
+    def _run(self) -> None:
+        """Thread "connection-N": serve one session after the other."""
+        me = threading.current_thread()
+        while (job := self._next_job()) is not None:
+            with self._lock:
+                self._spare -= 1
+                if self._spare < SPARE_THREADS:
+                    self._changed.notify()
+                self._sockets[job.slot] = []
+            self._track(job.slot, job.client_sock)
+            me.name = f"connection-{job.number}"
+            try:
+                self._serve(job)
+            except Exception as error:  # a defect: say where, end this session
+                traceback.print_exc()
+                self._close(job, End("ID", f"internal error: {error!r}"))
+            with self._lock:
+                if self._spare >= MAX_SPARE_THREADS:
+                    break
+                self._spare += 1
+            me.name = "connection-spare"
+        with self._lock:
+            self._threads -= 1
+
+    def _track(self, slot: int, sock: socket.socket) -> None:
+        """Note a socket that `cut` may shut down; after a cut, shut it down at once."""
+        with self._lock:
+            self._sockets[slot].append(sock)
+            if self._cutting.is_set():
+                shut_down(sock, socket.SHUT_RD)
+
+    def _serve(self, job: Job) -> None:
+        job.client_sock.setblocking(False)
+        if job.target is None:
+            self._read_header(job)
+        else:
+            self._relay(job, job.target)
+
+    def _read_header(self, job: Job) -> None:
+        try:
+            header = read_proxy_header(job.client_sock, PROXY_HEADER_TIMEOUT_S)
+        except (OSError, ValueError) as error:
+            words = say_why(error) if isinstance(error, OSError) else str(error)
+            self._close_unconnected(job, refuse(f"bad PROXY header: {words}"))
+        else:
+            job.client_sock.setblocking(False)
+            self._hand_back(job, header)
+
+    def _relay(self, job: Job, target: Target) -> None:
+        began_ns = time.monotonic_ns()
+        timeout_s = self._options.connect_timeout
+        try:
+            server_sock, died = connect(target, job.client_sock, timeout_s)
+        except ConnectFailedError as failure:
+            if failure.end is LEFT_CONNECTING:
+                self._close_unconnected(job, failure.end)
+            else:
+                self._hand_back(job, failure.end)
+            return
+        now_ns = time.monotonic_ns()
+        cells = self._counters.cells(job.slot)
+        cells[LAST_NS], cells[CONNECT_NS] = now_ns, max(1, now_ns - began_ns)
+        self._track(job.slot, server_sock)
+        socks = (job.client_sock, server_sock)
+        self._close(job, Relay(self._options, cells, *socks, self._cutting).run(died))
+
+    def _close_unconnected(self, job: Job, end: End) -> None:
+        """Close a session that its client has ended, or that only looks so: a cut."""
+        self._close(job, CUT_CONNECTING if self._cutting.is_set() else end)
+
+    def _close(self, job: Job, end: End) -> None:
+        """Close the sockets, then report: the server knows before a place is free."""
+        with self._lock:
+            sockets = self._sockets.pop(job.slot, ())
+        for sock in sockets:
+            sock.close()
+        self._report(job.slot, None, end)
+
+    def _hand_back(self, job: Job, outcome: End | Header) -> None:
+        """Report with the client: from now on `cut` leaves it alone."""
+        with self._lock:
+            del self._sockets[job.slot]
+        self._report(job.slot, job.client_sock, outcome)
 
 
 # ---- Relay: bytes from side to side --------------------------------------------------
@@ -1335,7 +2117,7 @@ class Relay:
         try:
             if server_died:
                 raise SideDiedError("server", ConnectionResetError())
-            return self._run() or End("--", "closed by both sides")
+            return self._run() or CLOSED
         except SideDiedError as death:
             end = self._bury(death)
             return self._cut(death) if self._cutting.is_set() else end
@@ -1449,7 +2231,7 @@ class Relay:
         for way in ways:
             if not way.end_passed:
                 reset_at_close(way.to_sock)
-        return End("KD", "closed at shutdown", max(0, lost))
+        return replace(CUT, undelivered=max(0, lost))
 
 
 class Burial:
@@ -1537,327 +2319,29 @@ def say_death(death: SideDiedError) -> str:
     return f"{death.side} reset the connection"
 
 
-# ---- Crew: a thread for every session ------------------------------------------------
-# Threads wait for the next session rather than being started by it, and more start
-# whenever few are left waiting: so no client waits for a thread to come to life.
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """What a crew is to do with a client: connect it, or read its PROXY header."""
-
-    client: socket.socket
-    slot: int
-    number: int
-    family: int = 0
-    address: SocketAddress | None = None  # None: read the PROXY header first
-    preface: bytes = b""  # the PROXY header for the server
-
-
-Take = Callable[[], Job | None]
-
-
-class Boss(Protocol):
-    """Who hears from a crew how its sessions went."""
-
-    def ended(self, slot: int, end: End) -> None:
-        """Hear that a session has ended, its sockets closed."""
-
-    def connect_failed(self, slot: int, client: socket.socket, end: End) -> None:
-        """Take a session back that could not be connected."""
-
-    def header_read(self, slot: int, client: socket.socket, header: Header) -> None:
-        """Take a session back whose PROXY header has been read."""
-
-    def short_of_threads(self, threads: int | None, why: str) -> None:
-        """Hear that no more than so many threads can run now; None: no longer so."""
-
-
-class ConnectFailedError(Exception):
-    """No connection to the server: with this end, if no other server can be tried."""
-
-    def __init__(self, code: str, words: str) -> None:
-        super().__init__(code, words)
-        self.end = End(code, words)
-
-
-def has_left(client: socket.socket) -> bool:
-    """Tell whether a waiting client has gone: reset, or ended without a byte."""
-    try:
-        return client.recv(1, socket.MSG_PEEK) == b""
-    except (BlockingIOError, InterruptedError):
-        return False
-    except OSError:
-        return True
-
-
-def connect(job: Job, timeout_s: float) -> tuple[socket.socket, bool]:
-    """Connect to the server while watching the client; raise ConnectFailedError.
-
-    Return the socket, and whether the server has reset it since: what it had sent is
-    still there to be read, but the error is not, now that SO_ERROR has told of it.
-    """
-    try:
-        server = socket.socket(job.family, socket.SOCK_STREAM | NONBLOCKING)
-    except OSError as error:
-        raise ConnectFailedError("RC", f"no socket: {say_why(error)}") from None
-    try:
-        if not NONBLOCKING:
-            server.setblocking(False)
-        code = server.connect_ex(job.address or ())
-        if code in CONNECTING:
-            code = wait_connected(job, server, timeout_s)
-        if code == errno.ECONNRESET:  # a refusal would be ECONNREFUSED
-            return server, True
-        if code:
-            words = say_why(OSError(code, os.strerror(code)))
-            if code in LOCAL_SHORTAGE:
-                raise ConnectFailedError("RC", f"cannot connect: {words}")
-            raise ConnectFailedError("sC" if code == errno.ETIMEDOUT else "SC", words)
-        keep_alive(server)
-        if job.preface:
-            server.send(job.preface)  # one segment, before all else (PP 2)
-        return server, False
-    except OSError as error:
-        server.close()
-        raise ConnectFailedError("SC", say_why(error)) from None
-    except ConnectFailedError:
-        server.close()
-        raise
-
-
-def wait_connected(job: Job, server: socket.socket, timeout_s: float) -> int:
-    """Wait for a connect to end; return its error number, 0 for success."""
-    client = job.client
-    deadline = time.monotonic() + timeout_s
-    poll = new_poll()
-    poll.register(server.fileno(), POLLOUT)
-    poll.register(client.fileno(), POLLIN)
-    while True:
-        ready = dict(poll.poll(max(0.0, deadline - time.monotonic()) * 1000))
-        if server.fileno() in ready:
-            return server.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if not ready:
-            return errno.ETIMEDOUT
-        if ready[client.fileno()] & (POLLERR | POLLHUP) or has_left(client):
-            raise ConnectFailedError("CC", "client left while connecting")
-        poll.unregister(client.fileno())
-        poll.register(client.fileno(), 0)  # it has sent: now only errors matter
-
-
-class Crew:
-    """Threads that serve sessions, each one session at a time.
-
-    `_lock` guards `_idle`, `_threads`, `_stopping` and, by slot, `_sockets`, which are
-    what `cut` may shut down; `_cutting` is set under it. `take` waits for the next job;
-    None ends the thread that gets it.
-    """
-
-    def __init__(
-        self, options: Options, counters: Counters, boss: Boss, take: Take
-    ) -> None:
-        self._options, self._counters = options, counters
-        self._boss, self._take = boss, take
-        self._lock = threading.Lock()
-        self._changed = threading.Condition(self._lock)  # a thread is wanted, or stop
-        self._idle = 0
-        self._threads = 0
-        self._stopping = False
-        self._sockets: dict[int, list[socket.socket]] = {}
-        self._cutting = threading.Event()
-
-    def cut(self, how: int) -> None:
-        """End all sessions: their threads wake up and see `_cutting`.
-
-        SHUT_RD wakes whoever reads and tells the peer nothing, so that a reset is the
-        first that it hears; SHUT_RDWR wakes those, too, that only wait to write.
-        """
-        with self._lock:
-            self._cutting.set()
-            for sock in itertools.chain.from_iterable(self._sockets.values()):
-                shut_down(sock, how)
-
-    def stop(self) -> None:
-        """Let the threads end: each one that waits must still take a None."""
-        with self._lock:
-            self._stopping = True
-            self._changed.notify()
-
-    @property
-    def threads(self) -> int:
-        """How many threads there are, idle ones included."""
-        with self._lock:
-            return self._threads
-
-    def keep_spare(self) -> None:
-        """Thread "spare", or a worker process's first one: start connection threads.
-
-        A connection's own thread starts none: that would cost it a page of stack for as
-        long as it lives. When the system has no more threads, try again every second.
-        """
-        short = False
-        while self._wants_thread():
-            if self._start_thread():
-                if short:
-                    self._boss.short_of_threads(None, "")
-                short = False
-            else:
-                short = True
-                with self._lock:
-                    self._changed.wait_for(lambda: self._stopping, 1.0)
-
-    def _wants_thread(self) -> bool:
-        """Wait until too few threads are waiting; return False when the crew stops."""
-        with self._lock:
-            self._changed.wait_for(lambda: self._stopping or self._idle < SPARE_THREADS)
-            return not self._stopping
-
-    def _start_thread(self) -> bool:
-        """Add an idle thread; False, and the boss is told, when the system has none."""
-        with self._lock:
-            self._idle += 1
-            self._threads += 1
-            name = f"connection-idle-{self._threads}"
-        try:
-            daemon(name, self._run).start()
-        except (RuntimeError, MemoryError) as error:
-            with self._lock:
-                self._idle -= 1
-                self._threads -= 1
-                threads = self._threads
-            self._boss.short_of_threads(threads, str(error))
-            return False
-        return True
-
-    def _run(self) -> None:
-        """Thread "connection-N": serve one session after the other."""
-        me = threading.current_thread()
-        while (job := self._take()) is not None:
-            with self._lock:
-                self._idle -= 1
-                if self._idle < SPARE_THREADS:
-                    self._changed.notify()
-                self._sockets[job.slot] = []
-            self._hold(job.slot, job.client)
-            me.name = f"connection-{job.number}"
-            try:
-                self._serve(job)
-            except Exception as error:  # a defect: say where, end this session
-                traceback.print_exc()
-                self._end(job, End("ID", f"internal error: {error!r}"))
-            with self._lock:
-                if self._idle >= IDLE_THREADS:
-                    break
-                self._idle += 1
-            me.name = "connection-idle"
-        with self._lock:
-            self._threads -= 1
-
-    def _hold(self, slot: int, sock: socket.socket) -> None:
-        """Note a socket that `cut` may shut down; after a cut, shut it down at once."""
-        with self._lock:
-            self._sockets[slot].append(sock)
-            if self._cutting.is_set():
-                shut_down(sock, socket.SHUT_RD)
-
-    def _serve(self, job: Job) -> None:
-        job.client.setblocking(False)
-        if job.address is None:
-            return self._read_header(job)
-        began_ns = time.monotonic_ns()
-        try:
-            server, died = connect(job, self._options.connect_timeout)
-        except ConnectFailedError as failure:
-            return self._connect_failed(job, failure.end)
-        now_ns = time.monotonic_ns()
-        cells = self._counters.cells(job.slot)
-        cells[LAST_NS], cells[CONNECT_NS] = now_ns, max(1, now_ns - began_ns)
-        self._hold(job.slot, server)
-        relay = Relay(self._options, cells, job.client, server, self._cutting)
-        self._end(job, relay.run(died))
-        return None
-
-    def _end(self, job: Job, end: End) -> None:
-        """Close the sockets, then report: the server knows before a place is free."""
-        with self._lock:
-            sockets = self._sockets.pop(job.slot, ())
-        for sock in sockets:
-            sock.close()
-        self._boss.ended(job.slot, end)
-
-    def _connect_failed(self, job: Job, end: End) -> None:
-        if end.code == "CC":
-            cut = self._cutting.is_set()
-            return self._end(job, End("KC", "closed at shutdown") if cut else end)
-        self._let_go(job)
-        return self._boss.connect_failed(job.slot, job.client, end)
-
-    def _read_header(self, job: Job) -> None:
-        try:
-            header = read_proxy_header(job.client, PROXY_HEADER_TIMEOUT_S)
-        except (OSError, ValueError) as error:
-            if self._cutting.is_set():
-                return self._end(job, End("KC", "closed at shutdown"))
-            words = say_why(error) if isinstance(error, OSError) else str(error)
-            return self._end(job, End("PC", f"bad PROXY header: {words}"))
-        job.client.setblocking(False)
-        self._let_go(job)
-        return self._boss.header_read(job.slot, job.client, header)
-
-    def _let_go(self, job: Job) -> None:
-        """Forget the client, which goes back to the boss: `cut` leaves it alone."""
-        with self._lock:
-            del self._sockets[job.slot]
-
-
 # ---- Workers: where crews live -------------------------------------------------------
 # One interpreter runs one thread at a time, so many busy connections want several
-# processes. Here the two kinds look alike: a crew in this process, or one in a forked
-# one. Forked, not started anew: processes that share their pages share the caches too,
-# which is worth about a fifth of the time per message.
+# processes. A worker is a crew in this process, or one in a forked process. Forked, not
+# started anew: processes that share their pages share the caches too, which is worth
+# about a fifth of the time per message.
 
 
-class Worker(Protocol):
-    """A crew as the frontend sees it; the pool's lock guards its first three fields."""
+class ThreadWorker(Worker):
+    """A crew of threads in this process: there is nothing to wait for or to kill."""
 
-    alive: bool
-    active: int  # sessions that it has
-    capacity: int  # fewer than `room` when it cannot start threads
-    room: int
-
-    def start(self) -> None:
-        """Start its threads."""
-
-    def give(self, job: Job) -> bool:
-        """Hand a session over; False when the worker takes none."""
-
-    def cut(self, how: int) -> None:
-        """End all its sessions, by shutting down their sockets."""
-
-    def stop(self) -> None:
-        """Let its threads, or its process, end."""
-
-    def join(self) -> None:
-        """Wait until its process has ended; kill one that does not."""
-
-    def kill(self) -> None:
-        """Kill its process, whatever it is doing."""
-
-
-class LocalWorker:
-    """A crew of threads in this process."""
-
-    def __init__(self, pool: Pool, boss: Boss, room: int) -> None:
-        self.alive, self.active, self.capacity, self.room = True, 0, room, room
+    def __init__(self, frontend: Frontend, max_sessions: int) -> None:
+        super().__init__(max_sessions)
         self._jobs = queue.SimpleQueue[Job | None]()
-        self._crew = Crew(pool.options, pool.counters, boss, self._jobs.get)
+        pool, limit = frontend.pool, functools.partial(frontend.limit_worker, self)
+        crew = (pool.options, pool.counters, self._jobs.get, frontend.hear, limit)
+        self._crew = Crew(*crew)
 
     def start(self) -> None:
         """Start the thread "spare", which starts the others."""
-        daemon("spare", self._crew.keep_spare).start()
+        new_thread("spare", self._crew.keep_spare).start()
 
-    def give(self, job: Job) -> bool:
-        """Hand a session over; always succeeds."""
+    def assign(self, job: Job) -> bool:
+        """Pass a session on; always succeeds."""
         self._jobs.put(job)
         return True
 
@@ -1867,54 +2351,47 @@ class LocalWorker:
 
     def stop(self) -> None:
         """Let the threads end: those that wait get a None each."""
-        self._crew.stop()
-        for _ in range(self._crew.threads):
+        for _ in range(self._crew.stop()):
             self._jobs.put(None)
 
-    def join(self) -> None:
-        """Wait for nothing: a thread left in a call ends with this process."""
 
-    def kill(self) -> None:
-        """Do nothing: its threads end with this process."""
-
-
-class ProcessWorker:
+class ProcessWorker(Worker):
     """A crew in a process of its own; the channel keeps message boundaries.
 
-    `_lock` guards `_held` (the slots that the process has) and `_channel`. It is held
-    while a client is passed on: when the process dies, it has it, or not. `_pid_lock`
-    guards `_pid`, 0 while there is none: a number is killed only before it is reaped.
-    Only the thread "worker-N" changes `_channel` and `_pid`, to replace the process.
+    `_lock` guards `_assigned` (the slots that the process has) and `_channel`. It is
+    held while a client is passed on: when the process dies, it has it, or not.
+    `_pid_lock` guards `_pid`, 0 while there is none: a number is killed only before it
+    is reaped. Only thread "worker-N" changes `_channel` and `_pid`, to replace the
+    process.
     """
 
-    def __init__(self, pool: Pool, boss: Frontend, room: int) -> None:
+    def __init__(self, frontend: Frontend, max_sessions: int) -> None:
         """Fork the first process; raise OSError when that cannot be done."""
-        self.alive, self.active, self.capacity, self.room = True, 0, room, room
-        self.index = len(pool.workers) + 1
-        self._pool, self._boss = pool, boss
-        self._lock = threading.Lock()
-        self._pid_lock = threading.Lock()
+        super().__init__(max_sessions)
+        self._frontend, self._pool = frontend, frontend.pool
+        self._number = len(self._pool.workers) + 1
         self._stopping = threading.Event()
-        self._fork()
-        self._thread = daemon(f"worker-{self.index}", self._listen)
+        self._lock = threading.Lock()
+        self._assigned: set[int] = set()
+        self._pid_lock = threading.Lock()
+        self._forked_s = time.monotonic()
+        self._channel, self._pid = self._fork()
+        self._thread = new_thread(f"worker-{self._number}", self._listen)
 
     def start(self) -> None:
         """Start the thread that hears the process."""
         self._thread.start()
 
-    def _fork(self) -> None:
-        """Fork a process that runs nothing but `worker_main`.
+    def _fork(self) -> tuple[socket.socket, int]:
+        """Fork a process that runs nothing but `worker_main`; in it, never return.
 
         The first ones are forked before there are threads. One that replaces a dead one
         is forked beside threads, whose locks may be taken for ever in the copy: it must
         not touch the pool, the log or the frontend, and closes all their descriptors.
         """
-        self._forked_s = time.monotonic()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            with warnings.catch_warnings():  # of a fork beside threads
-                warnings.simplefilter("ignore", DeprecationWarning)
-                pid = os.fork()
+            pid = os.fork()
         except OSError:
             ours.close()
             theirs.close()
@@ -1924,23 +2401,20 @@ class ProcessWorker:
         theirs.close()
         seconds = struct.pack("ll", int(WORKER_STALL_S), 0)
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, seconds)
-        with self._lock, self._pid_lock:
-            self._channel, self._pid = ours, pid
-            self._held: set[int] = set()
+        return ours, pid
 
-    def give(self, job: Job) -> bool:
+    def assign(self, job: Job) -> bool:
         """Pass the client's socket to the process; False when it takes none."""
-        parts = (job.slot, job.number, job.family, job.address, job.preface)
-        message = pickle.dumps(parts)
+        message = pickle.dumps((job.slot, job.number, *(job.target or ())))
         with self._lock:
             try:
-                socket.send_fds(self._channel, [message], [job.client.fileno()])
+                socket.send_fds(self._channel, [message], [job.client_sock.fileno()])
             except OSError as error:
                 if isinstance(error, BlockingIOError):
                     self._kill()  # took nothing for too long
                 return False
-            self._held.add(job.slot)
-        job.client.close()
+            self._assigned.add(job.slot)
+        job.client_sock.close()
         return True
 
     def _listen(self) -> None:
@@ -1948,54 +2422,59 @@ class ProcessWorker:
         while True:
             message, fds = receive(self._channel)
             if message:
-                self._handle(message, fds)
+                self._hear(message, fds)
             elif self._end_process() or not self._restart():
                 return
 
-    def _handle(self, message: bytes, fds: list[int]) -> None:
-        name, slot, *rest = pickle.loads(message)
-        if name == "short_of_threads":
-            return self._boss.say_short(self, slot, *rest)  # not a slot: threads
+    def _hear(self, message: bytes, fds: list[int]) -> None:
+        """Understand what the `WorkerProcess` has sent."""
+        kind, *words = pickle.loads(message)
+        if kind == LIMIT:
+            self._frontend.limit_worker(self, *words)
+            return
+        slot, *words = words
         with self._lock:
-            self._held.discard(slot)
-        if name == "ended":
-            return self._boss.ended(slot, End(*rest))
-        if not fds:  # none was free here: the kernel dropped it (unix(7))
-            return self._boss.ended(slot, NO_DESCRIPTOR)
-        client = socket.socket(fileno=fds[0])
-        if name == "connect_failed":
-            return self._boss.connect_failed(slot, client, End(*rest))
-        return self._boss.header_read(slot, client, Header(*rest))
+            self._assigned.discard(slot)
+        if kind == ENDED:
+            self._frontend.hear(slot, None, End(*words))
+        elif not fds:  # none was free here: the kernel dropped it (unix(7))
+            self._frontend.hear(slot, None, NO_DESCRIPTOR)
+        else:
+            outcome = End(*words) if kind == UNCONNECTED else Header(*words)
+            self._frontend.hear(slot, socket.socket(fileno=fds[0]), outcome)
 
     def _end_process(self) -> bool:
         """Reap the process, whose channel has ended; return whether that was wanted."""
         with self._lock:
             self._channel.close()
-            held = self._held
+            slots, self._assigned = list(self._assigned), set()
         self._pool.set_alive(self, False)
         self._kill()  # should it only have closed its channel
         with self._pid_lock:
             code = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
             self._pid = 0
-        if self._stopping.is_set():
-            return True
-        self._boss.worker_died(self.index, code, held)
-        return False
+        if not self._stopping.is_set():
+            self._frontend.worker_died(self._number, code, slots)
+        return self._stopping.is_set()
 
     def _restart(self) -> bool:
         """Fork again, once a second at most; False when there is no need to."""
-        while not self._boss.over.wait(max(0.0, self._forked_s + 1 - time.monotonic())):
+        over = self._frontend.over
+        while not over.wait(max(0.0, self._forked_s + 1 - time.monotonic())):
+            self._forked_s = time.monotonic()
             try:
-                self._fork()
+                channel, pid = self._fork()
             except OSError as error:
-                words = f"worker={self.index} not started: {say_why(error)}"
-                self._boss.log.warn("start", words)
-            else:
-                if self._stopping.is_set():
-                    self._end_channel()
-                self._pool.set_capacity(self, self.room)
-                self._pool.set_alive(self, True)
-                return True
+                words = f"worker={self._number} not started: {say_why(error)}"
+                self._frontend.log.warn("start", words)
+                continue
+            with self._lock, self._pid_lock:
+                self._channel, self._pid = channel, pid
+            if self._stopping.is_set():
+                self._end_channel()
+            self._pool.set_capacity(self, None)
+            self._pool.set_alive(self, True)
+            return True
         return False
 
     def cut(self, how: int) -> None:
@@ -2012,9 +2491,9 @@ class ProcessWorker:
         with self._lock, contextlib.suppress(OSError):
             self._channel.shutdown(socket.SHUT_WR)
 
-    def join(self) -> None:
-        """Wait for the process to end; kill one that does not, it may be stopped."""
-        self._thread.join(CUT_S)
+    def join(self, timeout_s: float) -> None:
+        """Wait for the process to end; kill one that does not: it may be stopped."""
+        self._thread.join(timeout_s)
         if self._thread.is_alive():
             self._kill()
             self._thread.join()
@@ -2030,12 +2509,6 @@ class ProcessWorker:
                 os.kill(self._pid, signal.SIGKILL)
 
 
-def kill_workers(pool: Pool) -> None:
-    """Kill the processes of all workers."""
-    for worker in pool.workers:
-        worker.kill()
-
-
 def receive(channel: socket.socket) -> tuple[bytes, list[int]]:
     """Return the next message (b"" = the end) and the descriptor that came with it."""
     try:
@@ -2045,381 +2518,79 @@ def receive(channel: socket.socket) -> tuple[bytes, list[int]]:
     return message, fds
 
 
-class Messenger:
-    """The boss as a worker process sees it: calls become messages."""
+# What a worker process says: an `End` without a client, one with a client, a `Header`
+# with a client, or how many threads it can have.
+ENDED, UNCONNECTED, NAMED, LIMIT = "ended", "unconnected", "named", "limit"
 
-    def __init__(self, channel: socket.socket) -> None:
+
+class WorkerProcess:
+    """The other end of a `ProcessWorker`'s channel: a crew that speaks in messages."""
+
+    def __init__(
+        self, channel: socket.socket, options: Options, counters: Counters
+    ) -> None:
         self._channel = channel
+        self._crew = Crew(
+            options, counters, self._next_job, self._report, self._limit_threads
+        )
 
-    def ended(self, slot: int, end: End) -> None:
-        self._tell(None, "ended", slot, end.code, end.words, end.undelivered)
+    def run(self) -> None:
+        """Serve sessions: the first thread of the process is its "spare" one."""
+        self._crew.keep_spare()
 
-    def connect_failed(self, slot: int, client: socket.socket, end: End) -> None:
-        self._tell(client, "connect_failed", slot, end.code, end.words)
+    def _next_job(self) -> Job:
+        """Wait for the next job; the end of the channel ends the process."""
+        while True:
+            message, fds = receive(self._channel)
+            if not message:
+                os._exit(0)  # live sessions end with us: the kernel closes all
+            slot, number, *target = pickle.loads(message)
+            if slot is None:
+                self._crew.cut(number)
+            elif not fds:  # none was free here: the kernel dropped it (unix(7))
+                self._report(slot, None, NO_DESCRIPTOR)
+            else:
+                # The family only matters for addresses: nobody asks for those here.
+                sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fds[0])
+                return Job(sock, slot, number, Target(*target) if target else None)
 
-    def header_read(self, slot: int, client: socket.socket, header: Header) -> None:
-        self._tell(client, "header_read", slot, header.source, header.destination)
+    def _report(
+        self, slot: int, client_sock: socket.socket | None, outcome: End | Header
+    ) -> None:
+        if isinstance(outcome, Header):
+            self._send(client_sock, NAMED, slot, outcome.source, outcome.destination)
+        else:
+            kind = UNCONNECTED if client_sock else ENDED
+            words = (outcome.code, outcome.words, outcome.undelivered)
+            self._send(client_sock, kind, slot, *words)
 
-    def short_of_threads(self, threads: int | None, why: str) -> None:
-        self._tell(None, "short_of_threads", threads, why)
+    def _limit_threads(self, threads: int | None, why: str) -> None:
+        self._send(None, LIMIT, threads, why)
 
-    def _tell(self, client: socket.socket | None, *message: Any) -> None:
+    def _send(self, client_sock: socket.socket | None, *message: Any) -> None:
         data = pickle.dumps(message)
         with contextlib.suppress(OSError):  # the main process is gone: we follow soon
-            if client is None:
+            if client_sock is None:
                 self._channel.send(data)
             else:
-                socket.send_fds(self._channel, [data], [client.fileno()])
-                client.close()
-
-
-NO_DESCRIPTOR = End("RC", "no descriptor left for the connection")
+                socket.send_fds(self._channel, [data], [client_sock.fileno()])
+                client_sock.close()
 
 
 def worker_main(channel_fd: int, options: Options, counters: Counters) -> NoReturn:
     """Be a worker process: serve what the channel brings, until it ends."""
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        signal.signal(getattr(signal, name, signal.SIGTERM), signal.SIG_IGN)
-    signal.set_wakeup_fd(-1)  # the main process decides what a signal means
-    os.closerange(3, channel_fd)
-    os.closerange(channel_fd + 1, raise_descriptor_limit())
-    with contextlib.suppress(AttributeError, OSError):
-        # A worker that wakes does not push client or server off their core (sched(7)).
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-    sys.setswitchinterval(1.0)  # all threads wait in calls: none need be made to yield
-    channel = socket.socket(fileno=channel_fd)
-    boss = Messenger(channel)
-
-    def take() -> Job | None:
-        """Wait for the next job; the end of the channel ends the process."""
-        while True:
-            message, fds = receive(channel)
-            if not message:
-                os._exit(0)  # live sessions end with us: the kernel closes all
-            slot, *parts = pickle.loads(message)
-            if slot is None:
-                crew.cut(*parts)
-                continue
-            if not fds:  # none was free here: the kernel dropped it (unix(7))
-                boss.ended(slot, NO_DESCRIPTOR)
-                continue
-            # The family only matters for addresses: nobody asks for those here.
-            client = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fds[0])
-            return Job(client, slot, *parts)
-
     try:
-        crew = Crew(options, counters, boss, take)
-        crew.keep_spare()
+        for number in handled_signals():
+            signal.signal(number, signal.SIG_IGN)
+        signal.set_wakeup_fd(-1)  # the main process decides what a signal means
+        os.closerange(3, channel_fd)
+        os.closerange(channel_fd + 1, raise_descriptor_limit() or MAX_SLOTS)
+        do_not_preempt()
+        sys.setswitchinterval(1.0)  # all threads wait in calls: none need be made yield
+        channel = socket.socket(fileno=channel_fd)
+        WorkerProcess(channel, options, counters).run()
     finally:
-        os._exit(1)  # never back into what was copied from the main process
-
-
-# ---- Frontend: accept, place, queue --------------------------------------------------
-# The life of a session outside its crew. Thread "accept" begins sessions; thread
-# "queue" places those that come back from a failed connect or wait for a place; crews
-# report how they ended.
-
-
-Watched = tuple[socket.socket, Session]  # a client in the queue
-
-
-class Frontend:
-    """The listening side, and the boss of all crews."""
-
-    def __init__(
-        self,
-        listener: socket.socket,
-        pool: Pool,
-        log: Log,
-    ) -> None:
-        self.options, self.pool, self.log = pool.options, pool, log
-        self.over = threading.Event()  # ends the thread "queue", and new processes
-        self._cutting = threading.Event()  # whoever still waits is closed
-        self.listener = listener
-        # What is sent into the second socket of a pair wakes the thread at the first.
-        self._accept_pair = socket.socketpair()
-        self._queue_pair = socket.socketpair()
-        for sock in (listener, *self._queue_pair):
-            sock.setblocking(False)
-        self._accepting = daemon("accept", self.accept_clients)
-        self._placing = daemon("queue", self.place_waiting)
-
-    def start(self) -> None:
-        """Start the threads "accept" and "queue"."""
-        self._accepting.start()
-        self._placing.start()
-
-    # Thread "accept" ------------------------------------------------------------------
-
-    def accept_clients(self) -> None:
-        """Thread "accept": begin a session for every client while there is room."""
-        poll = new_poll()
-        poll.register(self.listener.fileno(), POLLIN)
-        poll.register(self._accept_pair[0].fileno(), POLLIN)
-        while self.pool.wait_for_room():
-            try:
-                client, peer = self.listener.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                poll.poll()
-            except OSError as error:
-                words = f"cannot accept: {say_why(error)}; live connections go on"
-                self.log.warn("accept", words)
-                self.over.wait(BACKOFF_S)
-            else:
-                self._admit(client, peer)
-
-    def _admit(self, client: socket.socket, peer: SocketAddress) -> None:
-        options = self.options
-        if options.accept_proxy and not is_in(options.accept_proxy, peer):
-            return self._refuse(client, peer, "not in --accept-proxy")
-        if not options.accept_proxy and self._is_barred(peer):
-            return self._refuse(client, peer, "not in --allow")
-        session = self.pool.admit(client, peer)
-        if options.accept_proxy:  # its PROXY header says who it is
-            self._give(session, Job(client, session.slot, session.number))
-        else:
-            self._place(session)
-        return None
-
-    def _is_barred(self, source: SocketAddress) -> bool:
-        return bool(self.options.allow) and not is_in(self.options.allow, source)
-
-    def _refuse(self, client: socket.socket, peer: SocketAddress, why: str) -> None:
-        client.close()
-        self.pool.refuse()
-        self.log.line(
-            f"client={format_address(peer)} server=- tries=0 connect_ms=- "
-            "duration_ms=0.0 to_server=0 to_client=0 undelivered=0 "
-            f"end=PC refused: {why}"
-        )
-
-    # Placing --------------------------------------------------------------------------
-
-    def _place(self, session: Session) -> bool:
-        """Send the session to a server, or end it; False when it has to wait."""
-        if self._cutting.is_set():
-            self._end(session, End("KQ", "closed at shutdown"))
-            return True
-        if session.barred:
-            self._end(session, End("PC", "refused: not in --allow"))
-            return True
-        try:
-            server = self.pool.pick(session)
-        except NoServerError:
-            self._end(session, session.failure or NO_SERVER)
-            return True
-        if self.pool.fail_open.is_set():
-            self.log.warn("open", "no server is UP: every server is tried")
-        if server is None:
-            if threading.current_thread() is not self._placing:
-                self.wake_queue()
-            return False
-        self._give(session, self._job(session, server))
-        return True
-
-    def _job(self, session: Session, server: Server) -> Job:
-        assert session.client is not None
-        preface = b""
-        if self.options.send_proxy:
-            destination = session.destination or session.client.getsockname()
-            header = proxy_v1 if self.options.send_proxy == "v1" else proxy_v2
-            preface = header(session.source, destination)
-        where = (server.family, server.address)
-        return Job(session.client, session.slot, session.number, *where, preface)
-
-    def _give(self, session: Session, job: Job) -> None:
-        session.client = None  # the worker's from now on
-        while not session.worker.give(job):  # its process died before it took it
-            if not self.pool.move(session):
-                session.client = job.client
-                return self._end(session, WORKER_DIED)
-        return None
-
-    # Thread "queue" -------------------------------------------------------------------
-
-    def place_waiting(self) -> None:
-        """Thread "queue": place who waits, first come first; notice who leaves."""
-        poll = new_poll()
-        poll.register(self._queue_pair[0].fileno(), POLLIN)
-        watched: dict[int, Watched] = {}
-        while not self.over.is_set():
-            self._watch_clients(poll, watched, self._place_all())
-            waiting = [session for _, session in watched.values()]
-            for fd, mask in poll.poll(self._next_deadline_ms(waiting)):
-                if fd == self._queue_pair[0].fileno():
-                    with contextlib.suppress(BlockingIOError):
-                        self._queue_pair[0].recv(4096)
-                elif mask & (POLLERR | POLLHUP) or has_left(watched[fd][0]):
-                    self._end(watched[fd][1], End("CQ", "client left the queue"))
-                else:
-                    poll.unregister(fd)
-                    poll.register(fd, 0)  # it has sent: now only errors matter
-
-    def _place_all(self) -> list[Session]:
-        """Place all that can be placed; return those that go on waiting."""
-        waiting = []
-        blocked = False
-        for session in self.pool.waiting():
-            if self._queue_timed_out(session):
-                self._end(session, End("sQ", "no place at a server in time"))
-            elif (blocked and not session.tried) or not self._place(session):
-                waiting.append(session)
-                blocked = self.options.algorithm != "source"
-        return waiting
-
-    def _queue_timed_out(self, session: Session) -> bool:
-        timeout_s: float = self.options.queue_timeout
-        waited_s = time.monotonic() - session.queued_s if session.queued_s else 0.0
-        return waited_s >= timeout_s > 0
-
-    def _next_deadline_ms(self, waiting: list[Session]) -> float | None:
-        if not waiting or not self.options.queue_timeout:
-            return None
-        first_s = min(session.queued_s for session in waiting)
-        left_s: float = first_s + self.options.queue_timeout - time.monotonic()
-        return max(0.0, left_s) * 1000 + 1
-
-    def _watch_clients(
-        self, poll: Any, watched: dict[int, Watched], waiting: list[Session]
-    ) -> None:
-        """Bring the polled clients in line with those that wait."""
-        wanted = {s.client.fileno(): (s.client, s) for s in waiting if s.client}
-        for fd in [fd for fd, entry in watched.items() if wanted.get(fd) != entry]:
-            del watched[fd]
-            poll.unregister(fd)
-        for fd, entry in wanted.items():
-            if fd not in watched:
-                watched[fd] = entry
-                poll.register(fd, POLLIN)
-
-    def wake_queue(self) -> None:
-        """Have another look at who waits: a place may be free."""
-        with contextlib.suppress(OSError):  # full: it has been woken already
-            self._queue_pair[1].send(b".")
-
-    # Reports of the crews (Boss) ------------------------------------------------------
-
-    def ended(self, slot: int, end: End) -> None:
-        """End a session whose sockets a crew has closed."""
-        self._note_shortage(end)
-        if session := self.pool.live(slot):
-            self._end(session, end)
-
-    def _note_shortage(self, end: End) -> None:
-        if end.code == "RC":
-            self.log.warn("shortage", f"{end.words}; live connections go on")
-
-    def connect_failed(self, slot: int, client: socket.socket, end: End) -> None:
-        """Send a session to another server: a crew could not connect it."""
-        server = self.pool.connect_failed(slot, client, end)
-        if end.blames_server:
-            self.log.line(self.pool.record_refusal(server, end.words))
-        self._note_shortage(end)
-        self.wake_queue()
-
-    def header_read(self, slot: int, client: socket.socket, header: Header) -> None:
-        """Have a server picked: a crew has taken the PROXY header off."""
-        source = header.source or self.pool.session(slot).source
-        self.pool.header_read(slot, client, header, self._is_barred(source))
-        self.wake_queue()
-
-    def short_of_threads(self, threads: int | None, why: str) -> None:
-        """Hear that this process can, or again can, start no more threads."""
-        self.say_short(self.pool.workers[0], threads, why)
-
-    def say_short(self, worker: Worker, threads: int | None, why: str) -> None:
-        """Take no more sessions than a worker has threads for."""
-        self.pool.set_capacity(worker, worker.room if threads is None else threads)
-        if why:
-            words = f"cannot start a thread: {why}; live connections go on"
-            self.log.warn("thread", words)
-
-    def worker_died(self, index: int, code: int, held: Iterable[int]) -> None:
-        """End the sessions that went down with a worker process."""
-        sessions = [self.pool.session(slot) for slot in held]
-        cause = f"signal {-code}" if code < 0 else f"exit code {code}"
-        self.log.line(
-            f"worker={index} died by {cause} with {len(sessions)} connections, "
-            "and is replaced"
-        )
-        for session in sessions:
-            self._end(session, WORKER_DIED)
-
-    def _end(self, session: Session, end: End) -> None:
-        """Close what is held of a session, count it, log it, let the next one in."""
-        client, session.client = session.client, None
-        if client is not None:
-            client.close()
-        ended = self.pool.end(session, end)
-        if ended is None:
-            return
-        if not self.log.silent:
-            self.log.line(end_line(session, ended.row, end))
-        self.log.line(ended.health)
-        if ended.others_wait:
-            self.wake_queue()
-
-    # Stopping -------------------------------------------------------------------------
-
-    def stop_accepting(self) -> None:
-        """Take no more clients; those that wait in the listen queue are refused."""
-        self.pool.stop()
-        self._accept_pair[1].send(b".")
-        self._accepting.join()
-        self.listener.close()
-
-    def stop(self) -> None:
-        """End whatever is still live, then the threads and processes."""
-        self._cutting.set()
-        self.wake_queue()
-        for how in (socket.SHUT_RD, socket.SHUT_RDWR):
-            for worker in self.pool.workers:
-                worker.cut(how)
-            if self.pool.wait_until_idle(CUT_S / 2):
-                break
-        self.over.set()
-        self.wake_queue()
-        self._placing.join()
-        for worker in self.pool.workers:
-            worker.stop()
-        for worker in self.pool.workers:
-            worker.join()
-        self._end_all()
-        self.close()
-
-    def _end_all(self) -> None:
-        """Log the sessions that nobody else will end any more."""
-        for session in self.pool.sessions():
-            self._end(session, End("KD", "closed at shutdown"))
-
-    def exit_now(self) -> NoReturn:
-        """Thread "signals": asked twice to stop, wait for nothing but the log."""
-        kill_workers(self.pool)
-        self._end_all()
-        self.log.close()
-        os._exit(0)
-
-    def close(self) -> None:
-        """Close the descriptors of the frontend itself."""
-        self.listener.close()
-        for pair in (self._accept_pair, self._queue_pair):
-            for sock in pair:
-                sock.close()
-
-
-def end_line(session: Session, row: Row, end: End) -> str:
-    """Return the line of the log that a session ends with."""
-    server, connect_ns = session.server, row.connect_ns
-    connect_ms = f"{connect_ns / 1e6:.2f}" if connect_ns else "-"
-    duration_ms = (time.monotonic() - session.accepted_s) * 1000
-    return (
-        f"client={format_address(session.source)} "
-        f"server={server.label if server else '-'} "
-        f"tries={len(session.tried) + (server is not None)} "
-        f"connect_ms={connect_ms} duration_ms={duration_ms:.1f} "
-        f"to_server={row.to_server} to_client={row.to_client} "
-        f"undelivered={end.undelivered} end={end.code} {end.words}"
-    )
+        os._exit(1)  # a defect; never back into what was copied from the main process
 
 
 # ---- Checks: which servers are UP ----------------------------------------------------
@@ -2432,19 +2603,19 @@ class Checks:
 
     def __init__(self, frontend: Frontend) -> None:
         self._options, self._pool = frontend.options, frontend.pool
-        self._log, self._frontend = frontend.log, frontend
+        self._log, self._queue = frontend.log, frontend.queue
         self._over = threading.Event()
 
     def start(self) -> None:
         """Start a thread for every server, and one for names that can move."""
         servers = self._pool.servers()
-        names = {s.name for s in servers}
+        names = {s.option for s in servers}
         moving = sorted(n for n in names if not is_literal(parse_address(n)[0]))
         if self._options.no_checks:
-            daemon("forgive", self._forgive).start()
+            new_thread("forgive", self._forgive).start()
         self._watch(servers)
         if moving:  # on a daemon thread: getaddrinfo(3) cannot be interrupted
-            daemon("resolve", self._follow, moving).start()
+            new_thread("resolve", self._follow, moving).start()
 
     def stop(self) -> None:
         """Tell the threads to end; one that is checking ends after its timeout."""
@@ -2453,7 +2624,9 @@ class Checks:
     def _watch(self, servers: list[Server]) -> None:
         if not self._options.no_checks:
             for server in servers:
-                daemon(f"check-{server.label}", self._keep_checking, server).start()
+                new_thread(
+                    f"check-{server.address_text}", self._keep_checking, server
+                ).start()
 
     def _keep_checking(self, server: Server) -> None:
         """Thread "check-HOST:PORT": check once per interval, first within it."""
@@ -2509,19 +2682,19 @@ class Checks:
     def _log_change(self, line: str) -> None:
         if line and not self._over.is_set():
             self._log.line(line)
-            self._frontend.wake_queue()
+            self._queue.wake()
 
     def _follow(self, names: list[str]) -> None:
         """Thread "resolve": every interval, look where the names point now."""
         while not self._over.wait(self._options.check_interval):
             for name in names:
                 try:
-                    found = resolve(*parse_address(name))
+                    addresses = resolve(*parse_address(name))
                 except OSError as error:
                     words = f"cannot resolve {name}: {say_why(error)}; addresses kept"
                     self._log.warn(name, words)
                     continue
-                new, lines = self._pool.move_name(name, found)
+                new, lines = self._pool.move_name(name, addresses)
                 for line in lines:
                     self._log_change(line)
                 self._watch(new)
@@ -2572,7 +2745,7 @@ class Log:
         self._stamp = (0, "")  # a second, and how it is written
         self._lines: queue.SimpleQueue[tuple[float, str] | None] = queue.SimpleQueue()
         self._closing = threading.Event()
-        self._thread = daemon("log", self._write_lines)
+        self._thread = new_thread("log", self._write_lines)
 
     def start(self) -> None:
         """Start the thread that writes; lines wait until then."""
@@ -2674,6 +2847,65 @@ def say_lost(lines: int) -> str:
 # ---- Status: what an operator sees and does ------------------------------------------
 # The standard library's HTTP server on a port of its own; it reads snapshots, so no
 # slow or hostile client of it can hold up a session.
+
+
+def figures_of(snapshot: Snapshot) -> dict[str, Any]:
+    """Return the figures of a moment as /status.json has them."""
+    rows = [live.row for live in snapshot.live]
+    for live in snapshot.live:
+        if live.server is not None:
+            snapshot.servers[live.server].add_row(live.row)
+    servers, now_s = list(snapshot.servers.values()), snapshot.now_s
+    return {
+        "uptime_s": round(snapshot.uptime_s, 3),
+        "stopping": snapshot.stopping,
+        "connections": {
+            "active": len(rows),
+            "total": snapshot.total,
+            "failed": snapshot.failed,
+            "refused": snapshot.refused,
+            "queued": snapshot.queued,
+        },
+        "bytes": {
+            "to_servers": snapshot.to_servers + sum(row.to_server for row in rows),
+            "to_clients": snapshot.to_clients + sum(row.to_client for row in rows),
+        },
+        "servers": [describe(server, now_s) for server in servers],
+        "live": [describe_live(live, now_s) for live in snapshot.live[:LIVE_LISTED]],
+        "connects": {s.address_text: (s.connects, s.connect_s) for s in servers},
+    }
+
+
+def describe(server: Server, now_s: float) -> dict[str, Any]:
+    """Return a server's entry of /status.json."""
+    return {
+        "address": server.address_text,
+        "state": server.state,
+        "weight": server.weight,
+        "backup": server.backup,
+        "max": server.max,
+        "active": server.places_taken,
+        "total": server.total,
+        "connect_failures": server.connect_failures,
+        "retries": server.retries,
+        "bytes_to_server": server.to_server,
+        "bytes_to_client": server.to_client,
+        "last_change_s": round(now_s - server.changed_s, 3),
+        "last_check": server.last_check,
+    }
+
+
+def describe_live(live: LiveSession, now_s: float) -> dict[str, Any]:
+    """Return a live session's entry of /status.json; ages in seconds."""
+    last_s = live.row.last_ns / 1e9 or live.accepted_s
+    return {
+        "client": format_address(live.source),
+        "server": live.server.address_text if live.server else None,
+        "age_s": round(now_s - live.accepted_s, 3),
+        "idle_s": round(max(0.0, now_s - last_s), 3),
+        "to_server": live.row.to_server,
+        "to_client": live.row.to_client,
+    }
 
 
 METRICS = (  # name after "load_balancer_", its kind, what it says
@@ -2981,10 +3213,10 @@ class StatusHandler(http.server.BaseHTTPRequestHandler):
         if path == "/":
             self._reply(200, "text/html; charset=utf-8", PAGE)
         elif path == "/status.json":
-            text = json.dumps(self._status(pool.snapshot()))
+            text = json.dumps(self._status(figures_of(pool.snapshot())))
             self._reply(200, "application/json", text)
         elif path == "/metrics":
-            text = render_metrics(pool.snapshot())
+            text = render_metrics(figures_of(pool.snapshot()))
             self._reply(200, "text/plain; version=0.0.4", text)
         elif path == "/healthz":
             up = pool.is_up() and not pool.stopping.is_set()
@@ -3006,14 +3238,14 @@ class StatusHandler(http.server.BaseHTTPRequestHandler):
         if len(path) != 3 or path[0] != "servers" or path[2] not in ADMIN:
             words = "POST /servers/HOST:PORT/drain|ready|maint\n"
             return self._reply(404, "text/plain", words)
-        label, admin = urllib.parse.unquote(path[1]), path[2]
-        if not self.server.set_admin(label, admin):
-            return self._reply(404, "text/plain", f"no server {label}\n")
-        return self._reply(200, "text/plain", f"{label}: {admin}\n")
+        address_text, admin = urllib.parse.unquote(path[1]), path[2]
+        if not self.server.set_admin(address_text, admin):
+            return self._reply(404, "text/plain", f"no server {address_text}\n")
+        return self._reply(200, "text/plain", f"{address_text}: {admin}\n")
 
     def _status(self, figures: dict[str, Any]) -> dict[str, Any]:
         shown = {key: value for key, value in figures.items() if key != "connects"}
-        return {"version": 1, "listen": self.server.listen_label, **shown}
+        return {"version": 1, "listen": self.server.listen_text, **shown}
 
     def _is_own_host(self) -> bool:
         """Refuse a name that only a foreign DNS would give us (DNS rebinding)."""
@@ -3064,17 +3296,17 @@ class StatusServer(http.server.ThreadingHTTPServer):
     request_queue_size = 128  # socketserver's 5 lets a crowd wait for SYN retries
 
     def __init__(
-        self, where: tuple[str, int], listen_label: str, frontend: Frontend
+        self, where: tuple[str, int], listen_text: str, frontend: Frontend
     ) -> None:
         """Listen for status clients; raise OSError."""
-        self.host, self.listen_label = where[0], listen_label
+        self.host, self.listen_text = where[0], listen_text
         self.pool, self._frontend = frontend.pool, frontend
         self._lock = threading.Lock()
         self._open: dict[socket.socket, None] = {}
         family, address = resolve(*where)[0]
         self.address_family = family
         super().__init__(address[:2], StatusHandler)
-        self._thread = daemon("status", self.serve_forever, 0.25)
+        self._thread = new_thread("status", self.serve_forever, 0.25)
 
     def server_bind(self) -> None:
         """Bind without asking the DNS for our own name, as HTTPServer would."""
@@ -3116,20 +3348,28 @@ class StatusServer(http.server.ThreadingHTTPServer):
         if not isinstance(sys.exc_info()[1], OSError):
             traceback.print_exc()
 
-    def set_admin(self, label: str, admin: str) -> bool:
-        """Drain, stop or ready a server by its label; False when there is none."""
-        for server in self.pool.servers():
-            if server.label == label:
-                self._frontend.log.line(self.pool.set_admin(server, admin))
-                self._frontend.wake_queue()
-                return True
-        return False
+    def set_admin(self, address_text: str, admin: str) -> bool:
+        """Drain, stop or ready a server; False when there is none at the address."""
+        line = self.pool.set_admin(address_text, admin)
+        if line is None:
+            return False
+        self._frontend.log.line(line)
+        self._frontend.queue.wake()
+        return True
 
 
 # ---- Command line --------------------------------------------------------------------
 
 
-def seconds(text: str) -> float:
+class Parser(argparse.ArgumentParser):
+    """Say what is wrong in one line; the whole usage is one `--help` away."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line on standard error; exit with status 2."""
+        self.exit(2, f"{self.prog}: {message} (see --help)\n")
+
+
+def parse_seconds(text: str) -> float:
     """Return a number of seconds, 0 or more."""
     try:
         value = float(text)
@@ -3140,39 +3380,39 @@ def seconds(text: str) -> float:
     return value
 
 
-def positive_seconds(text: str) -> float:
+def parse_positive_seconds(text: str) -> float:
     """Return a number of seconds above 0."""
-    if not (value := seconds(text)):
+    if not (value := parse_seconds(text)):
         raise argparse.ArgumentTypeError(f"{text!r} is not more than 0 seconds")
     return value
 
 
-def whole_number(text: str) -> int:
+def parse_count(text: str) -> int:
     """Return a whole number, 0 or more."""
     if not (text.isascii() and text.isdigit() and len(text) < 10):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 0 or more")
     return int(text)
 
 
-def positive_number(text: str) -> int:
+def parse_positive_count(text: str) -> int:
     """Return a whole number, 1 or more."""
-    if not (value := whole_number(text)):
+    if not (value := parse_count(text)):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 1 or more")
     return value
 
 
-def processes(text: str) -> int:
+def parse_workers(text: str) -> int:
     """Return how many processes relay; 0 stands for `auto`."""
-    value = 0 if text == "auto" else positive_number(text)
+    value = 0 if text == "auto" else parse_positive_count(text)
     if value > 256:
         raise argparse.ArgumentTypeError(f"{text!r} is more than 256 processes")
     return value
 
 
-def network(text: str) -> Network:
+def parse_network(text: str) -> Network:
     """Return the network that a CIDR or a single address names."""
     try:
-        return ipaddress.ip_network(text)
+        return ipaddress.ip_network(text, strict=False)
     except ValueError as error:
         why = f"{text!r} is not an address or CIDR: {error}"
         raise argparse.ArgumentTypeError(why) from None
@@ -3196,7 +3436,7 @@ def parse_server(text: str) -> dict[str, Any]:
             raise argparse.ArgumentTypeError(why)
         else:
             try:
-                parts[key] = whole_number(value)
+                parts[key] = parse_count(value)
             except argparse.ArgumentTypeError as error:
                 raise argparse.ArgumentTypeError(f"{key}: {error}") from None
     if parts["weight"] > 256:
@@ -3204,34 +3444,17 @@ def parse_server(text: str) -> dict[str, Any]:
     return parts
 
 
-class OptionGroup:
-    """A group of options in the help: each one is added by a line or two."""
-
-    def __init__(self, parser: argparse.ArgumentParser, title: str) -> None:
-        self.add = parser.add_argument_group(title).add_argument
-
-    def number(
-        self, name: str, default: float, kind: Callable[[str], float], text: str
-    ) -> None:
-        """Add seconds, when the default is a float, or a count."""
-        unit = "S" if isinstance(default, float) else "N"
-        text += f" (default: {default:g})"
-        self.add(name, type=kind, default=default, metavar=unit, help=text)
-
-    def address(self, name: str, default: tuple[str, int] | None, text: str) -> None:
-        form = "HOST:PORT"
-        self.add(name, type=parse_address, default=default, metavar=form, help=text)
-
-    def networks(self, name: str, text: str) -> None:
-        """Add a CIDR that may be repeated."""
-        self.add(name, type=network, action="append", metavar="CIDR", help=text)
-
-
-def add_where(group: OptionGroup) -> None:
+def add_addresses(parser: Parser) -> None:
     """Add the options that say where clients come from and where they go."""
-    text = "accept clients here (default: 127.0.0.1:9990)"
-    group.address("--listen", ("127.0.0.1", 9990), text)
-    group.add(
+    add = parser.add_argument_group("addresses").add_argument
+    add(
+        "--listen",
+        type=parse_address,
+        default=("127.0.0.1", 9990),
+        metavar="HOST:PORT",
+        help="accept clients here (default: 127.0.0.1:9990)",
+    )
+    add(
         "--server",
         type=parse_server,
         action="append",
@@ -3240,86 +3463,144 @@ def add_where(group: OptionGroup) -> None:
         help="send clients to this server; repeat for more "
         "(default: 127.0.0.1:9991, :9992, :9993)",
     )
-    text = "choose the next server by this rule; random = the less loaded of two "
-    text += "(default: %(default)s)"
-    group.add("--algorithm", choices=ALGORITHMS, default=ALGORITHMS[0], help=text)
-    text = "relay in N processes, auto = one per core"
-    group.number("--workers", 1, processes, text)
+    add(
+        "--algorithm",
+        choices=ALGORITHMS,
+        default=ALGORITHMS[0],
+        help="choose the next server by this rule; random: the less loaded of two "
+        "(default: %(default)s)",
+    )
+    add(
+        "--workers",
+        type=parse_workers,
+        default=1,
+        metavar="N",
+        help="relay in N processes; auto: one per core (default: 1)",
+    )
 
 
-def add_checks(group: OptionGroup) -> None:
+def add_numbers(
+    parser: Parser,
+    title: str,
+    *options: tuple[str, Callable[[str], float], float, str],
+) -> None:
+    """Add a group of options that are seconds (a float as default) or a count."""
+    group = parser.add_argument_group(title)
+    for name, parse, default, text in options:
+        unit = "S" if isinstance(default, float) else "N"
+        text += f" (default: {default:g})"
+        group.add_argument(name, type=parse, default=default, metavar=unit, help=text)
+    if title == "checks":
+        text = "judge servers by clients' connects alone (default: off)"
+        group.add_argument("--no-checks", action="store_true", help=text)
+
+
+def add_checks(parser: Parser) -> None:
     """Add the options that say when a server is UP."""
-    text = "connect to each server every S seconds"
-    group.number("--check-interval", 2.0, positive_seconds, text)
-    group.number("--rise", 2, positive_number, "call a server UP after N good checks")
-    text = "call a server DOWN after N failed checks, or connects for clients"
-    group.number("--fall", 3, positive_number, text)
-    text = "let a check fail after S seconds"
-    group.number("--check-timeout", 2.0, positive_seconds, text)
-    text = "judge servers by clients' connects alone (default: off)"
-    group.add("--no-checks", action="store_true", help=text)
+    seconds, number = parse_positive_seconds, parse_positive_count
+    down = "call a server DOWN after N failed checks, or connects for clients"
+    add_numbers(
+        parser,
+        "checks",
+        ("--check-interval", seconds, 2.0, "connect to each server every S seconds"),
+        ("--rise", number, 2, "call a server UP after N good checks"),
+        ("--fall", number, 3, down),
+        ("--check-timeout", seconds, 2.0, "let a check fail after S seconds"),
+    )
 
 
-def add_limits(group: OptionGroup) -> None:
+def add_limits(parser: Parser) -> None:
     """Add the options that bound time and number."""
-    text = "try another server after S seconds"
-    group.number("--connect-timeout", 3.0, positive_seconds, text)
-    text = "close after S seconds without a byte, 0 = never"
-    group.number("--idle-timeout", 3600.0, seconds, text)
-    text = "the same once one side has ended"
-    group.number("--half-close-timeout", 300.0, seconds, text)
-    text = "let live connections end for S seconds when stopping"
-    group.number("--grace", 30.0, seconds, text)
-    text = "close after S seconds without a place at a server, 0 = wait"
-    group.number("--queue-timeout", 5.0, seconds, text)
-    text = "serve N at once, more wait to be accepted; 0 = as the descriptors allow"
-    group.number("--max-connections", 0, whole_number, text)
+    seconds, positive = parse_seconds, parse_positive_seconds
+    idle = "close after S seconds without a byte; 0: never"
+    half = "close after S seconds without a byte once one side has ended; 0: never"
+    queue = "close after S seconds without a place at a server; 0: never"
+    most = "serve N at once, let more wait in the listen queue; 0: as descriptors allow"
+    add_numbers(
+        parser,
+        "limits",
+        ("--connect-timeout", positive, 3.0, "try another server after S seconds"),
+        ("--idle-timeout", seconds, 3600.0, idle),
+        ("--half-close-timeout", seconds, 300.0, half),
+        ("--queue-timeout", seconds, 5.0, queue),
+        ("--grace", seconds, 30.0, "let live connections end for S seconds at a stop"),
+        ("--max-connections", parse_count, 0, most),
+    )
 
 
-def add_who(group: OptionGroup) -> None:
+def add_access(parser: Parser) -> None:
     """Add the options that say who may come, and as whom."""
-    text = "refuse clients from elsewhere; repeat for more (default: all may come)"
-    group.networks("--allow", text)
-    text = "require a PROXY header, version 1 or 2, from these sources and refuse all "
-    group.networks("--accept-proxy", text + "others (default: off)")
-    text = "tell servers the client's address by a PROXY header (default: off)"
-    group.add("--send-proxy", choices=("v1", "v2"), help=text)
+    add = parser.add_argument_group("access").add_argument
+    add(
+        "--allow",
+        type=parse_network,
+        action="append",
+        metavar="CIDR",
+        help="refuse clients from elsewhere; repeat for more (default: all may come)",
+    )
+    add(
+        "--accept-proxy",
+        type=parse_network,
+        action="append",
+        metavar="CIDR",
+        help="require a PROXY header, version 1 or 2, from these sources and refuse "
+        "all others; repeat for more (default: off)",
+    )
+    add(
+        "--send-proxy",
+        choices=("v1", "v2"),
+        help="tell servers the client's address by a PROXY header (default: off)",
+    )
 
 
-def add_seeing(group: OptionGroup) -> None:
+def add_output(parser: Parser) -> None:
     """Add the options that say what an operator sees."""
-    text = "serve a live page, /status.json, /metrics and /healthz here (default: off)"
-    group.address("--status", None, text)
-    text = "append the log to FILE (default: standard output)"
-    group.add("--log", metavar="FILE", help=text)
-    text = "print nothing but the first line; a --log FILE is still written"
-    group.add("--quiet", action="store_true", help=f"{text} (default: off)")
+    add = parser.add_argument_group("output").add_argument
+    add(
+        "--status",
+        type=parse_address,
+        metavar="HOST:PORT",
+        help="serve a live page, /status.json, /metrics and /healthz here "
+        "(default: off)",
+    )
+    add(
+        "--log",
+        metavar="FILE",
+        help="append the log to FILE (default: standard output)",
+    )
+    add(
+        "--quiet",
+        action="store_true",
+        help="print nothing but the first line; a --log FILE is still written "
+        "(default: off)",
+    )
 
 
 def parse_args(argv: Sequence[str] | None) -> Options:
     """Return the options; exit with status 2 and one line when they are wrong."""
-    about = "Hand TCP connections to servers in turn, and relay their bytes."
-    stopping = "SIGTERM or Ctrl-C: stop accepting, let live connections end for "
-    stopping += "--grace seconds. SIGHUP: reopen --log."
-    parser = Parser(prog="load_balancer.py", description=about, epilog=stopping)
-    add_where(OptionGroup(parser, "where"))
-    add_checks(OptionGroup(parser, "checks"))
-    add_limits(OptionGroup(parser, "time and number"))
-    add_who(OptionGroup(parser, "who"))
-    add_seeing(OptionGroup(parser, "seeing it"))
+    parser = Parser(
+        prog="load_balancer.py",
+        description="Hand TCP connections to servers in turn, and relay their bytes.",
+        epilog="SIGTERM or Ctrl-C: stop accepting, let live connections end for "
+        "--grace seconds; a second one: exit at once. SIGHUP: reopen --log.",
+    )
+    for add in (add_addresses, add_checks, add_limits, add_access, add_output):
+        add(parser)
     options = parser.parse_args(argv)
     if options.workers == 0:
         options.workers = usable_cores() if CAN_SEND_SOCKETS else 1
     if options.workers > 1 and not CAN_SEND_SOCKETS:
         why = "this system cannot pass sockets to a process: use --workers 1"
         parser.error(f"--workers: {why}")
-    named = options.servers or [parse_server(f"127.0.0.1:{p}") for p in DEFAULT_PORTS]
-    found = [make_servers(parser, options, parts) for parts in named]
-    options.servers = list(itertools.chain.from_iterable(found))
-    addresses = [server.address for server in options.servers]
-    for server in options.servers:
+    given = options.servers or [parse_server(f"127.0.0.1:{p}") for p in DEFAULT_PORTS]
+    servers = [
+        server for parts in given for server in make_servers(parser, options, parts)
+    ]
+    addresses = [server.address for server in servers]
+    for server in servers:
         if addresses.count(server.address) > 1:
-            parser.error(f"--server: {server.label} is given more than once")
+            parser.error(f"--server: {server.address_text} is given more than once")
+    options.servers = servers
     return options
 
 
@@ -3327,59 +3608,23 @@ def make_servers(
     parser: Parser, options: Options, parts: dict[str, Any]
 ) -> list[Server]:
     """Return a server for every address of a --server; exit 2 if it has none."""
-    host, port = parts["host"], parts["port"]
+    where = host, port = parts["host"], parts["port"]
     try:
-        found = resolve(host, port)
+        resolved = resolve(host, port)
     except (OSError, UnicodeError) as error:
         parser.error(f"--server: cannot resolve {host!r}: {error.args[-1]}")
-    name, top = format_address((host, port)), options.rise + options.fall - 1
-    settings = (parts["weight"], parts["backup"], parts["max"], top)
-    return [Server(name, family, address, *settings) for family, address in found]
+    settings = (parts["weight"], parts["backup"], parts["max"])
+    health = (options.rise, options.fall)
+    return [
+        Server(format_address(where), family, address, *settings, *health)
+        for family, address in resolved
+    ]
 
 
-# ---- Start and stop ------------------------------------------------------------------
-
-
-def pipe_budget(descriptors: int) -> int:
-    """Return for how many pipes (two descriptors each) connections leave room."""
-    return min(64, descriptors // 32)
-
-
-def room_for(options: Options, descriptors: int) -> int:
-    """Return how many connections (two descriptors each) one process can hold."""
-    own: int = OWN_DESCRIPTORS + len(options.servers) + options.workers
-    own += STATUS_CONNECTIONS + 2 if options.status else 0
-    return max(1, (descriptors - own) // 2 - pipe_budget(descriptors))
-
-
-def open_listener(host: str, port: int) -> socket.socket:
-    """Return the listening socket: systemd's, or a new one; raise OSError.
-
-    A socket of systemd's (sd_listen_fds(3)) outlives us: a restart refuses nobody.
-    """
-    ours = os.environ.pop("LISTEN_PID", "") == str(os.getpid())
-    if os.environ.pop("LISTEN_FDS", "0") != "0" and ours:
-        listener = socket.socket(fileno=3)
-    else:
-        family, address = resolve(host, port)[0]
-        both = host == "::" and socket.has_dualstack_ipv6()
-        listener = socket.create_server(
-            address[:2], family=family, backlog=LISTEN_BACKLOG, dualstack_ipv6=both
-        )
-    keep_alive(listener)  # accepted sockets inherit it
-    return listener
-
-
-def notify(state: str) -> None:
-    """Tell systemd how we are, when it wants to know (sd_notify(3))."""
-    path = os.environ.get("NOTIFY_SOCKET")
-    if path and hasattr(socket, "AF_UNIX"):
-        with (
-            contextlib.suppress(OSError),
-            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock,
-        ):
-            where = "\0" + path[1:] if path[0] == "@" else path  # abstract (unix(7))
-            sock.sendto(state.encode(), where)
+def handled_signals() -> list[int]:
+    """Return the numbers of the signals that mean something to us, where there are."""
+    names = ("SIGINT", "SIGTERM", "SIGHUP")
+    return [getattr(signal, name) for name in names if hasattr(signal, name)]
 
 
 class Signals:
@@ -3393,16 +3638,14 @@ class Signals:
         self.stop_asked = threading.Event()
         self._inner, self._outer = socket.socketpair()
         self._outer.setblocking(False)
-        names = ("SIGINT", "SIGTERM", "SIGHUP")
-        numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
         # In this order: a handler without the descriptor would swallow a signal.
         self._old_fd = signal.set_wakeup_fd(self._outer.fileno())
-        self._old = {n: signal.signal(n, lambda *_: None) for n in numbers}
+        self._old = {n: signal.signal(n, lambda *_: None) for n in handled_signals()}
         self._thread: threading.Thread | None = None
 
     def start(self, reopen: Callable[[], None], exit_now: Callable[[], None]) -> None:
         """Start the thread "signals"; signals that came before are not lost."""
-        self._thread = daemon("signals", self._obey, reopen, exit_now)
+        self._thread = new_thread("signals", self._obey, reopen, exit_now)
         self._thread.start()
 
     def _obey(self, reopen: Callable[[], None], exit_now: Callable[[], None]) -> None:
@@ -3437,15 +3680,15 @@ class StartError(Exception):
 
 
 @contextlib.contextmanager
-def listening(option: str, where: tuple[str, int]) -> Iterator[None]:
-    """Raise StartError when the port of an option cannot be listened on."""
+def start_step(what_fails: str, status: int = 1) -> Iterator[None]:
+    """Raise StartError when a step of the start cannot be done; 2 for a wrong name."""
     try:
         yield
-    except (OSError, UnicodeError) as error:
-        unresolved = isinstance(error, (socket.gaierror, UnicodeError))
+    except (OSError, UnicodeError, RuntimeError) as error:
+        if isinstance(error, (socket.gaierror, UnicodeError)):
+            status = 2
         why = say_why(error) if isinstance(error, OSError) else str(error)
-        text = f"{option}: cannot listen on {format_address(where)}: {why}"
-        raise StartError(2 if unresolved else 1, text) from None
+        raise StartError(status, f"{what_fails}: {why}") from None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -3455,7 +3698,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     with contextlib.ExitStack() as stack:
         try:
             signals = stack.enter_context(contextlib.closing(Signals()))
-            log = stack.enter_context(contextlib.closing(open_log(options)))
+            with start_step(f"--log: cannot write {options.log}", 2):
+                log = Log(options.log, options.quiet)
+            stack.enter_context(contextlib.closing(log))
             run(options, log, signals)
         except StartError as error:
             print(f"load_balancer.py: {error}", file=sys.stderr)
@@ -3463,66 +3708,111 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def open_log(options: Options) -> Log:
-    """Return the log; raise StartError when its file cannot be written."""
-    try:
-        return Log(options.log, options.quiet)
-    except OSError as error:
-        text = f"--log: cannot write {options.log}: {say_why(error)}"
-        raise StartError(2, text) from None
-
-
 def run(options: Options, log: Log, signals: Signals) -> None:
-    """Open the ports, run processes and threads, stop them; raise StartError."""
-    with listening("--listen", options.listen):
+    """Open the ports, start processes and threads, stop them; raise StartError."""
+    with start_step(f"--listen: cannot listen on {format_address(options.listen)}"):
         listener = open_listener(*options.listen)
-    descriptors = raise_descriptor_limit()
+    descriptors = raise_descriptor_limit() or MAX_SLOTS
     Pipe.set_budget(pipe_budget(descriptors))
-    room = room_for(options, descriptors)
-    pool = Pool(options, min(room * options.workers, MAX_SLOTS))
-    frontend = Frontend(listener, pool, log)
+    frontend = Frontend(listener, make_pool(options, descriptors), log)
+    checks, status = Checks(frontend), None
     where = format_address(listener.getsockname())
-    about = f"room for {pool.limit:,} connections"
-    parts: list[Checks | StatusServer] = [Checks(frontend)]
+    about = f"up to {frontend.pool.limit:,} connections"
     with contextlib.ExitStack() as undo:  # what was opened, should the rest fail
         undo.callback(frontend.close)
+        undo.callback(frontend.kill_workers)
         if options.status:
-            with listening("--status", options.status):
+            on = format_address(options.status)
+            with start_step(f"--status: cannot listen on {on}"):
                 status = StatusServer(options.status, where, frontend)
             undo.callback(status.server_close)
-            parts.insert(0, status)
             about += f"; status on http://{format_address(status.server_address)}/"
-        undo.callback(kill_workers, pool)
-        add_workers(pool, frontend, room)
+        add_workers(frontend, sessions_per_process(options, descriptors))
         print(f"listening on {where} ({about})", flush=True)
-        # Not earlier: the processes were forked while there was no thread. The status
-        # page and the checks speak to the frontend, so they come last and go first.
-        try:
+        # Not earlier: the processes were forked while there was no thread. Who speaks
+        # to the frontend, comes after it here, and goes before it below.
+        with start_step("cannot start"):
             log.start()
             signals.start(log.reopen, frontend.exit_now)
-            for part in [*pool.workers, frontend, *reversed(parts)]:
-                part.start()
-        except RuntimeError as error:
-            raise StartError(1, f"cannot start: {error}") from None
+            for part in (*frontend.pool.workers, frontend, checks, status):
+                if part is not None:
+                    part.start()
         undo.pop_all()
     notify("READY=1")
     signals.stop_asked.wait()
     notify("STOPPING=1")
     frontend.stop_accepting()
-    pool.wait_until_idle(options.grace)
-    for part in parts:
-        part.stop()
+    frontend.pool.wait_until_idle(options.grace)
+    if status is not None:
+        status.stop()
+    checks.stop()
     frontend.stop()
 
 
-def add_workers(pool: Pool, frontend: Frontend, room: int) -> None:
+def add_workers(frontend: Frontend, max_sessions: int) -> None:
     """Add one worker in this process, or several, each in its own."""
-    kind = LocalWorker if pool.options.workers == 1 else ProcessWorker
-    try:
-        for _ in range(pool.options.workers):
-            pool.add_worker(kind(pool, frontend, room))
-    except OSError as error:
-        raise StartError(1, f"--workers: cannot fork: {say_why(error)}") from None
+    kind = ThreadWorker if frontend.options.workers == 1 else ProcessWorker
+    # Python warns of a fork beside threads: `ProcessWorker._fork` says why it may.
+    warnings.filterwarnings("ignore", ".*multi-threaded.*fork", DeprecationWarning)
+    with start_step("--workers: cannot fork"):
+        for _ in range(frontend.options.workers):
+            frontend.pool.add_worker(kind(frontend, max_sessions))
+
+
+def make_pool(options: Options, descriptors: int) -> Pool:
+    """Return the pool, with its limits."""
+    slots = sessions_per_process(options, descriptors) * options.workers
+    if options.workers == 1:
+        return Pool(options, min(slots, MAX_SLOTS))
+    in_main = max(1, descriptors - own_descriptors(options))
+    return Pool(options, min(slots, MAX_SLOTS), in_main)
+
+
+def own_descriptors(options: Options) -> int:
+    """Return how many descriptors a process needs beside those of connections."""
+    own: int = OWN_DESCRIPTORS + len(options.servers) + options.workers
+    return own + (STATUS_CONNECTIONS + 2 if options.status else 0)
+
+
+def pipe_budget(descriptors: int) -> int:
+    """Return how many pipes (two descriptors each) connections leave to a process."""
+    return min(64, descriptors // 32)
+
+
+def sessions_per_process(options: Options, descriptors: int) -> int:
+    """Return how many sessions (two descriptors each) one process can hold."""
+    left = descriptors - own_descriptors(options)
+    return max(1, left // 2 - pipe_budget(descriptors))
+
+
+def open_listener(host: str, port: int) -> socket.socket:
+    """Return the listening socket: systemd's, or a new one; raise OSError.
+
+    A socket of systemd's (sd_listen_fds(3)) outlives us: a restart refuses nobody.
+    """
+    ours = os.environ.pop("LISTEN_PID", "") == str(os.getpid())
+    if os.environ.pop("LISTEN_FDS", "0") != "0" and ours:
+        listener = socket.socket(fileno=3)
+    else:
+        family, address = resolve(host, port)[0]
+        both = host == "::" and socket.has_dualstack_ipv6()
+        listener = socket.create_server(
+            address[:2], family=family, backlog=LISTEN_BACKLOG, dualstack_ipv6=both
+        )
+    prepare(listener)  # accepted sockets inherit it
+    return listener
+
+
+def notify(message: str) -> None:
+    """Tell systemd how we are, when it wants to know (sd_notify(3))."""
+    path = os.environ.get("NOTIFY_SOCKET")
+    if path and hasattr(socket, "AF_UNIX"):
+        with (
+            contextlib.suppress(OSError),
+            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock,
+        ):
+            where = "\0" + path[1:] if path[0] == "@" else path  # abstract (unix(7))
+            sock.sendto(message.encode(), where)
 
 
 if __name__ == "__main__":

@@ -205,6 +205,25 @@ class ServerLimit(BalancerTestCase):
         served_by(client)
         self.assertEqual(read_exactly(client, 9), b"question")
 
+    def test_main_process_has_a_descriptor_for_each_client_in_its_queue(self) -> None:
+        backend = self.backend(named)
+        balancer = self.spawn(
+            "load_balancer.py",
+            *("--listen=127.0.0.1:0", "--status=127.0.0.1:0", "--no-checks"),
+            *("--workers=4", "--grace=0", "--queue-timeout=30"),
+            f"--server={backend.address},max=1",
+            preexec_fn=limit_descriptors(100, 100),
+        )
+        holder, *clients = [self.dial(balancer) for _ in range(120)]
+        served_by(holder)
+        wait_until(lambda: figures(balancer)["connections"]["queued"] > 50, what="50")
+        holder.close()
+        for client in clients:
+            served_by(client)
+            client.close()
+        self.assertEqual({e.code for e in wait_for_endings(balancer, 120)}, {"--"})
+        self.assertEqual(other_lines(balancer), [])
+
     def test_place_of_a_failed_connect_is_given_back(self) -> None:
         with black_hole() as hole:
             balancer = self.balance(

@@ -22,28 +22,16 @@ from typing import Any
 from unittest import mock
 
 import load_balancer
-from load_balancer import Direction, Frontend, Log, Pool
+from load_balancer import Direction, Frontend, Log, Pool, Worker, figures_of
 from tests.balancer import TIME
 
 
-class IdleWorker:
+class IdleWorker(Worker):
     """A worker that takes sessions and does nothing."""
 
-    def __init__(self, room: int) -> None:
-        """Have room for so many sessions."""
-        self.alive, self.active, self.capacity, self.room = True, 0, room, room
-
-    def start(self) -> None:
-        """Do nothing."""
-
-    def give(self, job: load_balancer.Job) -> bool:
+    def assign(self, job: load_balancer.Job) -> bool:
         """Take the session."""
         return True
-
-    stop = join = kill = start
-
-    def cut(self, how: int) -> None:
-        """Do nothing."""
 
 
 def pool_of(*workers: IdleWorker, server: str = "127.0.0.1:9991") -> Pool:
@@ -57,7 +45,7 @@ def pool_of(*workers: IdleWorker, server: str = "127.0.0.1:9991") -> Pool:
 
 def admit(pool: Pool) -> load_balancer.Session:
     """Begin a session that has no socket."""
-    return pool.admit(mock.Mock(), ("127.0.0.1", 50000))
+    return pool.begin(mock.Mock(), ("127.0.0.1", 50000))
 
 
 def move_in_background(
@@ -92,7 +80,7 @@ class WorkersThatDie(unittest.TestCase):
         pool.set_alive(first, False)
         self.assertTrue(pool.move(session))
         self.assertIs(session.worker, second)
-        self.assertEqual((first.active, second.active), (0, 1))
+        self.assertEqual((first.sessions, second.sessions), (0, 1))
 
     def test_session_waits_for_a_live_worker(self) -> None:
         first, second = IdleWorker(10), IdleWorker(10)
@@ -145,7 +133,7 @@ class SignalsAtTheStart(unittest.TestCase):
 class WorkersShortOfThreads(unittest.TestCase):
     """A worker gets no more sessions than it has threads."""
 
-    def test_worker_without_any_thread_has_room_for_one_until_it_has_them_again(
+    def test_worker_without_any_thread_may_have_one_session_until_it_has_them_again(
         self,
     ) -> None:
         worker = IdleWorker(8)
@@ -153,11 +141,11 @@ class WorkersShortOfThreads(unittest.TestCase):
             log = Log(None, quiet=True)
             frontend = Frontend(listener, pool_of(worker), log)
             self.addCleanup(frontend.close)
-            frontend.short_of_threads(0, "can't start new thread")
+            frontend.limit_worker(worker, 0, "can't start new thread")
             self.assertEqual(worker.capacity, 1)
-            frontend.short_of_threads(3, "can't start new thread")
+            frontend.limit_worker(worker, 3, "can't start new thread")
             self.assertEqual(worker.capacity, 3)
-            frontend.short_of_threads(None, "")
+            frontend.limit_worker(worker, None, "")
             self.assertEqual(worker.capacity, 8)
 
 
@@ -232,7 +220,9 @@ class PenaltiesWithoutChecks(unittest.TestCase):
 
     def take_down(self) -> None:
         """Let connects fail until the server is DOWN."""
-        while "state=DOWN" not in self.pool.record_refusal(self.server, "refused"):
+        while "state=DOWN" not in self.pool.record_connect_failure(
+            self.server, "refused"
+        ):
             pass
 
     def test_server_is_tried_again_after_its_penalty_which_doubles(self) -> None:
@@ -250,7 +240,7 @@ class PenaltiesWithoutChecks(unittest.TestCase):
             session = admit(self.pool)
             self.assertIs(self.pool.pick(session), self.server)
             self.pool.counters.cells(session.slot)[load_balancer.CONNECT_NS] = 1
-            self.pool.end(session, load_balancer.End("--", "closed by both sides"))
+            self.pool.end(session.slot, load_balancer.End("--", "closed by both sides"))
         healthy = self.server.health
         self.now_s += 100
         self.assertEqual(self.pool.forgive(), [])
@@ -271,9 +261,9 @@ class NamesThatMove(unittest.TestCase):
         here, there = (
             (int(socket.AF_INET), (host, 9991)) for host in ("127.0.0.1", "127.0.0.2")
         )
-        (new,), lines = pool.move_name(server.name, [there])
+        (new,), lines = pool.move_name(server.option, [there])
         self.assertEqual(self.states(lines), ["state=DRAIN", "state=UP"])
-        added, lines = pool.move_name(server.name, [here])
+        added, lines = pool.move_name(server.option, [here])
         self.assertEqual(added, [])
         self.assertEqual(self.states(lines), ["state=UP", "state=DRAIN"])
         self.assertEqual(pool.servers(), [server])
@@ -293,8 +283,10 @@ class Counting(unittest.TestCase):
     ) -> None:
         pool = pool_of(IdleWorker(20))
         for code, failed in (("KQ", 0), ("KC", 0), ("CC", 0), ("SC", 1)):
-            pool.end(admit(pool), load_balancer.End(code, "as told"))
-            self.assertEqual(pool.snapshot()["connections"]["failed"], failed, code)
+            pool.end(admit(pool).slot, load_balancer.End(code, "as told"))
+            self.assertEqual(
+                figures_of(pool.snapshot())["connections"]["failed"], failed, code
+            )
 
 
 class RefusalsAmongSuccesses(unittest.TestCase):
@@ -307,9 +299,9 @@ class RefusalsAmongSuccesses(unittest.TestCase):
             session = admit(pool)
             self.assertIs(pool.pick(session), server)
             pool.counters.cells(session.slot)[load_balancer.CONNECT_NS] = 1
-            self.assertEqual(pool.record_refusal(server, "refused"), "")
+            self.assertEqual(pool.record_connect_failure(server, "refused"), "")
         for _ in range(2):
-            line = pool.record_refusal(server, "refused")
+            line = pool.record_connect_failure(server, "refused")
         self.assertIn("state=DOWN", line)
 
 
