@@ -1,35 +1,33 @@
+#!/usr/bin/env python3
 """A TCP load balancer: one port in front, many servers behind, a thread per session.
 
     client ─► frontend :9990 ──► pool.pick() ─► connect ─► relay ◄─► server :9991
               accept, --allow    who is next    or the     bytes,           :9992
               (thread "accept")  (one lock)     next one   both ways        :9993
 
-The life of a session, and where to read it:
-
-    Frontend.accept_clients   takes the client from the listen queue
-    Pool.pick                 chooses the server: the only place where that is decided
-    Crew._serve               a thread of its own: PROXY headers in and out, connect
-    Relay.run                 moves bytes both ways until both sides have ended
-    Relay._bury               one side died: its last bytes, then a reset, for the other
-    Frontend._end             counts, frees the place, one log line, wakes who waited
-
 A session is a client's connection together with the one to its server; the log, the
-figures and the page, made for people, call it a connection.
+figures and the page, made for people, call it a connection. Its life, by thread:
 
-A connect that fails hands the session back to the frontend, which picks another server:
-nothing is retried once a byte of the client was forwarded. A session for which every
-server is at its limit waits in the queue, first in, first out.
+    accept          Frontend._begin      takes the client from the listen queue
+                    Frontend.dispatch    sends it to the server that Pool.pick chooses
+    connection-N    Crew._read_header    with --accept-proxy: first back to "queue"
+                    connect              fails: back to "queue", and to another server;
+                                         nothing is retried once a byte was forwarded
+                    Relay.run            moves bytes until both sides have ended;
+                                         Direction._pass_end passes on a half-close
+                    Relay._bury          one side died: its last bytes, then a reset
+    queue           Queue._dispatch_all  sends on who came back or waits for a place,
+                                         first come, first served
+    any             Frontend.finish      frees the place, one line for the log
 
-Three words: a server has `max` *places*, of which a session takes one from pick to end;
-there is *room* for so many sessions as descriptors and threads last; a *slot* is the
-session's row in the shared counters, and its name between processes.
+A server has `max` *places*, of which a session takes one from pick to end. A *slot* is
+a session's row in the shared counters, and its name between processes.
 
-Threads of the main process: the first one, which waits for signals; "accept"; "queue"
-(sessions with no server: after a PROXY header, between two tries, or waiting for a
-place); "check-HOST:PORT", one per server;
-"resolve" (names that move); "log"; "status", and "status-N" for its client at port N.
-One "connection-N" per live session, "connection-idle…" between two, and "spare", which
-starts them, so that some are always waiting: these are a crew.
+The other threads: the first one starts all and waits; "signals" (SIGHUP, and the second
+signal to stop); "spare" starts connection threads ahead of need; "check-HOST:PORT", one
+per server, or "forgive" with --no-checks; "resolve" (names that move); "log"; "status",
+and "status-N" for its client at port N. The "connection-N" and the "spare" one are a
+crew.
 
 With `--workers N`, N above 1, there are N crews, each in a process of its own whose
 first thread is the "spare" one. The main process forks them, has one thread "worker-N"
@@ -38,10 +36,12 @@ socket on (unix(7), SCM_RIGHTS); the worker reports how the session ended. A pro
 that dies takes its sessions with it and is replaced (`ProcessWorker._restart`). The
 byte counts of live sessions are in shared memory.
 
+To stop (`run`): `stopping`, no session begins; --grace seconds for the live ones; then
+`cutting`, those left are reset; then `over`, threads and processes end.
+
 Bytes are never looked at. A direction that has moved much is spliced inside the kernel
-(splice(2)) where the system can. An end of file is passed on as an end of file
-(half-close), a reset as a reset, and neither before the bytes that came first have been
-delivered.
+(splice(2)) where the system can. An end of file is passed on as an end of file, a reset
+as a reset, and neither before the bytes that came first have been delivered.
 
     python load_balancer.py
     python load_balancer.py --server 10.0.0.1:6379 --server 10.0.0.2:6379,max=100
@@ -120,7 +120,7 @@ LOG_BURST_WRITES = 10  # ... busy after so many writes, each so soon after the l
 LOG_BATCH_LINES = 256  # at most, by one write
 LOG_BACKLOG_LINES = 100_000  # beyond that a stalled terminal or disk loses lines
 OWN_DESCRIPTORS = 16  # standard streams, listener, log, what wakes the threads
-STATUS_CONNECTIONS = 16  # at once; the oldest makes room for the newest
+STATUS_CONNECTIONS = 16  # at once; the oldest makes way for the newest
 STATUS_TIMEOUT_S = 5.0
 LIVE_LISTED = 200  # live connections listed by the status page, oldest first
 MAX_SLOTS = 1 << 20  # of the shared counters: 32 MiB of address space
@@ -1031,7 +1031,7 @@ class Pool:
             self.stopping.set()
             self._changed.notify_all()
 
-    def wait_until_idle(self, timeout_s: float) -> bool:
+    def wait_until_empty(self, timeout_s: float) -> bool:
         """Wait until no session is live; False when one is after `timeout_s`."""
         with self._lock:
             return self._changed.wait_for(lambda: not self._sessions, timeout_s)
@@ -1401,7 +1401,7 @@ class Frontend:
         for how in (socket.SHUT_RD, socket.SHUT_RDWR):
             for worker in workers:
                 worker.cut(how)
-            if self.pool.wait_until_idle(CUT_S):
+            if self.pool.wait_until_empty(CUT_S):
                 break
         self.over.set()
         self.queue.stop()
@@ -2744,7 +2744,7 @@ class Log:
         self._said: dict[str, float] = {}  # by kind of warning, when it was said last
         self._stamp = (0, "")  # a second, and how it is written
         self._lines: queue.SimpleQueue[tuple[float, str] | None] = queue.SimpleQueue()
-        self._closing = threading.Event()
+        self._over = threading.Event()
         self._thread = new_thread("log", self._write_lines)
 
     def start(self) -> None:
@@ -2784,7 +2784,7 @@ class Log:
 
     def close(self) -> None:
         """Write what is left, for two seconds at most."""
-        self._closing.set()
+        self._over.set()
         self._lines.put(None)
         if self._thread.ident:  # it was started
             self._thread.join(2.0)
@@ -2792,11 +2792,11 @@ class Log:
     def _write_lines(self) -> None:
         """Thread "log": write until `close` was called and no line is left."""
         written_s, burst = -1.0, 0
-        while not (self._closing.is_set() and self._lines.empty()):
+        while not (self._over.is_set() and self._lines.empty()):
             entry = self._lines.get()
             burst = burst + 1 if time.monotonic() - written_s < LOG_BATCH_S else 0
             if burst > LOG_BURST_WRITES:
-                self._closing.wait(LOG_BATCH_S)  # more come, for one write
+                self._over.wait(LOG_BATCH_S)  # more come, for one write
             batch = [entry]
             while len(batch) < LOG_BATCH_LINES and not self._lines.empty():
                 batch.append(self._lines.get())
@@ -3100,7 +3100,7 @@ function card(address) {
         await fetch("/servers/" + encodeURIComponent(address) + "/" + admin,
           { method: "POST", headers: { "X-Requested-With": "load-balancer" } });
       } finally { button.disabled = false; }
-      look();
+      refresh();
     };
   }
   head.append(make("span", address), state);
@@ -3163,7 +3163,7 @@ function show(s) {
   before = s;
 }
 let timer = 0;
-async function look() {
+async function refresh() {
   clearTimeout(timer);
   try {
     show(await (await fetch("/status.json")).json());
@@ -3171,9 +3171,9 @@ async function look() {
     byId("note").className = "bad";
     byId("note").textContent = "no answer from the load balancer";
   }
-  timer = setTimeout(look, 1000);
+  timer = setTimeout(refresh, 1000);
 }
-look();
+refresh();
 </script>
 </body>
 </html>
@@ -3203,7 +3203,7 @@ class StatusHandler(http.server.BaseHTTPRequestHandler):
     server: StatusServer
     server_version = "load_balancer"
     sys_version = ""
-    timeout = STATUS_TIMEOUT_S  # per read or write; the oldest makes room anyway
+    timeout = STATUS_TIMEOUT_S  # per read or write; the oldest makes way anyway
 
     def do_GET(self) -> None:
         """Answer /, /status.json, /metrics, /healthz."""
@@ -3252,17 +3252,18 @@ class StatusHandler(http.server.BaseHTTPRequestHandler):
         host = None
         with contextlib.suppress(ValueError):  # "[" is none
             host = urllib.parse.urlsplit("//" + self.headers.get("Host", "")).hostname
-        own = self.connection.getsockname()[0].partition("%")[0]
-        if host in (own, "localhost", self.server.host):
+        address = self.connection.getsockname()[0].partition("%")[0]
+        if host in (address, "localhost", self.server.host):
             return True
         self._reply(421, "text/plain", "this is not the host that you asked for\n")
         return False
 
     def _is_own_page(self) -> bool:
         """Refuse a foreign page: it can neither claim our origin nor add a header."""
-        own = f"http://{self.headers.get('Host')}"
+        origin_here = f"http://{self.headers.get('Host')}"
         origin, referer = self.headers.get("Origin"), self.headers.get("Referer")
-        ours = origin in (own, None) and f"{referer or own}/".startswith(f"{own}/")
+        from_here = f"{referer or origin_here}/".startswith(f"{origin_here}/")
+        ours = origin in (origin_here, None) and from_here
         if ours and (origin or self.headers.get("X-Requested-With")):
             return True
         words = "send the header X-Requested-With: load-balancer\n"
@@ -3419,161 +3420,118 @@ def parse_network(text: str) -> Network:
 
 
 def parse_server(text: str) -> dict[str, Any]:
-    """Return the parts of HOST:PORT[,weight=N][,backup][,max=N]."""
-    name, *settings = text.split(",")
+    """Return what is in HOST:PORT[,weight=N][,backup][,max=N]."""
+    name, *words = text.split(",")
     host, port = parse_address(name)
     if not port:
         why = f"{name!r} has port 0: a server listens on 1 to 65535"
         raise argparse.ArgumentTypeError(why)
-    parts: dict[str, Any] = {"host": host, "port": port}
-    parts |= {"weight": 1, "backup": False, "max": 0}
-    for setting in settings:
-        key, equals, value = setting.partition("=")
-        if setting == "backup":
-            parts["backup"] = True
+    given: dict[str, Any] = {"host": host, "port": port}
+    given |= {"weight": 1, "backup": False, "max": 0}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if word == "backup":
+            given["backup"] = True
         elif not equals or key not in ("weight", "max"):
-            why = f"{setting!r} is none of weight=N, backup, max=N"
+            why = f"{word!r} is none of weight=N, backup, max=N"
             raise argparse.ArgumentTypeError(why)
         else:
             try:
-                parts[key] = parse_count(value)
+                given[key] = parse_count(value)
             except argparse.ArgumentTypeError as error:
                 raise argparse.ArgumentTypeError(f"{key}: {error}") from None
-    if parts["weight"] > 256:
-        raise argparse.ArgumentTypeError(f"weight={parts['weight']} is more than 256")
-    return parts
+    if given["weight"] > 256:
+        raise argparse.ArgumentTypeError(f"weight={given['weight']} is more than 256")
+    return given
 
 
-def add_addresses(parser: Parser) -> None:
-    """Add the options that say where clients come from and where they go."""
-    add = parser.add_argument_group("addresses").add_argument
-    add(
-        "--listen",
-        type=parse_address,
-        default=("127.0.0.1", 9990),
-        metavar="HOST:PORT",
-        help="accept clients here (default: 127.0.0.1:9990)",
-    )
-    add(
-        "--server",
-        type=parse_server,
-        action="append",
-        dest="servers",
-        metavar="HOST:PORT[,weight=N][,backup][,max=N]",
-        help="send clients to this server; repeat for more "
-        "(default: 127.0.0.1:9991, :9992, :9993)",
-    )
-    add(
-        "--algorithm",
-        choices=ALGORITHMS,
-        default=ALGORITHMS[0],
-        help="choose the next server by this rule; random: the less loaded of two "
-        "(default: %(default)s)",
-    )
-    add(
-        "--workers",
-        type=parse_workers,
-        default=1,
-        metavar="N",
-        help="relay in N processes; auto: one per core (default: 1)",
-    )
+class OptionGroup:
+    """A group of options in the help; the help of each one ends with its default."""
 
+    def __init__(self, parser: Parser, title: str) -> None:
+        self._group = parser.add_argument_group(title)
 
-def add_numbers(
-    parser: Parser,
-    title: str,
-    *options: tuple[str, Callable[[str], float], float, str],
-) -> None:
-    """Add a group of options that are seconds (a float as default) or a count."""
-    group = parser.add_argument_group(title)
-    for name, parse, default, text in options:
+    def add(self, name: str, text: str, shown: str = "off", **how: Any) -> None:
+        """Add an option; `how` is for argparse."""
+        self._group.add_argument(name, help=f"{text} (default: {shown})", **how)
+
+    def number(
+        self, name: str, parse: Callable[[str], float], default: float, text: str
+    ) -> None:
+        """Add seconds, when the default is a float, or a count."""
         unit = "S" if isinstance(default, float) else "N"
-        text += f" (default: {default:g})"
-        group.add_argument(name, type=parse, default=default, metavar=unit, help=text)
-    if title == "checks":
-        text = "judge servers by clients' connects alone (default: off)"
-        group.add_argument("--no-checks", action="store_true", help=text)
+        shown = f"{default:g}"
+        self.add(name, text, shown, type=parse, default=default, metavar=unit)
 
 
-def add_checks(parser: Parser) -> None:
+def add_addresses(group: OptionGroup) -> None:
+    """Add the options that say where clients come from and where they go."""
+    shown, form = "127.0.0.1:9990", "HOST:PORT"
+    usual, parse = parse_address(shown), parse_address
+    text = "accept clients here"
+    group.add("--listen", text, shown, type=parse, default=usual, metavar=form)
+    form += "[,weight=N][,backup][,max=N]"
+    shown = "127.0.0.1:9991, :9992, :9993"
+    text = "send clients to this server; repeat for more"
+    many: dict[str, Any] = {"action": "append", "dest": "servers"}
+    group.add("--server", text, shown, type=parse_server, metavar=form, **many)
+    text = "choose the next server by this rule; random: the less loaded of two"
+    shown = ALGORITHMS[0]
+    group.add("--algorithm", text, shown, choices=ALGORITHMS, default=shown)
+    text = "relay in N processes; auto: one per core"
+    group.number("--workers", parse_workers, 1, text)
+
+
+def add_checks(group: OptionGroup) -> None:
     """Add the options that say when a server is UP."""
-    seconds, number = parse_positive_seconds, parse_positive_count
-    down = "call a server DOWN after N failed checks, or connects for clients"
-    add_numbers(
-        parser,
-        "checks",
-        ("--check-interval", seconds, 2.0, "connect to each server every S seconds"),
-        ("--rise", number, 2, "call a server UP after N good checks"),
-        ("--fall", number, 3, down),
-        ("--check-timeout", seconds, 2.0, "let a check fail after S seconds"),
-    )
+    seconds, count = parse_positive_seconds, parse_positive_count
+    text = "connect to each server every S seconds"
+    group.number("--check-interval", seconds, 2.0, text)
+    group.number("--rise", count, 2, "call a server UP after N good checks")
+    text = "call a server DOWN after N failed checks, or connects for clients"
+    group.number("--fall", count, 3, text)
+    group.number("--check-timeout", seconds, 2.0, "let a check fail after S seconds")
+    text = "judge servers by clients' connects alone"
+    group.add("--no-checks", text, action="store_true")
 
 
-def add_limits(parser: Parser) -> None:
+def add_limits(group: OptionGroup) -> None:
     """Add the options that bound time and number."""
-    seconds, positive = parse_seconds, parse_positive_seconds
-    idle = "close after S seconds without a byte; 0: never"
-    half = "close after S seconds without a byte once one side has ended; 0: never"
-    queue = "close after S seconds without a place at a server; 0: never"
-    most = "serve N at once, let more wait in the listen queue; 0: as descriptors allow"
-    add_numbers(
-        parser,
-        "limits",
-        ("--connect-timeout", positive, 3.0, "try another server after S seconds"),
-        ("--idle-timeout", seconds, 3600.0, idle),
-        ("--half-close-timeout", seconds, 300.0, half),
-        ("--queue-timeout", seconds, 5.0, queue),
-        ("--grace", seconds, 30.0, "let live connections end for S seconds at a stop"),
-        ("--max-connections", parse_count, 0, most),
-    )
+    text = "try another server after S seconds"
+    group.number("--connect-timeout", parse_positive_seconds, 3.0, text)
+    text = "close after S seconds without a byte; 0: never"
+    group.number("--idle-timeout", parse_seconds, 3600.0, text)
+    text = "close after S seconds without a byte once one side has ended; 0: never"
+    group.number("--half-close-timeout", parse_seconds, 300.0, text)
+    text = "let live connections end for S seconds at a stop"
+    group.number("--grace", parse_seconds, 30.0, text)
+    text = "close after S seconds in the queue for a place at a server; 0: never"
+    group.number("--queue-timeout", parse_seconds, 5.0, text)
+    text = "serve N at once, let more wait to be accepted; 0: no limit but descriptors"
+    group.number("--max-connections", parse_count, 0, text)
 
 
-def add_access(parser: Parser) -> None:
+def add_access(group: OptionGroup) -> None:
     """Add the options that say who may come, and as whom."""
-    add = parser.add_argument_group("access").add_argument
-    add(
-        "--allow",
-        type=parse_network,
-        action="append",
-        metavar="CIDR",
-        help="refuse clients from elsewhere; repeat for more (default: all may come)",
-    )
-    add(
-        "--accept-proxy",
-        type=parse_network,
-        action="append",
-        metavar="CIDR",
-        help="require a PROXY header, version 1 or 2, from these sources and refuse "
-        "all others; repeat for more (default: off)",
-    )
-    add(
-        "--send-proxy",
-        choices=("v1", "v2"),
-        help="tell servers the client's address by a PROXY header (default: off)",
-    )
+    networks: dict[str, Any] = {"type": parse_network, "metavar": "CIDR"}
+    networks["action"] = "append"
+    text = "refuse clients from elsewhere; repeat for more"
+    group.add("--allow", text, "all may come", **networks)
+    text = "require a PROXY header, version 1 or 2, from these sources and refuse all "
+    text += "others; repeat for more"
+    group.add("--accept-proxy", text, **networks)
+    text = "tell servers the client's address by a PROXY header"
+    group.add("--send-proxy", text, choices=("v1", "v2"))
 
 
-def add_output(parser: Parser) -> None:
+def add_output(group: OptionGroup) -> None:
     """Add the options that say what an operator sees."""
-    add = parser.add_argument_group("output").add_argument
-    add(
-        "--status",
-        type=parse_address,
-        metavar="HOST:PORT",
-        help="serve a live page, /status.json, /metrics and /healthz here "
-        "(default: off)",
-    )
-    add(
-        "--log",
-        metavar="FILE",
-        help="append the log to FILE (default: standard output)",
-    )
-    add(
-        "--quiet",
-        action="store_true",
-        help="print nothing but the first line; a --log FILE is still written "
-        "(default: off)",
-    )
+    text = "serve a live page, /status.json, /metrics and /healthz here"
+    group.add("--status", text, type=parse_address, metavar="HOST:PORT")
+    text = "append the log to FILE"
+    group.add("--log", text, "standard output", metavar="FILE")
+    text = "print nothing but the first line; a --log FILE is still written"
+    group.add("--quiet", text, action="store_true")
 
 
 def parse_args(argv: Sequence[str] | None) -> Options:
@@ -3584,8 +3542,11 @@ def parse_args(argv: Sequence[str] | None) -> Options:
         epilog="SIGTERM or Ctrl-C: stop accepting, let live connections end for "
         "--grace seconds; a second one: exit at once. SIGHUP: reopen --log.",
     )
-    for add in (add_addresses, add_checks, add_limits, add_access, add_output):
-        add(parser)
+    add_addresses(OptionGroup(parser, "addresses"))
+    add_checks(OptionGroup(parser, "checks"))
+    add_limits(OptionGroup(parser, "limits"))
+    add_access(OptionGroup(parser, "access"))
+    add_output(OptionGroup(parser, "output"))
     options = parser.parse_args(argv)
     if options.workers == 0:
         options.workers = usable_cores() if CAN_SEND_SOCKETS else 1
@@ -3594,7 +3555,9 @@ def parse_args(argv: Sequence[str] | None) -> Options:
         parser.error(f"--workers: {why}")
     given = options.servers or [parse_server(f"127.0.0.1:{p}") for p in DEFAULT_PORTS]
     servers = [
-        server for parts in given for server in make_servers(parser, options, parts)
+        server
+        for server_given in given
+        for server in make_servers(parser, options, server_given)
     ]
     addresses = [server.address for server in servers]
     for server in servers:
@@ -3605,15 +3568,15 @@ def parse_args(argv: Sequence[str] | None) -> Options:
 
 
 def make_servers(
-    parser: Parser, options: Options, parts: dict[str, Any]
+    parser: Parser, options: Options, server_given: dict[str, Any]
 ) -> list[Server]:
     """Return a server for every address of a --server; exit 2 if it has none."""
-    where = host, port = parts["host"], parts["port"]
+    where = host, port = server_given["host"], server_given["port"]
     try:
         resolved = resolve(host, port)
     except (OSError, UnicodeError) as error:
         parser.error(f"--server: cannot resolve {host!r}: {error.args[-1]}")
-    settings = (parts["weight"], parts["backup"], parts["max"])
+    settings = (server_given["weight"], server_given["backup"], server_given["max"])
     health = (options.rise, options.fall)
     return [
         Server(format_address(where), family, address, *settings, *health)
@@ -3734,15 +3697,18 @@ def run(options: Options, log: Log, signals: Signals) -> None:
         with start_step("cannot start"):
             log.start()
             signals.start(log.reopen, frontend.exit_now)
-            for part in (*frontend.pool.workers, frontend, checks, status):
-                if part is not None:
-                    part.start()
+            for worker in frontend.pool.workers:
+                worker.start()
+            frontend.start()
+            checks.start()
+            if status is not None:
+                status.start()
         undo.pop_all()
     notify("READY=1")
     signals.stop_asked.wait()
     notify("STOPPING=1")
     frontend.stop_accepting()
-    frontend.pool.wait_until_idle(options.grace)
+    frontend.pool.wait_until_empty(options.grace)
     if status is not None:
         status.stop()
     checks.stop()
@@ -3770,8 +3736,8 @@ def make_pool(options: Options, descriptors: int) -> Pool:
 
 def own_descriptors(options: Options) -> int:
     """Return how many descriptors a process needs beside those of connections."""
-    own: int = OWN_DESCRIPTORS + len(options.servers) + options.workers
-    return own + (STATUS_CONNECTIONS + 2 if options.status else 0)
+    number: int = OWN_DESCRIPTORS + len(options.servers) + options.workers
+    return number + (STATUS_CONNECTIONS + 2 if options.status else 0)
 
 
 def pipe_budget(descriptors: int) -> int:
@@ -3781,8 +3747,8 @@ def pipe_budget(descriptors: int) -> int:
 
 def sessions_per_process(options: Options, descriptors: int) -> int:
     """Return how many sessions (two descriptors each) one process can hold."""
-    left = descriptors - own_descriptors(options)
-    return max(1, left // 2 - pipe_budget(descriptors))
+    for_sessions = descriptors - own_descriptors(options)
+    return max(1, for_sessions // 2 - pipe_budget(descriptors))
 
 
 def open_listener(host: str, port: int) -> socket.socket:
