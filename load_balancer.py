@@ -673,8 +673,11 @@ class End:
         return self.code[0] not in "CPK"
 
 
-# In README's order. Of the other codes the words depend: `Relay` ends with CD SD cD sD
-# CL cL, `connect` with SC sC RC, `refuse` with PC, a defect with ID.
+# README's table. Who says those whose words depend on more:
+#   CD SD cD sD CL cL    Relay: a side reset the connection, vanished, or was idle
+#   SC sC RC             connect: refused, timed out, nothing left to connect with
+#   PC                   refuse: --allow, --accept-proxy
+#   ID                   Crew: a defect
 CLOSED = End("--", "closed by both sides")
 CUT = End("KD", "closed at shutdown")
 CUT_CONNECTING = End("KC", "closed at shutdown")
@@ -723,18 +726,25 @@ class LiveSession(NamedTuple):
     row: Row
 
 
+@dataclass(slots=True)
+class Totals:
+    """What the pool counts since its start."""
+
+    begun: int = 0  # sessions, and clients refused
+    failed: int = 0
+    refused: int = 0
+    to_servers: int = 0  # bytes, of sessions that have ended
+    to_clients: int = 0
+
+
 class Snapshot(NamedTuple):
     """The figures of a moment."""
 
     now_s: float
     uptime_s: float
     stopping: bool
-    total: int
-    failed: int
-    refused: int
     queued: int
-    to_servers: int  # bytes of sessions that have ended
-    to_clients: int
+    totals: Totals
     servers: dict[Server, Server]  # each with a copy
     live: list[LiveSession]  # in the order in which they came
 
@@ -815,8 +825,7 @@ class Pool:
         self._started_s = time.monotonic()
         self.stopping = threading.Event()
         self.fail_open = threading.Event()  # no server is UP: all are tried
-        self._total = self._failed = self._refused = 0
-        self._to_servers = self._to_clients = 0  # bytes of sessions that have ended
+        self._totals = Totals()
 
     # Choosing -------------------------------------------------------------------------
 
@@ -893,7 +902,7 @@ class Pool:
     def begin(self, client_sock: socket.socket, peer: SocketAddress) -> Session:
         """Begin a session: give it a number, a slot and a worker."""
         with self._lock:
-            self._total += 1
+            self._totals.begun += 1
             self._unconnected += 1
             if not self._free_slots:
                 self._free_slots.append(self._next_slot)
@@ -902,7 +911,7 @@ class Pool:
             self.counters.clear(slot)
             worker = self._least_busy_locked()
             worker.sessions += 1
-            session = Session(self._total, slot, worker, peer, client_sock)
+            session = Session(self._totals.begun, slot, worker, peer, client_sock)
             self._sessions[slot] = session
             return session
 
@@ -978,10 +987,10 @@ class Pool:
             self._queued.discard(slot)
             self._free_slots.append(slot)
             session.worker.sessions -= 1
-            self._to_servers += row.to_server
-            self._to_clients += row.to_client
-            self._refused += end.code == "PC"
-            self._failed += not row.connect_ns and end.is_failure
+            self._totals.to_servers += row.to_server
+            self._totals.to_clients += row.to_client
+            self._totals.refused += end.code == "PC"
+            self._totals.failed += not row.connect_ns and end.is_failure
             health = ""
             if session.server is not None:
                 session.server.places_taken -= 1
@@ -998,8 +1007,8 @@ class Pool:
     def count_refused(self) -> None:
         """Count a client that may not come."""
         with self._lock:
-            self._total += 1
-            self._refused += 1
+            self._totals.begun += 1
+            self._totals.refused += 1
 
     def add_worker(self, worker: Worker) -> None:
         """Let a worker have sessions; called before any begins."""
@@ -1186,12 +1195,8 @@ class Pool:
                 now_s,
                 now_s - self._started_s,
                 self.stopping.is_set(),
-                self._total,
-                self._failed,
-                self._refused,
                 len(self._queued),
-                self._to_servers,
-                self._to_clients,
+                replace(self._totals),
                 {server: server.copied() for server in present},
                 [
                     LiveSession(s.source, s.server, s.accepted_s, read(s.slot))
@@ -2856,19 +2861,20 @@ def figures_of(snapshot: Snapshot) -> dict[str, Any]:
         if live.server is not None:
             snapshot.servers[live.server].add_row(live.row)
     servers, now_s = list(snapshot.servers.values()), snapshot.now_s
+    totals = snapshot.totals
     return {
         "uptime_s": round(snapshot.uptime_s, 3),
         "stopping": snapshot.stopping,
         "connections": {
             "active": len(rows),
-            "total": snapshot.total,
-            "failed": snapshot.failed,
-            "refused": snapshot.refused,
+            "total": totals.begun,
+            "failed": totals.failed,
+            "refused": totals.refused,
             "queued": snapshot.queued,
         },
         "bytes": {
-            "to_servers": snapshot.to_servers + sum(row.to_server for row in rows),
-            "to_clients": snapshot.to_clients + sum(row.to_client for row in rows),
+            "to_servers": totals.to_servers + sum(row.to_server for row in rows),
+            "to_clients": totals.to_clients + sum(row.to_client for row in rows),
         },
         "servers": [describe(server, now_s) for server in servers],
         "live": [describe_live(live, now_s) for live in snapshot.live[:LIVE_LISTED]],
