@@ -814,10 +814,10 @@ class Pool:
         self._free_slots: list[int] = []
         self._next_slot = 0  # that was never given out
         self.limit = min(options.max_connections or slots, slots)
-        # Clients without a server sit in the main process, or may come back to it: that
-        # many descriptors it has for them. No less than what `_unconnected` counts.
+        # A client that is not connected to a server sits in the main process, or may
+        # come back to it: for so many that has descriptors.
         self._max_unconnected = max_unconnected
-        self._unconnected = 0
+        self._unconnected = 0  # how many there are, or a few too many
         self._sessions: dict[int, Session] = {}  # by slot, all that are live
         self._queued: set[int] = set()  # the slots of those that have no server now
         self._queue_inbox: list[Session] = []  # those that thread "queue" has not seen
@@ -889,7 +889,7 @@ class Pool:
             return False
 
     def _has_descriptor_locked(self) -> bool:
-        """Tell whether the main process could hold one more client without a server.
+        """Tell whether the main process could hold one more unconnected client.
 
         `_unconnected` only grows, as nobody tells of a connect, until it is too much:
         then the rows are asked.
@@ -1247,6 +1247,7 @@ class Frontend:
                 self._begin(client_sock, peer)
 
     def _begin(self, client_sock: socket.socket, peer: SocketAddress) -> None:
+        """Begin a session with a client, or refuse it."""
         trusted = self.options.accept_proxy
         if trusted and not is_in(trusted, peer):
             self._refuse(client_sock, peer, "not in --accept-proxy")
@@ -1500,8 +1501,10 @@ class Queue:
                     self._wake_pair[0].recv(4096)
 
     def _add(self, session: Session) -> None:
-        # One that comes back does not stand behind others: it may have no server left
-        # to try, or one that nobody else waits for.
+        """Take in a session; one that comes back is dispatched before all others.
+
+        It may have no server left to try, or one that nobody else waits for.
+        """
         if session.tried and self._frontend.dispatch(session):
             return
         bisect.insort(self._sessions, session, key=number_of)
@@ -1520,7 +1523,7 @@ class Queue:
             if (blocked and not session.tried) or not self._frontend.dispatch(session):
                 if not self._pool.has_free_place():
                     break
-                blocked = not self._by_source  # nobody without a try overtakes
+                blocked = not self._by_source  # who has tried none waits behind it
                 index += 1
             else:
                 self._remove(session, fd)
@@ -1550,6 +1553,7 @@ class Queue:
         return None
 
     def _see_client(self, fd: int, mask: int, session: Session) -> None:
+        """See why poll names a client: it has left, or only sent something."""
         client_sock = session.client_sock
         if mask & (POLLERR | POLLHUP) or client_sock is None or has_left(client_sock):
             self._finish(session, fd, LEFT_QUEUE)
@@ -2346,12 +2350,10 @@ class ThreadWorker(Worker):
         new_thread("spare", self._crew.keep_spare).start()
 
     def assign(self, job: Job) -> bool:
-        """Pass a session on; always succeeds."""
         self._jobs.put(job)
         return True
 
     def cut(self, how: int) -> None:
-        """End all its sessions."""
         self._crew.cut(how)
 
     def stop(self) -> None:
@@ -2409,7 +2411,6 @@ class ProcessWorker(Worker):
         return ours, pid
 
     def assign(self, job: Job) -> bool:
-        """Pass the client's socket to the process; False when it takes none."""
         message = pickle.dumps((job.slot, job.number, *(job.target or ())))
         with self._lock:
             try:
@@ -2483,7 +2484,6 @@ class ProcessWorker(Worker):
         return False
 
     def cut(self, how: int) -> None:
-        """End all its sessions."""
         with self._lock, contextlib.suppress(OSError):
             self._channel.send(pickle.dumps((None, how)))
 
@@ -2497,15 +2497,13 @@ class ProcessWorker(Worker):
             self._channel.shutdown(socket.SHUT_WR)
 
     def join(self, timeout_s: float) -> None:
-        """Wait for the process to end; kill one that does not: it may be stopped."""
         self._thread.join(timeout_s)
-        if self._thread.is_alive():
+        if self._thread.is_alive():  # stopped by SIGSTOP, for one
             self._kill()
             self._thread.join()
 
     def kill(self) -> None:
-        """Kill the process, whatever it is doing; it is not replaced."""
-        self._stopping.set()
+        self._stopping.set()  # it is not replaced
         self._kill()
 
     def _kill(self) -> None:
@@ -3608,7 +3606,8 @@ class Signals:
         self._inner, self._outer = socket.socketpair()
         self._outer.setblocking(False)
         # In this order: a handler without the descriptor would swallow a signal.
-        self._old_fd = signal.set_wakeup_fd(self._outer.fileno())
+        fd = self._outer.fileno()
+        self._old_fd = signal.set_wakeup_fd(fd, warn_on_full_buffer=False)
         self._old = {n: signal.signal(n, lambda *_: None) for n in handled_signals()}
         self._thread: threading.Thread | None = None
 

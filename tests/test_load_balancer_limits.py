@@ -117,14 +117,14 @@ class ServerLimit(BalancerTestCase):
                 later.settimeout(10)
             client.close()
 
-    def test_full_server_is_passed_over_for_one_with_room(self) -> None:
+    def test_full_server_is_passed_over_for_one_with_a_place(self) -> None:
         small, large = self.backend(named), self.backend(named)
         balancer = self.balance([f"{small.address},max=1", large])
         ports = [served_by(self.dial(balancer)) for _ in range(6)]
         self.assertEqual(ports.count(small.port), 1)
         self.assertEqual(figures(balancer)["connections"]["queued"], 0)
 
-    def test_whichever_server_has_room_first_takes_the_first_in_the_queue(self) -> None:
+    def test_whichever_server_is_free_first_takes_the_first_in_the_queue(self) -> None:
         one, two = self.backend(named), self.backend(named)
         balancer = self.balance([f"{one.address},max=1", f"{two.address},max=1"])
         first, second, third = (self.dial(balancer) for _ in range(3))

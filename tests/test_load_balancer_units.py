@@ -289,10 +289,10 @@ class Counting(unittest.TestCase):
             )
 
 
-class RefusalsAmongSuccesses(unittest.TestCase):
-    """Only refusals in a row take a server DOWN: long sessions count, too."""
+class FailuresAmongSuccesses(unittest.TestCase):
+    """Only failures in a row take a server DOWN: long sessions count, too."""
 
-    def test_live_session_connected_since_the_last_refusal_breaks_the_row(self) -> None:
+    def test_live_session_connected_since_the_last_failure_breaks_the_row(self) -> None:
         pool = pool_of(IdleWorker(20))
         (server,) = pool.servers()
         for _ in range(10):
@@ -404,3 +404,50 @@ class DefectsOfTheStatusPage(unittest.TestCase):
                 except (ValueError, OSError):
                     load_balancer.StatusServer.handle_error(server, None, None)
                 self.assertEqual("a defect" in stderr.getvalue(), shown)
+
+
+class TheQueue(unittest.TestCase):
+    """What a place that becomes free costs, however many wait for it."""
+
+    def setUp(self) -> None:
+        """Have a full server, and 15 sessions in the queue before it."""
+        self.pool = pool_of(IdleWorker(100), server="127.0.0.1:9991,max=1")
+        listener = socket.create_server(("127.0.0.1", 0))
+        self.frontend = Frontend(listener, self.pool, Log(None, quiet=True))
+        self.addCleanup(self.frontend.close)
+        self.holder, *self.waiting = [self.begin() for _ in range(16)]
+        for session in (self.holder, *self.waiting):
+            self.frontend.dispatch(session)
+        for session in self.pool.newly_queued():
+            self.frontend.queue._add(session)
+
+    def begin(self) -> load_balancer.Session:
+        """Begin a session with a socket."""
+        client_sock, other = socket.socketpair()
+        self.addCleanup(client_sock.close)
+        self.addCleanup(other.close)
+        return self.pool.begin(client_sock, ("127.0.0.1", 50000))
+
+    def test_free_place_goes_to_the_first_and_the_rest_is_not_asked(self) -> None:
+        first, second = self.waiting[:2]
+        self.pool.end(self.holder.slot, load_balancer.CLOSED)
+        with mock.patch.object(self.pool, "pick", wraps=self.pool.pick) as pick:
+            self.frontend.queue._dispatch_all()
+        self.assertEqual([call.args for call in pick.mock_calls], [(first,), (second,)])
+        self.assertIsNotNone(first.server)
+        self.assertIsNone(second.server)
+
+    def test_session_that_comes_back_and_has_no_server_left_ends_at_once(
+        self,
+    ) -> None:
+        end = load_balancer.End("SC", "refused")
+        self.pool.requeue(self.holder.slot, self.begin_socket(), end)
+        (session,) = self.pool.newly_queued()
+        self.frontend.queue._add(session)
+        self.assertEqual([s for s, _ in self.pool.sessions()], self.waiting)
+
+    def begin_socket(self) -> socket.socket:
+        """Return a client's socket that comes back from a worker."""
+        client_sock, other = socket.socketpair()
+        self.addCleanup(other.close)
+        return client_sock
