@@ -2128,7 +2128,7 @@ class Relay:
                 raise SideDiedError("server", ConnectionResetError())
             return self._run() or CLOSED
         except SideDiedError as death:
-            end = self._bury(death)
+            end = CUT if self._cutting.is_set() else self._bury(death)
             return self._cut(death) if self._cutting.is_set() else end
         finally:
             self.upstream.close_pipe()
@@ -3236,16 +3236,18 @@ class StatusHandler(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """Carry out /servers/HOST:PORT/drain, /ready or /maint, for our page only."""
-        if not self._is_own_host() or not self._is_own_page():
-            return None
+        if not (self._is_own_host() and self._is_own_page()):
+            return
         _, *path = self.path.split("/")
         if len(path) != 3 or path[0] != "servers" or path[2] not in ADMIN:
             words = "POST /servers/HOST:PORT/drain|ready|maint\n"
-            return self._reply(404, "text/plain", words)
+            self._reply(404, "text/plain", words)
+            return
         address_text, admin = urllib.parse.unquote(path[1]), path[2]
-        if not self.server.set_admin(address_text, admin):
-            return self._reply(404, "text/plain", f"no server {address_text}\n")
-        return self._reply(200, "text/plain", f"{address_text}: {admin}\n")
+        if self.server.set_admin(address_text, admin):
+            self._reply(200, "text/plain", f"{address_text}: {admin}\n")
+        else:
+            self._reply(404, "text/plain", f"no server {address_text}\n")
 
     def _status(self, figures: dict[str, Any]) -> dict[str, Any]:
         shown = {key: value for key, value in figures.items() if key != "connects"}
@@ -3697,17 +3699,10 @@ def run(options: Options, log: Log, signals: Signals) -> None:
             about += f"; status on http://{format_address(status.server_address)}/"
         add_workers(frontend, sessions_per_process(options, descriptors))
         print(f"listening on {where} ({about})", flush=True)
-        # Not earlier: the processes were forked while there was no thread. Who speaks
-        # to the frontend, comes after it here, and goes before it below.
         with start_step("cannot start"):
             log.start()
             signals.start(log.reopen, frontend.exit_now)
-            for worker in frontend.pool.workers:
-                worker.start()
-            frontend.start()
-            checks.start()
-            if status is not None:
-                status.start()
+            start_threads(frontend, checks, status)
         undo.pop_all()
     notify("READY=1")
     signals.stop_asked.wait()
@@ -3718,6 +3713,21 @@ def run(options: Options, log: Log, signals: Signals) -> None:
         status.stop()
     checks.stop()
     frontend.stop()
+
+
+def start_threads(
+    frontend: Frontend, checks: Checks, status: StatusServer | None
+) -> None:
+    """Start what runs in threads; the worker processes were forked while none did.
+
+    Who speaks to the frontend starts after it, and is stopped before it.
+    """
+    for worker in frontend.pool.workers:
+        worker.start()
+    frontend.start()
+    checks.start()
+    if status is not None:
+        status.start()
 
 
 def add_workers(frontend: Frontend, max_sessions: int) -> None:
