@@ -108,7 +108,7 @@ LISTEN_BACKLOG = 4096  # the kernel lowers it to somaxconn (listen(2))
 KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
 PROXY_HEADER_TIMEOUT_S = 5.0  # at least 3 s, a retransmitted segment (proxy-protocol 2)
 BACKOFF_S = 0.1  # pause of a listener when the system has run out of something
-PENALTY_S = 10.0  # --no-checks: first pause of a server that refused, then doubled
+PENALTY_S = 10.0  # --no-checks: how long a server stays DOWN, then doubled
 PENALTY_MAX_S = 300.0
 SPARE_THREADS = 8  # at least so many wait for the next connection ...
 MAX_SPARE_THREADS = 64  # ... and at most; the others end
@@ -1205,7 +1205,7 @@ class Pool:
             )
 
 
-# ---- Frontend: accept, dispatch, finish ----------------------------------------------
+# ---- Frontend and queue: accept, dispatch, finish ------------------------------------
 # The life of a session outside its crew. Thread "accept" begins sessions and sends them
 # to a server; thread "queue" does so with those that wait or come back; crews report.
 
@@ -2598,11 +2598,12 @@ def worker_main(channel_fd: int, options: Options, counters: Counters) -> NoRetu
 
 # ---- Checks: which servers are UP ----------------------------------------------------
 # A thread per server connects to it every interval and tells the pool; a change of
-# state is one line in the log. Another thread resolves the names again.
+# state is one line in the log. With --no-checks, one thread ends the penalties that
+# clients' failed connects have earned. Another one resolves the names again.
 
 
 class Checks:
-    """The check threads of all servers, and the thread that follows their names."""
+    """The threads that check servers, or forgive them, and follow their names."""
 
     def __init__(self, frontend: Frontend) -> None:
         self._options, self._pool = frontend.options, frontend.pool
@@ -2610,7 +2611,7 @@ class Checks:
         self._over = threading.Event()
 
     def start(self) -> None:
-        """Start a thread for every server, and one for names that can move."""
+        """Start a thread for every server, or one for all; one for moving names."""
         servers = self._pool.servers()
         names = {s.option for s in servers}
         moving = sorted(n for n in names if not is_literal(parse_address(n)[0]))
@@ -2627,9 +2628,8 @@ class Checks:
     def _watch(self, servers: list[Server]) -> None:
         if not self._options.no_checks:
             for server in servers:
-                new_thread(
-                    f"check-{server.address_text}", self._keep_checking, server
-                ).start()
+                name = f"check-{server.address_text}"
+                new_thread(name, self._keep_checking, server).start()
 
     def _keep_checking(self, server: Server) -> None:
         """Thread "check-HOST:PORT": check once per interval, first within it."""
