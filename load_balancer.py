@@ -1316,16 +1316,14 @@ class Frontend:
 
     # What crews report ----------------------------------------------------------------
 
-    def hear(
-        self, slot: int, client_sock: socket.socket | None, outcome: End | Header
+    def take_back(
+        self, slot: int, client_sock: socket.socket, outcome: End | Header
     ) -> None:
-        """Hear what became of a session (see `Report`)."""
-        if isinstance(outcome, End) and client_sock is None:
-            self.finish(slot, outcome)
-        elif isinstance(outcome, End) and client_sock is not None:
-            self._try_another(slot, client_sock, outcome)
-        elif isinstance(outcome, Header) and client_sock is not None:
+        """Take a session from its crew: unconnected, or with its PROXY header read."""
+        if isinstance(outcome, Header):
             self._queue_named(slot, client_sock, outcome)
+        else:
+            self._try_another(slot, client_sock, outcome)
 
     def _queue_named(
         self, slot: int, client_sock: socket.socket, header: Header
@@ -1589,11 +1587,13 @@ def end_line(
 # Threads wait for the next session rather than being started by it, and more start
 # whenever few are left waiting: so no client waits for a thread to come to life.
 #
-# What becomes of a session goes the same way in one process and in several:
+# What becomes of a session, a crew tells by one of two calls:
 #
-#   Crew._hand_back, _close   report(slot, client_sock or None, outcome)
-#   [worker process]          `report` is a message; ProcessWorker._listen hears it
-#   Frontend.hear             finish it, or have thread "queue" send it to a server
+#   Crew._close      ─► Frontend.finish(slot, end)
+#   Crew._hand_back  ─► Frontend.take_back(slot, client_sock, outcome) ─► thread "queue"
+#
+# In a process of its own a crew calls `WorkerProcess`, which makes a message of it, and
+# `ProcessWorker._hear` in the main process makes the call.
 
 
 class Target(NamedTuple):
@@ -1614,11 +1614,10 @@ class Job:
     target: Target | None  # None: read the PROXY header, then hand it back
 
 
-# How a crew tells what became of the session of a slot: without a socket, that it has
-# ended, and how; with one, that its client goes back: unconnected, and why, or named by
-# its PROXY header.
-Report = Callable[[int, socket.socket | None, End | Header], None]
-# How it tells that no more than so many threads can run now, and why; None: no longer.
+Finish = Callable[[int, End], None]
+# With the client: unconnected, and why, or named by its PROXY header.
+TakeBack = Callable[[int, socket.socket, End | Header], None]
+# No more than so many threads can run now, and why; None: no longer so.
 LimitThreads = Callable[[int | None, str], None]
 
 
@@ -1715,11 +1714,12 @@ class Crew:
         options: Options,
         counters: Counters,
         next_job: Callable[[], Job | None],
-        report: Report,
+        finish: Finish,
+        take_back: TakeBack,
         limit_threads: LimitThreads,
     ) -> None:
-        self._options, self._counters = options, counters
-        self._next_job, self._report = next_job, report
+        self._options, self._counters, self._next_job = options, counters, next_job
+        self._finish, self._take_back = finish, take_back
         self._limit_threads = limit_threads
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)  # a thread is wanted, or stop
@@ -1865,13 +1865,13 @@ class Crew:
             sockets = self._sockets.pop(job.slot, ())
         for sock in sockets:
             sock.close()
-        self._report(job.slot, None, end)
+        self._finish(job.slot, end)
 
     def _hand_back(self, job: Job, outcome: End | Header) -> None:
-        """Report with the client: from now on `cut` leaves it alone."""
+        """Part with the client: from now on `cut` leaves it alone."""
         with self._lock:
             del self._sockets[job.slot]
-        self._report(job.slot, job.client_sock, outcome)
+        self._take_back(job.slot, job.client_sock, outcome)
 
 
 # ---- Relay: bytes from side to side --------------------------------------------------
@@ -2341,9 +2341,14 @@ class ThreadWorker(Worker):
     def __init__(self, frontend: Frontend, max_sessions: int) -> None:
         super().__init__(max_sessions)
         self._jobs = queue.SimpleQueue[Job | None]()
-        pool, limit = frontend.pool, functools.partial(frontend.limit_worker, self)
-        crew = (pool.options, pool.counters, self._jobs.get, frontend.hear, limit)
-        self._crew = Crew(*crew)
+        self._crew = Crew(
+            frontend.options,
+            frontend.pool.counters,
+            self._jobs.get,
+            frontend.finish,
+            frontend.take_back,
+            functools.partial(frontend.limit_worker, self),
+        )
 
     def start(self) -> None:
         """Start the thread "spare", which starts the others."""
@@ -2442,12 +2447,13 @@ class ProcessWorker(Worker):
         with self._lock:
             self._assigned.discard(slot)
         if kind == ENDED:
-            self._frontend.hear(slot, None, End(*words))
+            self._frontend.finish(slot, End(*words))
         elif not fds:  # none was free here: the kernel dropped it (unix(7))
-            self._frontend.hear(slot, None, NO_DESCRIPTOR)
+            self._frontend.finish(slot, NO_DESCRIPTOR)
         else:
             outcome = End(*words) if kind == UNCONNECTED else Header(*words)
-            self._frontend.hear(slot, socket.socket(fileno=fds[0]), outcome)
+            client_sock = socket.socket(fileno=fds[0])
+            self._frontend.take_back(slot, client_sock, outcome)
 
     def _end_process(self) -> bool:
         """Reap the process, whose channel has ended; return whether that was wanted."""
@@ -2534,7 +2540,12 @@ class WorkerProcess:
     ) -> None:
         self._channel = channel
         self._crew = Crew(
-            options, counters, self._next_job, self._report, self._limit_threads
+            options,
+            counters,
+            self._next_job,
+            self._finish,
+            self._take_back,
+            self._limit_threads,
         )
 
     def run(self) -> None:
@@ -2551,21 +2562,22 @@ class WorkerProcess:
             if slot is None:
                 self._crew.cut(number)
             elif not fds:  # none was free here: the kernel dropped it (unix(7))
-                self._report(slot, None, NO_DESCRIPTOR)
+                self._finish(slot, NO_DESCRIPTOR)
             else:
                 # The family only matters for addresses: nobody asks for those here.
                 sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fds[0])
                 return Job(sock, slot, number, Target(*target) if target else None)
 
-    def _report(
-        self, slot: int, client_sock: socket.socket | None, outcome: End | Header
+    def _finish(self, slot: int, end: End) -> None:
+        self._send(None, ENDED, slot, end.code, end.words, end.undelivered)
+
+    def _take_back(
+        self, slot: int, client_sock: socket.socket, outcome: End | Header
     ) -> None:
         if isinstance(outcome, Header):
             self._send(client_sock, NAMED, slot, outcome.source, outcome.destination)
         else:
-            kind = UNCONNECTED if client_sock else ENDED
-            words = (outcome.code, outcome.words, outcome.undelivered)
-            self._send(client_sock, kind, slot, *words)
+            self._send(client_sock, UNCONNECTED, slot, outcome.code, outcome.words)
 
     def _limit_threads(self, threads: int | None, why: str) -> None:
         self._send(None, LIMIT, threads, why)
