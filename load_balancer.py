@@ -2341,14 +2341,9 @@ class ThreadWorker(Worker):
     def __init__(self, frontend: Frontend, max_sessions: int) -> None:
         super().__init__(max_sessions)
         self._jobs = queue.SimpleQueue[Job | None]()
-        self._crew = Crew(
-            frontend.options,
-            frontend.pool.counters,
-            self._jobs.get,
-            frontend.finish,
-            frontend.take_back,
-            functools.partial(frontend.limit_worker, self),
-        )
+        limit_threads = functools.partial(frontend.limit_worker, self)
+        calls = (self._jobs.get, frontend.finish, frontend.take_back, limit_threads)
+        self._crew = Crew(frontend.options, frontend.pool.counters, *calls)
 
     def start(self) -> None:
         """Start the thread "spare", which starts the others."""
@@ -2539,14 +2534,8 @@ class WorkerProcess:
         self, channel: socket.socket, options: Options, counters: Counters
     ) -> None:
         self._channel = channel
-        self._crew = Crew(
-            options,
-            counters,
-            self._next_job,
-            self._finish,
-            self._take_back,
-            self._limit_threads,
-        )
+        calls = (self._next_job, self._finish, self._take_back, self._limit_threads)
+        self._crew = Crew(options, counters, *calls)
 
     def run(self) -> None:
         """Serve sessions: the first thread of the process is its "spare" one."""

@@ -1,7 +1,8 @@
 """load_balancer.py: what needs a failure or a moment that no client can bring about.
 
-Parts of it by themselves: the pool with workers that do nothing, a check without a
-source port, a log on a full disk, the last bytes to a side that acknowledges none.
+Parts of it by themselves: the pool and the queue with workers that do nothing, a clock
+that a test sets, a name that moves away and back, a check without a source port, a log
+on a full disk, the last bytes to a side that acknowledges none.
 """
 
 from __future__ import annotations
