@@ -1,35 +1,33 @@
+#!/usr/bin/env python3
 """A TCP load balancer: one port in front, many servers behind, a thread per session.
 
     client ─► frontend :9990 ──► pool.pick() ─► connect ─► relay ◄─► server :9991
               accept, --allow    who is next    or the     bytes,           :9992
               (thread "accept")  (one lock)     next one   both ways        :9993
 
-The life of a session, and where to read it:
-
-    Frontend.accept_clients   takes the client from the listen queue
-    Pool.pick                 chooses the server: the only place where that is decided
-    Crew._serve               a thread of its own: PROXY headers in and out, connect
-    Relay.run                 moves bytes both ways until both sides have ended
-    Relay._bury               one side died: its last bytes, then a reset, for the other
-    Frontend._end             counts, frees the place, one log line, wakes who waited
-
 A session is a client's connection together with the one to its server; the log, the
-figures and the page, made for people, call it a connection.
+figures and the page, made for people, call it a connection. Its life, by thread:
 
-A connect that fails hands the session back to the frontend, which picks another server:
-nothing is retried once a byte of the client was forwarded. A session for which every
-server is at its limit waits in the queue, first in, first out.
+    accept          Frontend._begin      takes the client from the listen queue
+                    Frontend.dispatch    sends it to the server that Pool.pick chooses
+    connection-N    Crew._read_header    with --accept-proxy: first back to "queue"
+                    connect              fails: back to "queue", and to another server;
+                                         nothing is retried once a byte was forwarded
+                    Relay.run            moves bytes until both sides have ended;
+                                         Direction._pass_end passes on a half-close
+                    Relay._bury          one side died: its last bytes, then a reset
+    queue           Queue._dispatch_all  sends on who came back or waits for a place,
+                                         first come, first served
+    any             Frontend.finish      frees the place, one line for the log
 
-Three words: a server has `max` *places*, of which a session takes one from pick to end;
-there is *room* for so many sessions as descriptors and threads last; a *slot* is the
-session's row in the shared counters, and its name between processes.
+A server has `max` *places*, of which a session takes one from pick to end. A *slot* is
+a session's row in the shared counters, and its name between processes.
 
-Threads of the main process: the first one, which waits for signals; "accept"; "queue"
-(sessions with no server: after a PROXY header, between two tries, or waiting for a
-place); "check-HOST:PORT", one per server;
-"resolve" (names that move); "log"; "status", and "status-N" for its client at port N.
-One "connection-N" per live session, "connection-idle…" between two, and "spare", which
-starts them, so that some are always waiting: these are a crew.
+The other threads: the first one starts all and waits; "signals" (SIGHUP, and the second
+signal to stop); "spare" starts connection threads ahead of need; "check-HOST:PORT", one
+per server, or "forgive" with --no-checks; "resolve" (names that move); "log"; "status",
+and "status-N" for its client at port N. The "connection-N" and the "spare" one are a
+crew.
 
 With `--workers N`, N above 1, there are N crews, each in a process of its own whose
 first thread is the "spare" one. The main process forks them, has one thread "worker-N"
@@ -38,10 +36,12 @@ socket on (unix(7), SCM_RIGHTS); the worker reports how the session ended. A pro
 that dies takes its sessions with it and is replaced (`ProcessWorker._restart`). The
 byte counts of live sessions are in shared memory.
 
+To stop (`run`): `stopping`, no session begins; --grace seconds for the live ones; then
+`cutting`, those left are reset; then `over`, threads and processes end.
+
 Bytes are never looked at. A direction that has moved much is spliced inside the kernel
-(splice(2)) where the system can. An end of file is passed on as an end of file
-(half-close), a reset as a reset, and neither before the bytes that came first have been
-delivered.
+(splice(2)) where the system can. An end of file is passed on as an end of file, a reset
+as a reset, and neither before the bytes that came first have been delivered.
 
     python load_balancer.py
     python load_balancer.py --server 10.0.0.1:6379 --server 10.0.0.2:6379,max=100
@@ -51,12 +51,16 @@ It does not speak TLS or HTTP to clients and servers, and keeps no state across 
 restart.
 """
 
+from __future__ import annotations
+
 import argparse
 import array
 import base64
 import bisect
 import contextlib
+import copy
 import errno
+import functools
 import hashlib
 import http.server
 import ipaddress
@@ -79,9 +83,10 @@ import time
 import traceback
 import urllib.parse
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, NoReturn, Protocol
+from typing import Any, NamedTuple, NoReturn
 
 try:
     import resource  # Unix only: how many descriptors this process may have
@@ -103,18 +108,19 @@ LISTEN_BACKLOG = 4096  # the kernel lowers it to somaxconn (listen(2))
 KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
 PROXY_HEADER_TIMEOUT_S = 5.0  # at least 3 s, a retransmitted segment (proxy-protocol 2)
 BACKOFF_S = 0.1  # pause of a listener when the system has run out of something
-PENALTY_S = 10.0  # --no-checks: first pause of a server that refused, then doubled
+PENALTY_S = 10.0  # --no-checks: how long a server stays DOWN, then doubled
 PENALTY_MAX_S = 300.0
 SPARE_THREADS = 8  # at least so many wait for the next connection ...
-IDLE_THREADS = 64  # ... and at most; the others end
+MAX_SPARE_THREADS = 64  # ... and at most; the others end
 STACK_BYTES = 262144  # enough for the relay; the default of 8 MiB is only address space
-CUT_S = 2.0  # for sessions to end after their sockets were shut down
+CUT_S = 1.0  # for sessions to end after their sockets were shut down, in two ways
 WORKER_STALL_S = 5.0  # a worker that takes nothing for so long is replaced
-LOG_LINGER_S = 0.02  # a busy log is written in batches, not a wake-up for each line:
+LOG_BATCH_S = 0.02  # a busy log is written in batches, not a wake-up for each line:
 LOG_BURST_WRITES = 10  # ... busy after so many writes, each so soon after the last
+LOG_BATCH_LINES = 256  # at most, by one write
 LOG_BACKLOG_LINES = 100_000  # beyond that a stalled terminal or disk loses lines
 OWN_DESCRIPTORS = 16  # standard streams, listener, log, what wakes the threads
-STATUS_CONNECTIONS = 16  # at once; the oldest makes room for the newest
+STATUS_CONNECTIONS = 16  # at once; the oldest makes way for the newest
 STATUS_TIMEOUT_S = 5.0
 LIVE_LISTED = 200  # live connections listed by the status page, oldest first
 MAX_SLOTS = 1 << 20  # of the shared counters: 32 MiB of address space
@@ -151,14 +157,6 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 # Small helpers that know nothing of sessions.
 
 
-class Parser(argparse.ArgumentParser):
-    """Say what is wrong in one line; the whole usage is one `--help` away."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print one line on standard error; exit with status 2."""
-        self.exit(2, f"{self.prog}: {message} (see --help)\n")
-
-
 def parse_address(text: str) -> tuple[str, int]:
     """Return (host, port) of "HOST:PORT" or "[IPv6]:PORT" (RFC 3986, 3.2.2)."""
     host, _, port = text.rpartition(":")
@@ -180,8 +178,8 @@ def format_address(address: tuple[Any, ...]) -> str:
 def resolve(host: str, port: int) -> list[tuple[int, SocketAddress]]:
     """Return the (family, address) pairs of a host; raise OSError (getaddrinfo(3))."""
     kind, flags = socket.SOCK_STREAM, socket.AI_PASSIVE
-    found = socket.getaddrinfo(host, port, type=kind, flags=flags)
-    return sorted({(int(family), address) for family, _, _, _, address in found})
+    answers = socket.getaddrinfo(host, port, type=kind, flags=flags)
+    return sorted({(int(family), address) for family, _, _, _, address in answers})
 
 
 def plain_ip(host: str) -> Address:
@@ -208,15 +206,26 @@ def say_why(error: OSError) -> str:
     return (error.strerror or str(error) or type(error).__name__).lower()
 
 
-def raise_descriptor_limit() -> int:
-    """Raise the soft descriptor limit to the hard one; return it (getrlimit(2))."""
+def raise_descriptor_limit() -> int | None:
+    """Raise the limit of open files as far as it goes; return it, None for no limit."""
     if resource is None:
-        return 65536  # Windows has no such limit
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(OSError, ValueError):
+        return None
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return 1 << 20 if soft == resource.RLIM_INFINITY else int(soft)
+        soft = hard
+    return None if soft == resource.RLIM_INFINITY else soft
+
+
+def do_not_preempt() -> None:
+    """Let a thread that wakes wait for the one that runs (sched(7), SCHED_BATCH)."""
+    with contextlib.suppress(AttributeError, OSError):
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+
+
+def count(number: int, noun: str) -> str:
+    """Return "1 message" or "2 messages"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def usable_cores() -> int:
@@ -226,7 +235,7 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def undelivered_bytes(sock: socket.socket) -> int:
+def unacknowledged(sock: socket.socket) -> int:
     """Return how many bytes the peer has not acknowledged (tcp(7), SIOCOUTQ)."""
     if fcntl is None or not hasattr(termios, "TIOCOUTQ"):
         return 0
@@ -236,8 +245,8 @@ def undelivered_bytes(sock: socket.socket) -> int:
     return answer[0]
 
 
-def keep_alive(sock: socket.socket) -> None:
-    """Find out when the peer has vanished (tcp(7)); send without waiting."""
+def prepare(sock: socket.socket) -> None:
+    """Send without waiting for more; find out when the peer has vanished (tcp(7))."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in KEEPALIVE.items():
@@ -245,20 +254,19 @@ def keep_alive(sock: socket.socket) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
-def reset(sock: socket.socket) -> None:
-    """Close with a reset instead of an end of file (socket(7), SO_LINGER of 0 s)."""
+def reset_at_close(sock: socket.socket) -> None:
+    """Let close send a reset, not an end of file (socket(7), SO_LINGER of 0 s)."""
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    sock.close()
 
 
-def shut_down(sock: socket.socket) -> None:
-    """Let its thread find both ways ended; never waits (shutdown(2))."""
+def shut_down(sock: socket.socket, how: int) -> None:
+    """Let its thread find a way ended; never waits (shutdown(2))."""
     with contextlib.suppress(OSError):
-        sock.shutdown(socket.SHUT_RDWR)
+        sock.shutdown(how)
 
 
-def daemon(name: str, target: Callable[..., None], *args: Any) -> threading.Thread:
+def new_thread(name: str, target: Callable[..., None], *args: Any) -> threading.Thread:
     """Return a thread, not yet started, that does not keep the process alive."""
     return threading.Thread(target=target, name=name, args=args, daemon=True)
 
@@ -419,7 +427,7 @@ def read_proxy_header(sock: socket.socket, timeout_s: float) -> Header:
     """
     deadline = time.monotonic() + timeout_s
 
-    def take(size: int, flags: int = 0) -> bytes:
+    def read(size: int, flags: int = 0) -> bytes:
         """Return the next bytes, `size` at most, before the deadline."""
         sock.settimeout(max(deadline - time.monotonic(), 0.001))
         data = sock.recv(size, flags)
@@ -427,10 +435,10 @@ def read_proxy_header(sock: socket.socket, timeout_s: float) -> Header:
             raise ConnectionError("closed inside the PROXY header")
         return data
 
-    header = take(1)
+    header = read(1)
     while header.startswith(b"P") and not header.endswith(b"\n"):
-        ahead = take(PROXY_V1_MAX_BYTES - len(header), socket.MSG_PEEK)
-        header += take(ahead.find(b"\n") + 1 or len(ahead))
+        ahead = read(PROXY_V1_MAX_BYTES - len(header), socket.MSG_PEEK)
+        header += read(ahead.find(b"\n") + 1 or len(ahead))
         stray = b"\r" in header[:-2].removesuffix(b"\r")
         if stray or not b"PROXY ".startswith(header[:6]):
             raise ValueError("no PROXY header")
@@ -441,574 +449,135 @@ def read_proxy_header(sock: socket.socket, timeout_s: float) -> Header:
     while len(header) < 16:
         if not PROXY_V2_SIGNATURE.startswith(header[:12]):
             raise ValueError("no PROXY header")
-        header += take(16 - len(header))
+        header += read(16 - len(header))
     whole = 16 + int.from_bytes(header[14:16], "big")
     while len(header) < whole:
-        header += take(whole - len(header))
+        header += read(whole - len(header))
     return parse_proxy_v2(header)
 
 
-# ---- Pool: every decision, limit and figure ------------------------------------------
-# Servers, sessions, limits and totals, under one lock. Nothing in here uses a socket,
-# and nothing waits but the two `wait_…` and `move`.
+# ---- Servers: who is next ------------------------------------------------------------
+# A server's settings, health and figures, and the rules by which one is chosen. All of
+# it is called by the pool, under its lock.
 
 
 @dataclass(eq=False, slots=True)
 class Server:
     """One server: options, health and figures; guarded by the pool's lock."""
 
-    name: str  # "host:port" as the option gives it
+    option: str  # "host:port" as --server gives it
     family: int
     address: SocketAddress
     weight: int
     backup: bool
-    max: int  # how many places: sessions at once; 0 = no limit
-    health: int  # 0 … rise + fall - 1; UP at `rise` and above, like HAProxy's check.c
+    max: int  # how many places: sessions at once; 0: no limit
+    rise: int
+    fall: int
+    address_text: str = field(init=False)  # its name in the log and in the figures
+    health: int = field(init=False)  # 0 … rise + fall - 1; UP at `rise` and above
     admin: str = ADMIN[0]  # what the operator has set it to
     gone: bool = False  # its name no longer resolves to it
     credit: int = 0  # smooth round robin: who has waited longest, by weight
-    active: int = 0  # places that are taken
+    places_taken: int = 0
     total: int = 0
     connect_failures: int = 0
     retries: int = 0
     to_server: int = 0  # bytes
     to_client: int = 0
-    penalty_s: float = PENALTY_S
-    # Set when it went DOWN, is gone, or all ends: a thread of --no-checks has to look.
-    look: threading.Event = field(default_factory=threading.Event)
+    penalty_s: float = PENALTY_S  # for how long it stays DOWN, without checks
     failed_s: float = 0.0  # when a check or a client's connect failed last
     changed_s: float = field(default_factory=time.monotonic)
     last_check: str = "not checked yet"
     connect_s: float = 0.0  # sum, and how many fell into each of CONNECT_BUCKETS_S
     connects: list[int] = field(default_factory=lambda: [0] * len(CONNECT_BOUNDS))
 
-    @property
-    def label(self) -> str:
-        """Its address: what it is called in the log and in the figures."""
-        return format_address(self.address)
-
-    def connected(self, seconds: float) -> None:
-        """Count one connection that was made in so many seconds."""
-        self.total += 1
-        self.connect_s += seconds
-        self.connects[bisect.bisect_left(CONNECT_BUCKETS_S, seconds)] += 1
-
-
-@dataclass(eq=False, slots=True)
-class Session:
-    """One client's connection, from accept to its line in the log.
-
-    Owned by the thread that places it ("accept", later "queue"), then by the worker
-    that has it, then by the thread that ends it. It changes hands, and what the figures
-    show of it (`server`, `source`) changes, under the pool's lock.
-    """
-
-    number: int
-    slot: int  # its row in the shared counters
-    worker: "Worker"
-    source: SocketAddress  # the client, or whom its PROXY header names
-    client: socket.socket | None  # while no worker has it
-    destination: SocketAddress | None = None  # as its PROXY header has it
-    barred: bool = False  # whom the header names is not in --allow
-    accepted_s: float = field(default_factory=time.monotonic)
-    server: Server | None = None
-    tried: list[Server] = field(default_factory=list)
-    failure: "End | None" = None  # of the last connect that failed
-    queued_s: float = 0.0  # since when it waits for a place at a server
-
-
-@dataclass(frozen=True, slots=True)
-class End:
-    """How a session ended: HAProxy's two-letter code, and the same in words."""
-
-    code: str
-    words: str
-    undelivered: int = 0  # bytes taken from one side that the other never acknowledged
+    def __post_init__(self) -> None:
+        self.address_text = format_address(self.address)
+        self.health = self.top_health
 
     @property
-    def blames_server(self) -> bool:
-        """Whether the server is at fault: not the client, not this machine."""
-        return self.code[0] in "sS"
-
-
-TO_SERVER, TO_CLIENT, LAST_NS, CONNECT_NS = range(4)  # the cells of a row
-
-
-class Row(NamedTuple):
-    """What a session's counters say at a moment."""
-
-    to_server: int  # bytes
-    to_client: int
-    last_ns: int  # when bytes were last taken from a side; 0 = never connected
-    connect_ns: int  # how long the connect took; 0 = never connected
-
-
-class Counters:
-    """A row of four numbers per live session, in memory shared by all processes.
-
-    Only the thread that relays a session writes its row, everyone may read it, and a
-    row is given out again only after its session was reported as ended: so no lock is
-    needed.
-    """
-
-    def __init__(self, rows: int) -> None:
-        memory = mmap.mmap(-1, rows * 4 * 8)  # shared with what we fork
-        self._cells = memoryview(memory).cast("q")
-
-    def cells(self, slot: int) -> memoryview:
-        """Return a session's row, to be written."""
-        return self._cells[slot * 4 : slot * 4 + 4]
-
-    def read(self, slot: int) -> Row:
-        """Return what a session's row says now."""
-        return Row(*self.cells(slot))
-
-    def clear(self, slot: int) -> None:
-        """Set a row to zero, for the next session."""
-        self.cells(slot)[:] = array.array("q", [0] * 4)
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """What the pool says of a session that ended, and what follows from it."""
-
-    row: Row
-    health: str  # a line for the log when it brought its server UP
-    others_wait: bool
-    was_last: bool
-
-
-NO_SERVER = End("SC", "no server available")
-WORKER_DIED = End("ID", "its worker process died")
-
-
-class NoServerError(Exception):
-    """No server is left that this session could be sent to."""
-
-
-class Pool:
-    """Servers and sessions: who is next, who is at a limit, how much was moved.
-
-    `_lock` guards the servers (list and fields), the sessions (dictionaries and
-    fields), the free slots, the workers' loads and the totals. `_room` is notified when
-    a session ends, a worker's capacity changes, or the pool is `stopping`: from then on
-    no session begins, while the live ones may go on. The two events need no lock to be
-    asked; they change under it. A method whose name begins with _ wants the lock held.
-    """
-
-    def __init__(self, options: Options, slots: int) -> None:
-        self.options = options
-        self._lock = threading.Lock()
-        self._room = threading.Condition(self._lock)
-        self._servers: list[Server] = options.servers
-        self.counters = Counters(slots)
-        self.workers: list[Worker] = []
-        self._capacity = 0  # of all live workers
-        self._top = options.rise + options.fall - 1  # full health
-        self._free = list(range(slots - 1, -1, -1))
-        self.limit = min(options.max_connections or slots, slots)
-        self._live: dict[int, Session] = {}
-        self._waiting: dict[int, Session] = {}  # by slot, whoever has no server now
-        self._random = random.Random()
-        self._started_s = time.monotonic()
-        self.stopping = threading.Event()
-        self.fail_open = threading.Event()  # no server is UP: all are tried
-        self.total = self.failed = self.refused = 0
-        self._to_servers = self._to_clients = 0  # bytes of sessions that have ended
-
-    # Choosing -------------------------------------------------------------------------
-
-    def pick(self, session: Session) -> Server | None:
-        """Choose the session's server and take a place there; None: wait for a place.
-
-        Raise NoServerError when all that could be tried have been. A session that waits
-        is passed by nobody: as long as others wait, a new one waits behind them.
-        """
-        with self._lock:
-            candidates = self._candidates(session.tried)
-            if self.options.algorithm == "source" and candidates:
-                best = max(candidates, key=lambda s: rendezvous(session.source[0], s))
-                free = [best] if has_place(best) else []
-            else:
-                free = [s for s in candidates if has_place(s)]
-            is_new = session.slot not in self._waiting
-            overtakes = self._waiting and is_new and any(s.max for s in candidates)
-            if not free or overtakes:
-                if not session.queued_s:
-                    session.queued_s = time.monotonic()
-                self._waiting[session.slot] = session
-                return None
-            server = self._choose(free)
-            server.active += 1
-            if session.tried:
-                session.tried[-1].retries += 1  # where it failed: HAProxy's wretr
-            session.server = server
-            session.queued_s = 0.0
-            self._waiting.pop(session.slot, None)
-            return server
-
-    def _candidates(self, tried: list[Server]) -> list[Server]:
-        """Return who may be asked: UP servers, else a backup, else (fail open) any."""
-        present = [s for s in self._servers if not s.gone]
-        ready = [s for s in present if s.admin == "ready" and s.weight]
-        up = [s for s in ready if self._is_up(s)]
-        fail_open = bool(ready) and not up
-        if fail_open != self.fail_open.is_set():
-            (self.fail_open.set if fail_open else self.fail_open.clear)()
-        untried = [s for s in up or ready if s not in tried]
-        if not untried and tried:
-            raise NoServerError
-        if fail_open:
-            return untried
-        # Without a server of the first rank the first backup serves all, like HAProxy.
-        return [s for s in untried if not s.backup] or untried[:1]
-
-    def _choose(self, servers: list[Server]) -> Server:
-        algorithm = self.options.algorithm
-        if algorithm == "random" and len(servers) > 1:
-            weights = [s.weight for s in servers]
-            servers = self._random.choices(servers, weights, k=2)
-        if algorithm in ("leastconn", "random"):
-            least = min(s.active / s.weight for s in servers)
-            servers = [s for s in servers if s.active / s.weight == least]
-        return smooth_round_robin(servers)
-
-    # Sessions -------------------------------------------------------------------------
-
-    def wait_for_room(self) -> bool:
-        """Wait until one more session may begin; False when the pool stops."""
-        with self._room:
-            while not self.stopping.is_set() and not self._has_room():
-                self._room.wait()
-            return not self.stopping.is_set()
-
-    def _has_room(self) -> bool:
-        return len(self._live) < min(self.limit, self._capacity)
-
-    def admit(self, client: socket.socket, peer: SocketAddress) -> Session:
-        """Begin a session: give it a number, a slot and a worker."""
-        with self._lock:
-            self.total += 1
-            slot = self._free.pop()
-            self.counters.clear(slot)
-            worker = self._least_busy()
-            worker.active += 1
-            session = Session(self.total, slot, worker, peer, client)
-            self._live[slot] = session
-            return session
-
-    def _least_busy(self) -> "Worker":
-        """Return the live worker that is least full, the first among equals."""
-        alive = [w for w in self.workers if w.alive] or self.workers
-        return min(alive, key=lambda w: w.active / w.capacity)
-
-    def move(self, session: Session) -> bool:
-        """Give the session another worker: its own died before it took the client.
-
-        Wait for one if none is alive; False when the pool stops before.
-        """
-        with self._room:
-            self._room.wait_for(lambda: self._capacity or self.stopping.is_set())
-            if not self._capacity:
-                return False
-            session.worker.active -= 1
-            session.worker = self._least_busy()
-            session.worker.active += 1
-            return True
-
-    def session(self, slot: int) -> Session:
-        """Return the live session of a slot."""
-        with self._lock:
-            return self._live[slot]
-
-    def header_read(
-        self, slot: int, client: socket.socket, header: Header, barred: bool
-    ) -> None:
-        """Note whom the session's PROXY header names; it can be placed now."""
-        with self._lock:
-            session = self._live[slot]
-            session.client, session.barred = client, barred
-            session.queued_s = time.monotonic()
-            self._waiting[slot] = session
-            if header.source and header.destination:
-                session.source, session.destination = header.source, header.destination
-
-    def connect_failed(self, slot: int, client: socket.socket, end: End) -> Server:
-        """Take a session off the server that it could not be connected to."""
-        with self._lock:
-            session = self._live[slot]
-            server = session.server
-            assert server is not None
-            session.client = client
-            server.active -= 1
-            server.connect_failures += end.blames_server
-            session.tried.append(server)
-            session.server = None
-            session.failure = end
-            self._waiting[session.slot] = session
-            return server
-
-    def end(self, session: Session, end: End) -> "Ended | None":
-        """End a session: count it, free its place at its server and its worker."""
-        with self._lock:
-            if self._live.get(session.slot) is not session:
-                return None  # ended already
-            row = self.counters.read(session.slot)
-            del self._live[session.slot]
-            self._waiting.pop(session.slot, None)
-            self._free.append(session.slot)
-            session.worker.active -= 1
-            self._to_servers += row.to_server
-            self._to_clients += row.to_client
-            connected = row.connect_ns > 0
-            self.refused += end.code == "PC"
-            self.failed += not connected and end.code[0] not in "CP"
-            health = ""
-            if session.server is not None:
-                session.server.active -= 1
-                add_row(session.server, row)
-                # A session that is older than the last failure says nothing of now.
-                fresh = session.accepted_s > session.server.failed_s
-                if connected and fresh and session.server.health < self._top:
-                    health = self._tally(session.server, True, "connected for a client")
-            self._room.notify_all()
-            return Ended(row, health, bool(self._waiting), not self._live)
-
-    def waiting(self) -> list[Session]:
-        """Return the sessions without a server, in the order in which they came."""
-        with self._lock:
-            return sorted(self._waiting.values(), key=lambda session: session.number)
-
-    def refuse(self) -> None:
-        """Count a client that may not come."""
-        with self._lock:
-            self.total += 1
-            self.refused += 1
+    def top_health(self) -> int:
+        """The best that its health can be."""
+        return self.rise + self.fall - 1
 
     @property
-    def active(self) -> int:
-        """How many sessions are live."""
-        with self._lock:
-            return len(self._live)
+    def is_up(self) -> bool:
+        """Whether its health is good enough, whatever the operator says."""
+        return self.health >= self.rise
 
-    def set_capacity(self, worker: "Worker", capacity: int) -> None:
-        """Say how many sessions a worker can hold: as many as it has threads."""
-        with self._room:
-            worker.capacity = max(1, capacity)
-            self._sum_up()
-
-    def set_alive(self, worker: "Worker", alive: bool) -> None:
-        """Say whether a worker can take sessions, or its process died."""
-        with self._room:
-            worker.alive = alive
-            self._sum_up()
-
-    def _sum_up(self) -> None:
-        self._capacity = sum(w.capacity for w in self.workers if w.alive)
-        self._room.notify_all()
-
-    def add_worker(self, worker: "Worker") -> None:
-        """Let a worker have sessions; called before any begins."""
-        self.workers.append(worker)
-        self.set_capacity(worker, worker.room)
-
-    def stop(self) -> None:
-        """Begin no more sessions."""
-        with self._room:
-            self.stopping.set()
-            self._room.notify_all()
-
-    def wait_until_idle(self, timeout_s: float) -> bool:
-        """Wait until no session is live; False when one is after `timeout_s`."""
-        with self._room:
-            return self._room.wait_for(lambda: not self._live, timeout_s)
-
-    # Health ---------------------------------------------------------------------------
-
-    def _is_up(self, server: Server) -> bool:
-        rise: int = self.options.rise
-        return server.health >= rise
-
-    def _state(self, server: Server) -> str:
-        if server.gone:
+    @property
+    def state(self) -> str:
+        """UP, DOWN, DRAIN or MAINT."""
+        if self.gone:
             return DRAIN  # its live sessions go on
-        if server.admin != "ready":
-            return DRAIN if server.admin == "drain" else MAINT
-        return UP if self._is_up(server) else DOWN
+        if self.admin != "ready":
+            return DRAIN if self.admin == "drain" else MAINT
+        return UP if self.is_up else DOWN
 
-    def record_check(self, server: Server, passed: bool | None, result: str) -> str:
-        """Note the result of a check, None: no result; return a line for a change."""
-        with self._lock:
-            server.last_check = result
-            return "" if passed is None else self._tally(server, passed, result)
+    @property
+    def has_place(self) -> bool:
+        """Whether it is below its `max`."""
+        return not self.max or self.places_taken < self.max
 
-    def record_refusal(self, server: Server, why: str) -> str:
-        """Hold a client's failed connect against its server, like a failed check."""
-        with self._lock:
-            if self._is_up(server) and self._has_connected_since(server):
-                self._tally(server, True, "connected for a client")  # stays UP: no line
-            return self._tally(server, False, why)
-
-    def _has_connected_since(self, server: Server) -> bool:
-        """Tell whether a live session was connected after the server's last failure."""
-        return any(
-            session.server is server
-            and session.accepted_s > server.failed_s
-            and self.counters.read(session.slot).connect_ns
-            for session in self._live.values()
-        )
-
-    def _tally(self, server: Server, passed: bool, result: str) -> str:
-        """Move a server's health by one pass or failure.
+    def tally(self, passed: bool) -> None:
+        """Move the health by one pass or failure.
 
         One integer holds rise, fall and state: at `rise` and above the server is UP; a
         pass there jumps to the top, a failure below drops to 0 (HAProxy, check.c).
         """
-        rise, fall = self.options.rise, self.options.fall
-        before = self._state(server)
         if passed:
-            server.penalty_s = PENALTY_S
-            server.health += 1
-            if server.health >= rise:
-                server.health = self._top
+            self.penalty_s = PENALTY_S
+            self.health += 1
+            if self.is_up:
+                self.health = self.top_health
         else:
-            server.failed_s = time.monotonic()
-            server.health = server.health - 1 if server.health > rise else 0
-            if server.health == 0:
-                server.look.set()
-        counted = f"{rise}/{rise}" if passed else f"{fall}/{fall}"
-        return self._note_change(server, before, result, counted)
+            self.failed_s = time.monotonic()
+            self.health = self.health - 1 if self.health > self.rise else 0
 
-    def set_admin(self, server: Server, admin: str) -> str:
-        """Set a server ready, drain or maint; return a line if its state changed."""
-        with self._lock:
-            before = self._state(server)
-            server.admin = admin
-            why = f"set to {admin} by the operator"
-            return self._note_change(server, before, why, "0/0")
+    def add_row(self, row: Row) -> None:
+        """Add one session's counters."""
+        self.to_server += row.to_server
+        self.to_client += row.to_client
+        if row.connect_ns:
+            seconds = row.connect_ns / 1e9
+            self.total += 1
+            self.connect_s += seconds
+            self.connects[bisect.bisect_left(CONNECT_BUCKETS_S, seconds)] += 1
 
-    def give_chance(self, server: Server) -> str:
-        """Call a DOWN server UP again, without checks; return the line for the log.
-
-        One more refused connect takes it DOWN again, twice as long (Envoy's ejection).
-        """
-        with self._lock:
-            before = self._state(server)
-            waited_s = server.penalty_s
-            server.penalty_s = min(2 * waited_s, PENALTY_MAX_S)
-            server.health = self.options.rise
-            server.look.clear()
-            why = f"tried again after {waited_s:.0f} s without checks"
-            return self._note_change(server, before, why, "0/0")
-
-    def penalty_s(self, server: Server) -> float:
-        """Return for how long the server, DOWN without checks, is left alone."""
-        with self._lock:
-            return server.penalty_s
-
-    def servers(self) -> list[Server]:
-        """Return the servers of this moment, without those whose address is gone."""
-        with self._lock:
-            return [s for s in self._servers if not s.gone]
-
-    def has(self, server: Server) -> bool:
-        """Tell whether the server's address is not gone."""
-        with self._lock:
-            return not server.gone
-
-    def is_maint(self, server: Server) -> bool:
-        """Tell whether the operator has taken the server out: no checks either."""
-        with self._lock:
-            return server.admin == "maint"
-
-    def _note_change(self, server: Server, before: str, why: str, checks: str) -> str:
-        """Return a line for the log if the state is not what it was before."""
-        state = self._state(server)
-        if state == before:
-            return ""
-        server.changed_s = time.monotonic()
-        return self._say(server, state, why, checks)
-
-    def _say(self, server: Server, state: str, why: str, checks: str) -> str:
-        present = [s for s in self._servers if not s.gone]
-        up = sum(self._state(s) == UP for s in present)
-        return (
-            f'server={server.label} state={state} reason="{why}" checks={checks} '
-            f"up={up}/{len(present)}"
-        )
-
-    def move_name(
-        self, name: str, found: list[tuple[int, SocketAddress]]
-    ) -> tuple[list[Server], list[str]]:
-        """Bring a name's servers in line with its addresses.
-
-        Return the new ones, and a line for the log for each one new or gone. An address
-        that is gone gets no new session; its live ones go on.
-        """
-        with self._lock:
-            known = [s for s in self._servers if s.name == name]
-            model = known[0]  # kept for its settings, also when it is gone
-            present = [s for s in known if not s.gone]
-            gone = [s for s in present if (s.family, s.address) not in found]
-            addresses = [s.address for s in present]
-            settings = (model.weight, model.backup, model.max, self._top)
-            more = [where for where in found if where[1] not in addresses]
-            new = [Server(name, *where, *settings) for where in more]
-            for server in gone:
-                server.gone = True
-                server.look.set()  # lets its thread end
-            kept = [s for s in self._servers if not s.gone or s.active or s is model]
-            self._servers[:] = kept + new
-            why = f"{name} has moved"
-            changed = gone + new
-            return new, [self._say(s, self._state(s), why, "0/0") for s in changed]
-
-    # Figures --------------------------------------------------------------------------
-
-    def snapshot(self) -> dict[str, Any]:
-        """Return the figures of this moment as /status.json has them."""
-        now_s = time.monotonic()
-        with self._lock:
-            present = [s for s in self._servers if not s.gone or s.active]
-            copies = {s: replace(s, connects=list(s.connects)) for s in present}
-            states = [self._state(s) for s in present]
-            sessions = list(self._live.values())  # in the order in which they came
-            owners = [session.server for session in sessions]
-            rows = [self.counters.read(session.slot) for session in sessions]
-            totals = (self.total, self.failed, self.refused, len(self._waiting))
-            to_servers, to_clients = self._to_servers, self._to_clients
-        live = list(zip(sessions, owners, rows, strict=True))
-        for _, owner, row in live:
-            if owner:
-                add_row(copies[owner], row)
-        named = zip(("total", "failed", "refused", "queued"), totals, strict=True)
-        servers = list(copies.values())
-        described = zip(servers, states, strict=True)
-        return {
-            "uptime_s": round(now_s - self._started_s, 3),
-            "stopping": self.stopping.is_set(),
-            "connections": {"active": len(live), **dict(named)},
-            "bytes": {
-                "to_servers": to_servers + sum(row.to_server for row in rows),
-                "to_clients": to_clients + sum(row.to_client for row in rows),
-            },
-            "servers": [describe(s, state, now_s) for s, state in described],
-            "live": [describe_live(*entry, now_s) for entry in live[:LIVE_LISTED]],
-            "connects": {s.label: (s.connects, s.connect_s) for s in servers},
-        }
+    def copied(self) -> Server:
+        """Return a copy, to be read without the lock."""
+        twin = copy.copy(self)
+        twin.connects = list(self.connects)
+        return twin
 
 
-def has_place(server: Server) -> bool:
-    """Tell whether the server is below its `max`."""
-    return not server.max or server.active < server.max
+def candidates(servers: list[Server], tried: list[Server]) -> tuple[list[Server], bool]:
+    """Return who may be asked: UP servers, else a backup, else (fail open) any.
+
+    The second value tells whether it came to that: no server is UP.
+    """
+    ready = [s for s in servers if s.admin == "ready" and s.weight and not s.gone]
+    up = [s for s in ready if s.is_up]
+    untried = [s for s in up or ready if s not in tried]
+    if ready and not up:
+        return untried, True
+    # Without a server of the first rank the first backup serves all, like HAProxy.
+    return [s for s in untried if not s.backup] or untried[:1], False
 
 
-def add_row(server: Server, row: Row) -> None:
-    """Add one session's counters to a server's figures."""
-    server.to_server += row.to_server
-    server.to_client += row.to_client
-    if row.connect_ns:
-        server.connected(row.connect_ns / 1e9)
+def choose(
+    servers: list[Server], algorithm: str, host: str, rng: random.Random
+) -> Server | None:
+    """Return the one whose turn it is; None when those that could serve are full."""
+    if algorithm == "source" and servers:
+        servers = [max(servers, key=lambda s: rendezvous(host, s))]
+    servers = [s for s in servers if s.has_place]
+    if algorithm == "random" and len(servers) > 1:
+        servers = rng.choices(servers, [s.weight for s in servers], k=2)
+    if algorithm in ("leastconn", "random") and servers:
+        least = min(s.places_taken / s.weight for s in servers)
+        servers = [s for s in servers if s.places_taken / s.weight == least]
+    return smooth_round_robin(servers) if servers else None
 
 
 def smooth_round_robin(servers: list[Server]) -> Server:
@@ -1031,52 +600,1284 @@ def rendezvous(host: str, server: Server) -> float:
     Losing one server moves only its own clients (Thaler and Ravishankar, 1998; weights
     by -w / ln h, Schindelhauer and Schomaker, 2005).
     """
-    key = f"{plain_ip(host)} {server.label}".encode()
+    key = f"{plain_ip(host)} {server.address_text}".encode()
     number = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big")
     return -server.weight / math.log((number + 0.5) / 2**64)
 
 
-def describe(server: Server, state: str, now_s: float) -> dict[str, Any]:
-    """Return a server's entry of /status.json."""
-    return {
-        "address": server.label,
-        "state": state,
-        "weight": server.weight,
-        "backup": server.backup,
-        "max": server.max,
-        "active": server.active,
-        "total": server.total,
-        "connect_failures": server.connect_failures,
-        "retries": server.retries,
-        "bytes_to_server": server.to_server,
-        "bytes_to_client": server.to_client,
-        "last_change_s": round(now_s - server.changed_s, 3),
-        "last_check": server.last_check,
-    }
+# ---- Sessions and the pool: all that is shared ---------------------------------------
+# Servers, sessions, limits and totals, under one lock. Nothing in here uses a socket,
+# and nothing waits but the two `wait_…` and `move`.
 
 
-def describe_live(
-    session: Session, server: Server | None, row: Row, now_s: float
-) -> dict[str, Any]:
-    """Return a live session's entry of /status.json; ages in seconds."""
-    last_s = row.last_ns / 1e9 or session.accepted_s
-    return {
-        "client": format_address(session.source),
-        "server": server.label if server else None,
-        "age_s": round(now_s - session.accepted_s, 3),
-        "idle_s": round(max(0.0, now_s - last_s), 3),
-        "to_server": row.to_server,
-        "to_client": row.to_client,
-    }
+class Row(NamedTuple):
+    """What a session's counters say at a moment."""
+
+    to_server: int  # bytes
+    to_client: int
+    last_ns: int  # when bytes last came from a side; 0: never connected
+    connect_ns: int  # how long the connect took; 0: never connected
+
+
+ROW_CELLS = len(Row._fields)
+TO_SERVER, TO_CLIENT, LAST_NS, CONNECT_NS = range(ROW_CELLS)
+
+
+class Counters:
+    """A row of numbers per live session, in memory shared by all processes.
+
+    Only the thread that relays a session writes its row, everyone may read it, and a
+    row is given out again only after its session was reported as ended: so no lock is
+    needed.
+    """
+
+    def __init__(self, rows: int) -> None:
+        memory = mmap.mmap(-1, rows * ROW_CELLS * 8)  # shared with what we fork
+        self._cells = memoryview(memory).cast("q")
+
+    def cells(self, slot: int) -> memoryview:
+        """Return a session's row, to be written."""
+        return self._cells[slot * ROW_CELLS : (slot + 1) * ROW_CELLS]
+
+    def read(self, slot: int) -> Row:
+        """Return what a session's row says now."""
+        return Row(*self.cells(slot))
+
+    def clear(self, slot: int) -> None:
+        """Set a row to zero, for the next session."""
+        self.cells(slot)[:] = array.array("q", [0] * ROW_CELLS)
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a session ended: HAProxy's two letters, and the same in words.
+
+    First who or what ended it, a small letter for a timeout; then when: in Data, with
+    the Last bytes, while Connecting, in the Queue. README has the table.
+    """
+
+    code: str
+    words: str
+    # Bytes taken from one side that the other never acknowledged. After "--" the kernel
+    # goes on delivering them, and nobody measures it: that would cost each connection.
+    undelivered: int = 0
+
+    @property
+    def blames_server(self) -> bool:
+        """Whether the server is at fault: not the client, not this machine."""
+        return self.code[0] in "sS"
+
+    @property
+    def is_failure(self) -> bool:
+        """Whether a session that was not connected counts as failed."""
+        return self.code[0] not in "CPK"
+
+
+# README's table. Who says those whose words depend on more:
+#   CD SD cD sD CL cL    Relay: a side reset the connection, vanished, or was idle
+#   SC sC RC             connect: refused, timed out, nothing left to connect with
+#   PC                   refuse: --allow, --accept-proxy
+#   ID                   Crew: a defect
+CLOSED = End("--", "closed by both sides")
+CUT = End("KD", "closed at shutdown")
+CUT_CONNECTING = End("KC", "closed at shutdown")
+CUT_QUEUED = End("KQ", "closed at shutdown")
+NO_SERVER = End("SC", "no server available")
+LEFT_CONNECTING = End("CC", "client left while connecting")
+LEFT_QUEUE = End("CQ", "client left the queue")
+QUEUED_TOO_LONG = End("sQ", "no place at a server in time")
+NO_DESCRIPTOR = End("RC", "no descriptor left for the connection")
+WORKER_DIED = End("ID", "its worker process died")
+
+
+def refuse(why: str) -> End:
+    """Return how a client ends that may not come."""
+    return End("PC", f"refused: {why}")
+
+
+@dataclass(eq=False, slots=True)
+class Session:
+    """One client's connection, from accept to its line in the log.
+
+    Owned by the thread that dispatches it ("accept", later "queue"), then by the worker
+    that has it, then by the thread that ends it. It changes hands, and what the figures
+    show of it (`server`, `source`) changes, under the pool's lock.
+    """
+
+    number: int
+    slot: int  # its row in the shared counters
+    worker: Worker
+    source: SocketAddress  # the client, or whom its PROXY header names
+    client_sock: socket.socket | None  # while no worker has it
+    destination: SocketAddress | None = None  # as its PROXY header has it
+    accepted_s: float = field(default_factory=time.monotonic)
+    server: Server | None = None
+    tried: list[Server] = field(default_factory=list)
+    failure: End | None = None  # of the last connect that failed
+    queued_s: float = 0.0  # since when it is in the queue
+
+
+class LiveSession(NamedTuple):
+    """What the figures show of a session."""
+
+    source: SocketAddress
+    server: Server | None
+    accepted_s: float
+    row: Row
+
+
+@dataclass(slots=True)
+class Totals:
+    """What the pool counts since its start."""
+
+    begun: int = 0  # sessions, and clients refused
+    failed: int = 0
+    refused: int = 0
+    to_servers: int = 0  # bytes, of sessions that have ended
+    to_clients: int = 0
+
+
+class Snapshot(NamedTuple):
+    """The figures of a moment."""
+
+    now_s: float
+    uptime_s: float
+    stopping: bool
+    queued: int
+    totals: Totals
+    servers: dict[Server, Server]  # each with a copy
+    live: list[LiveSession]  # in the order in which they came
+
+
+class Closing(NamedTuple):
+    """What the pool says of a session that has ended, and what follows from it."""
+
+    session: Session
+    row: Row
+    health: str  # a line for the log when it brought its server UP
+    others_wait: bool
+
+
+class NoServerError(Exception):
+    """No server is left that this session could be sent to."""
+
+
+class Worker:
+    """A crew as the frontend sees it; the pool's lock guards its first three fields."""
+
+    def __init__(self, max_sessions: int) -> None:
+        self.alive = True
+        self.sessions = 0  # how many it has
+        self.capacity = max_sessions  # of now: fewer when it cannot start threads
+        self.max_sessions = max_sessions
+
+    def start(self) -> None:
+        """Start its threads."""
+
+    def assign(self, job: Job) -> bool:
+        """Pass a session on to the crew; False when its process takes none."""
+        raise NotImplementedError
+
+    def cut(self, how: int) -> None:
+        """End all its sessions, by shutting down their sockets."""
+
+    def stop(self) -> None:
+        """Let its threads, or its process, end."""
+
+    def join(self, timeout_s: float) -> None:
+        """Wait until its process has ended; kill one that does not."""
+
+    def kill(self) -> None:
+        """Kill its process, whatever it is doing."""
+
+
+class Pool:
+    """Servers and sessions: who is next, who is at a limit, how much was moved.
+
+    `_lock` guards the servers (list and fields), the sessions (dictionaries, lists and
+    fields), the free slots, the workers' loads and the totals. `_changed` is notified
+    when a session ends, a worker's capacity changes, or the pool is `stopping`: from
+    then on no session begins, while the live ones may go on. The two events need no
+    lock to be asked; they change under it.
+    """
+
+    def __init__(
+        self, options: Options, slots: int, max_unconnected: int = MAX_SLOTS
+    ) -> None:
+        self.options = options
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._servers: list[Server] = list(options.servers)
+        self.counters = Counters(slots)
+        self.workers: list[Worker] = []
+        self._capacity = 0  # of all live workers
+        self._free_slots: list[int] = []
+        self._next_slot = 0  # that was never given out
+        self.limit = min(options.max_connections or slots, slots)
+        # A client that is not connected to a server sits in the main process, or may
+        # come back to it: for so many that has descriptors.
+        self._max_unconnected = max_unconnected
+        self._unconnected = 0  # how many there are, or a few too many
+        self._sessions: dict[int, Session] = {}  # by slot, all that are live
+        self._queued: set[int] = set()  # the slots of those that have no server now
+        self._queue_inbox: list[Session] = []  # those that thread "queue" has not seen
+        self._random = random.Random()
+        self._started_s = time.monotonic()
+        self.stopping = threading.Event()
+        self.fail_open = threading.Event()  # no server is UP: all are tried
+        self._totals = Totals()
+
+    # Choosing -------------------------------------------------------------------------
+
+    def pick(self, session: Session) -> Server | None:
+        """Choose the session's server and take a place there; None: it is queued.
+
+        Raise NoServerError when all that could be tried have been. A session in the
+        queue is passed by nobody: as long as others wait, a new one waits behind them.
+        """
+        with self._lock:
+            asked, fail_open = candidates(self._servers, session.tried)
+            if fail_open != self.fail_open.is_set():
+                (self.fail_open.set if fail_open else self.fail_open.clear)()
+            if session.tried and not asked:
+                raise NoServerError
+            is_new = session.slot not in self._queued
+            overtakes = self._queued and is_new and any(s.max for s in asked)
+            server = None
+            if not overtakes:
+                algorithm, host = self.options.algorithm, session.source[0]
+                server = choose(asked, algorithm, host, self._random)
+            if server is not None:
+                server.places_taken += 1
+                if session.tried:
+                    session.tried[-1].retries += 1  # where it failed: HAProxy's wretr
+                session.server, session.queued_s = server, 0.0
+                self._queued.discard(session.slot)
+            elif is_new:
+                self._enqueue_locked(session)
+            return server
+
+    def _enqueue_locked(self, session: Session) -> None:
+        session.queued_s = time.monotonic()
+        self._queued.add(session.slot)
+        self._queue_inbox.append(session)
+
+    def newly_queued(self) -> list[Session]:
+        """Return the sessions queued since the last call."""
+        with self._lock:
+            inbox, self._queue_inbox = self._queue_inbox, []
+            return inbox
+
+    def has_free_place(self) -> bool:
+        """Tell whether any server has a place for anybody."""
+        with self._lock:
+            ready = (s for s in self._servers if s.admin == "ready" and not s.gone)
+            return any(s.weight and s.has_place for s in ready)
+
+    # Sessions -------------------------------------------------------------------------
+
+    def wait_until_may_begin(self) -> bool:
+        """Wait until one more session may begin; False when the pool stops."""
+        with self._lock:
+            while not self.stopping.is_set():
+                if len(self._sessions) < min(self.limit, self._capacity):
+                    if self._has_descriptor_locked():
+                        return True
+                    self._changed.wait(BACKOFF_S)  # nobody tells of a connect
+                else:
+                    self._changed.wait()
+            return False
+
+    def _has_descriptor_locked(self) -> bool:
+        """Tell whether the main process could hold one more unconnected client.
+
+        `_unconnected` only grows, as nobody tells of a connect, until it is too much:
+        then the rows are asked.
+        """
+        if self._unconnected >= self._max_unconnected:
+            rows = map(self.counters.read, self._sessions)
+            self._unconnected = sum(not row.connect_ns for row in rows)
+        return self._unconnected < self._max_unconnected
+
+    def begin(self, client_sock: socket.socket, peer: SocketAddress) -> Session:
+        """Begin a session: give it a number, a slot and a worker."""
+        with self._lock:
+            self._totals.begun += 1
+            self._unconnected += 1
+            if not self._free_slots:
+                self._free_slots.append(self._next_slot)
+                self._next_slot += 1
+            slot = self._free_slots.pop()
+            self.counters.clear(slot)
+            worker = self._least_busy_locked()
+            worker.sessions += 1
+            session = Session(self._totals.begun, slot, worker, peer, client_sock)
+            self._sessions[slot] = session
+            return session
+
+    def _least_busy_locked(self) -> Worker:
+        """Return the live worker that is least full, the first among equals."""
+        alive = [w for w in self.workers if w.alive] or self.workers
+        return min(alive, key=lambda w: w.sessions / w.capacity)
+
+    def move(self, session: Session) -> bool:
+        """Give the session another worker: its own died before it took the client.
+
+        Wait for one if none is alive; False when the pool stops before.
+        """
+        with self._lock:
+            self._changed.wait_for(lambda: self._capacity or self.stopping.is_set())
+            if not self._capacity:
+                return False
+            session.worker.sessions -= 1
+            session.worker = self._least_busy_locked()
+            session.worker.sessions += 1
+            return True
+
+    def name_client(
+        self, slot: int, client_sock: socket.socket, header: Header
+    ) -> SocketAddress | None:
+        """Take a session back and note who its client is; None when it has ended."""
+        with self._lock:
+            session = self._sessions.get(slot)
+            if session is None:
+                return None
+            session.client_sock = client_sock
+            if header.source and header.destination:
+                session.source, session.destination = header.source, header.destination
+            return session.source
+
+    def enqueue(self, slot: int) -> None:
+        """Let a session wait for its turn to be sent to a server."""
+        with self._lock:
+            if session := self._sessions.get(slot):
+                self._enqueue_locked(session)
+
+    def requeue(
+        self, slot: int, client_sock: socket.socket, failure: End
+    ) -> Server | None:
+        """Take a session off the server that it could not be connected to.
+
+        Return that server; None when the session has ended meanwhile.
+        """
+        with self._lock:
+            session = self._sessions.get(slot)
+            if session is None or session.server is None:
+                return None
+            server, session.server = session.server, None
+            server.places_taken -= 1
+            server.connect_failures += failure.blames_server
+            session.tried.append(server)
+            session.failure = failure
+            session.client_sock = client_sock
+            self._enqueue_locked(session)
+            return server
+
+    def end(self, slot: int, end: End) -> Closing | None:
+        """End a session: count it, free its place at its server and its worker.
+
+        None when it has ended already: at shutdown that happens.
+        """
+        with self._lock:
+            session = self._sessions.pop(slot, None)
+            if session is None:
+                return None
+            row = self.counters.read(slot)
+            session.queued_s = 0.0
+            self._queued.discard(slot)
+            self._free_slots.append(slot)
+            session.worker.sessions -= 1
+            self._totals.to_servers += row.to_server
+            self._totals.to_clients += row.to_client
+            self._totals.refused += end.code == "PC"
+            self._totals.failed += not row.connect_ns and end.is_failure
+            health = ""
+            if session.server is not None:
+                session.server.places_taken -= 1
+                session.server.add_row(row)
+                health = self._note_success_locked(session, session.server, row)
+            self._changed.notify_all()
+            return Closing(session, row, health, bool(self._queued))
+
+    def sessions(self) -> list[tuple[Session, Row]]:
+        """Return the live sessions and their counters, the oldest first."""
+        with self._lock:
+            return [(s, self.counters.read(s.slot)) for s in self._sessions.values()]
+
+    def count_refused(self) -> None:
+        """Count a client that may not come."""
+        with self._lock:
+            self._totals.begun += 1
+            self._totals.refused += 1
+
+    def add_worker(self, worker: Worker) -> None:
+        """Let a worker have sessions; called before any begins."""
+        with self._lock:
+            self.workers.append(worker)
+            self._sum_up_locked()
+
+    def set_capacity(self, worker: Worker, threads: int | None) -> None:
+        """Say for how many sessions a worker has threads; None: for all it may have."""
+        with self._lock:
+            worker.capacity = max(
+                1, worker.max_sessions if threads is None else threads
+            )
+            self._sum_up_locked()
+
+    def set_alive(self, worker: Worker, alive: bool) -> None:
+        """Say whether a worker can take sessions, or its process died."""
+        with self._lock:
+            worker.alive = alive
+            self._sum_up_locked()
+
+    def _sum_up_locked(self) -> None:
+        self._capacity = sum(w.capacity for w in self.workers if w.alive)
+        self._changed.notify_all()
+
+    def stop(self) -> None:
+        """Begin no more sessions."""
+        with self._lock:
+            self.stopping.set()
+            self._changed.notify_all()
+
+    def wait_until_empty(self, timeout_s: float) -> bool:
+        """Wait until no session is live; False when one is after `timeout_s`."""
+        with self._lock:
+            return self._changed.wait_for(lambda: not self._sessions, timeout_s)
+
+    # Health ---------------------------------------------------------------------------
+
+    def record_check(self, server: Server, passed: bool | None, result: str) -> str:
+        """Note the result of a check, None: no result; return a line for a change."""
+        with self._lock:
+            server.last_check = result
+            if passed is None:
+                return ""
+            return self._tally_locked(server, passed, result)
+
+    def record_connect_failure(self, server: Server, why: str) -> str:
+        """Hold a client's failed connect against its server, like a failed check.
+
+        Only failures in a row count: a live session may have been connected meanwhile.
+        """
+        with self._lock:
+            if server.is_up and self._has_connected_since_locked(server):
+                server.tally(True)
+            return self._tally_locked(server, False, why)
+
+    def _has_connected_since_locked(self, server: Server) -> bool:
+        """Tell whether a live session was connected after the server's last failure."""
+        for session in reversed(self._sessions.values()):  # the newest first
+            if session.accepted_s <= server.failed_s:
+                break
+            if session.server is server and self.counters.read(session.slot).connect_ns:
+                return True
+        return False
+
+    def _note_success_locked(self, session: Session, server: Server, row: Row) -> str:
+        """Let a session that was connected speak for its server, like a check."""
+        # One that is older than the last failure says nothing of now.
+        fresh = session.accepted_s > server.failed_s
+        if not row.connect_ns or not fresh or server.health >= server.top_health:
+            return ""
+        return self._tally_locked(server, True, "connected for a client")
+
+    def _tally_locked(self, server: Server, passed: bool, result: str) -> str:
+        before, needed = server.state, server.rise if passed else server.fall
+        server.tally(passed)
+        return self._say_change_locked(server, before, result, f"{needed}/{needed}")
+
+    def set_admin(self, address_text: str, admin: str) -> str | None:
+        """Set a server ready, drain or maint; return a line if its state changed.
+
+        None when there is no such server.
+        """
+        with self._lock:
+            for server in self._servers:
+                if server.address_text == address_text and not server.gone:
+                    before, server.admin = server.state, admin
+                    why = f"set to {admin} by the operator"
+                    return self._say_change_locked(server, before, why, "0/0")
+            return None
+
+    def forgive(self) -> list[str]:
+        """Call servers UP again whose penalty is over; return a line for each one.
+
+        One more failed connect takes it DOWN again, twice as long (Envoy's ejection).
+        """
+        lines = []
+        with self._lock:
+            for server in self._servers:
+                waited_s = time.monotonic() - server.changed_s
+                if server.state == DOWN and waited_s >= server.penalty_s:
+                    why = f"tried again after {server.penalty_s:.0f} s without checks"
+                    server.penalty_s = min(2 * server.penalty_s, PENALTY_MAX_S)
+                    server.health = server.rise
+                    lines.append(self._say_change_locked(server, DOWN, why, "0/0"))
+        return lines
+
+    def is_up(self) -> bool:
+        """Tell whether any server is UP."""
+        with self._lock:
+            return any(server.state == UP for server in self._servers)
+
+    def servers(self) -> list[Server]:
+        """Return the servers of this moment, without those whose address is gone."""
+        with self._lock:
+            return [s for s in self._servers if not s.gone]
+
+    def has(self, server: Server) -> bool:
+        """Tell whether the server is one of ours, though its address may be gone."""
+        with self._lock:
+            return server in self._servers
+
+    def wants_check(self, server: Server) -> bool:
+        """Tell whether to check it: not in maintenance, its address not gone."""
+        with self._lock:
+            return server.admin != "maint" and not server.gone
+
+    def _say_change_locked(
+        self, server: Server, before: str, why: str, checks: str
+    ) -> str:
+        """Return a line for the log if the state is not what it was before."""
+        if server.state == before:
+            return ""
+        server.changed_s = time.monotonic()
+        return self._say_locked(server, why, checks)
+
+    def _say_locked(self, server: Server, why: str, checks: str) -> str:
+        present = [s for s in self._servers if not s.gone]
+        up = sum(s.state == UP for s in present)
+        return (
+            f'server={server.address_text} state={server.state} reason="{why}" '
+            f"checks={checks} up={up}/{len(present)}"
+        )
+
+    def move_name(
+        self, option: str, resolved: list[tuple[int, SocketAddress]]
+    ) -> tuple[list[Server], list[str]]:
+        """Bring a name's servers in line with its addresses.
+
+        Return the new ones, and a line for the log for each one new, gone or back. An
+        address that is gone gets no new session; its live ones go on.
+        """
+        with self._lock:
+            known = [s for s in self._servers if s.option == option]
+            model = known[0]  # kept for its settings, also when it is gone
+            settings = (model.weight, model.backup, model.max, model.rise, model.fall)
+            addresses = [s.address for s in self._servers]  # another name's, too
+            added = [
+                Server(option, family, address, *settings)
+                for family, address in resolved
+                if address not in addresses
+            ]
+            changed = [
+                s for s in known if s.gone == ((s.family, s.address) in resolved)
+            ]
+            for server in changed:
+                server.gone = not server.gone
+                server.changed_s = time.monotonic()
+            keep = [
+                s for s in self._servers if not s.gone or s.places_taken or s is model
+            ]
+            self._servers = keep + added
+            why = f"{option} has moved"
+            return added, [self._say_locked(s, why, "0/0") for s in changed + added]
+
+    # Figures --------------------------------------------------------------------------
+
+    def snapshot(self) -> Snapshot:
+        """Return copies of what the status page shows."""
+        now_s, read = time.monotonic(), self.counters.read
+        with self._lock:
+            present = [s for s in self._servers if not s.gone or s.places_taken]
+            return Snapshot(
+                now_s,
+                now_s - self._started_s,
+                self.stopping.is_set(),
+                len(self._queued),
+                replace(self._totals),
+                {server: server.copied() for server in present},
+                [
+                    LiveSession(s.source, s.server, s.accepted_s, read(s.slot))
+                    for s in self._sessions.values()
+                ],
+            )
+
+
+# ---- Frontend and queue: accept, dispatch, finish ------------------------------------
+# The life of a session outside its crew. Thread "accept" begins sessions and sends them
+# to a server; thread "queue" does so with those that wait or come back; crews report.
+
+
+class Frontend:
+    """The listening side: it sends sessions to the crews, and hears of them."""
+
+    def __init__(self, listener: socket.socket, pool: Pool, log: Log) -> None:
+        self.options, self.pool, self.log = pool.options, pool, log
+        self.cutting = threading.Event()  # whoever is still queued is closed
+        self.over = threading.Event()  # ends what waits between two tries
+        self._listener = listener
+        listener.setblocking(False)
+        # What is sent into the second socket wakes the thread at the first.
+        self._wake_pair = socket.socketpair()
+        self._thread = new_thread("accept", self._accept_clients)
+        self.queue = Queue(self)
+
+    def start(self) -> None:
+        """Start the threads "accept" and "queue"."""
+        self._thread.start()
+        self.queue.start()
+
+    def _accept_clients(self) -> None:
+        """Thread "accept": begin a session for every client, within the limits."""
+        poll = new_poll()
+        poll.register(self._listener.fileno(), POLLIN)
+        poll.register(self._wake_pair[0].fileno(), POLLIN)
+        while self.pool.wait_until_may_begin():
+            try:
+                client_sock, peer = self._listener.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                poll.poll()
+            except OSError as error:
+                words = f"cannot accept: {say_why(error)}; live connections go on"
+                self.log.warn("accept", words)
+                self.over.wait(BACKOFF_S)
+            else:
+                self._begin(client_sock, peer)
+
+    def _begin(self, client_sock: socket.socket, peer: SocketAddress) -> None:
+        """Begin a session with a client, or refuse it."""
+        trusted = self.options.accept_proxy
+        if trusted and not is_in(trusted, peer):
+            self._refuse(client_sock, peer, "not in --accept-proxy")
+        elif not trusted and self._is_barred(peer):
+            self._refuse(client_sock, peer, "not in --allow")
+        else:
+            session = self.pool.begin(client_sock, peer)
+            if trusted:  # its PROXY header says who it is
+                self._assign(session, None)
+            elif not self.dispatch(session):
+                self.queue.wake()
+
+    def _is_barred(self, source: SocketAddress) -> bool:
+        return bool(self.options.allow) and not is_in(self.options.allow, source)
+
+    def _refuse(
+        self, client_sock: socket.socket, peer: SocketAddress, why: str
+    ) -> None:
+        client_sock.close()
+        self.pool.count_refused()
+        self.log.line(end_line(peer, None, 0, Row(0, 0, 0, 0), 0.0, refuse(why)))
+
+    # To a server ----------------------------------------------------------------------
+
+    def dispatch(self, session: Session) -> bool:
+        """Send a session to a server, or end it; False: it is queued for a place.
+
+        By thread "accept" for a new session, by thread "queue" for all others.
+        """
+        if self.cutting.is_set():
+            self.finish(session.slot, CUT_QUEUED)
+            return True
+        try:
+            server = self.pool.pick(session)
+        except NoServerError:
+            self.finish(session.slot, session.failure or NO_SERVER)
+            return True
+        if self.pool.fail_open.is_set():
+            self.log.warn("open", "no server is UP: every server is tried")
+        if server is not None:
+            self._assign(session, server)
+        return server is not None
+
+    def _assign(self, session: Session, server: Server | None) -> None:
+        """Pass a session on to its worker: to connect a server, or to read a header."""
+        client_sock, session.client_sock = session.client_sock, None
+        if client_sock is None:
+            return  # ended at shutdown
+        target = self._target(session, client_sock, server) if server else None
+        job = Job(client_sock, session.slot, session.number, target)
+        while not session.worker.assign(job):  # its process died before it took it
+            if not self.pool.move(session):
+                session.client_sock = client_sock
+                self.finish(session.slot, WORKER_DIED)
+                break
+
+    def _target(
+        self, session: Session, client_sock: socket.socket, server: Server
+    ) -> Target:
+        preface = b""
+        if self.options.send_proxy:
+            destination = session.destination or client_sock.getsockname()
+            header = proxy_v1 if self.options.send_proxy == "v1" else proxy_v2
+            preface = header(session.source, destination)
+        return Target(server.family, server.address, preface)
+
+    # What crews report ----------------------------------------------------------------
+
+    def take_back(
+        self, slot: int, client_sock: socket.socket, outcome: End | Header
+    ) -> None:
+        """Take a session from its crew: unconnected, or with its PROXY header read."""
+        if isinstance(outcome, Header):
+            self._queue_named(slot, client_sock, outcome)
+        else:
+            self._try_another(slot, client_sock, outcome)
+
+    def _queue_named(
+        self, slot: int, client_sock: socket.socket, header: Header
+    ) -> None:
+        """Let a session be sent to a server, now that its PROXY header was read."""
+        source = self.pool.name_client(slot, client_sock, header)
+        if source is None:
+            client_sock.close()  # ended at shutdown
+        elif self._is_barred(source):
+            self.finish(slot, refuse("not in --allow"))
+        else:
+            self.pool.enqueue(slot)
+            self.queue.wake()
+
+    def _try_another(self, slot: int, client_sock: socket.socket, failure: End) -> None:
+        """Let a session be sent to another server: it could not be connected to its."""
+        server = self.pool.requeue(slot, client_sock, failure)
+        if server is None:
+            client_sock.close()  # ended at shutdown
+            return
+        if failure.blames_server:
+            self.log.line(self.pool.record_connect_failure(server, failure.words))
+        self._warn_of_shortage(failure)
+        self.queue.wake()
+
+    def _warn_of_shortage(self, end: End) -> None:
+        if end.code == "RC":
+            self.log.warn("shortage", f"{end.words}; live connections go on")
+
+    def limit_worker(self, worker: Worker, threads: int | None, why: str) -> None:
+        """Send a worker no more sessions than it has threads for; None: as before."""
+        self.pool.set_capacity(worker, threads)
+        if threads is not None:
+            words = f"cannot start a thread: {why}; live connections go on"
+            self.log.warn("thread", words)
+
+    def worker_died(self, number: int, code: int, slots: Sequence[int]) -> None:
+        """End the sessions that went down with a worker process."""
+        cause = f"signal {-code}" if code < 0 else f"exit code {code}"
+        self.log.line(
+            f"worker={number} died by {cause} with {count(len(slots), 'connection')}, "
+            "and is replaced"
+        )
+        for slot in slots:
+            self.finish(slot, WORKER_DIED)
+
+    def finish(self, slot: int, end: End) -> None:
+        """Count and log a session that has ended, let the next one in."""
+        closing = self.pool.end(slot, end)
+        if closing is None:
+            return  # all were ended at shutdown
+        session, row, health, others_wait = closing
+        if session.client_sock is not None:
+            session.client_sock.close()
+        self._warn_of_shortage(end)
+        if not self.log.silent:
+            tries = len(session.tried) + (session.server is not None)
+            seconds = time.monotonic() - session.accepted_s
+            server = session.server
+            self.log.line(end_line(session.source, server, tries, row, seconds, end))
+        self.log.line(health)
+        if others_wait:
+            self.queue.wake()
+
+    # Stopping -------------------------------------------------------------------------
+
+    def stop_accepting(self) -> None:
+        """Take no more clients; those that wait in the listen queue are refused."""
+        self.pool.stop()
+        self._wake_pair[1].send(b".")
+        self._thread.join()
+        self._listener.close()
+
+    def stop(self) -> None:
+        """End whatever is still live, then the threads and processes."""
+        workers = self.pool.workers
+        self.cutting.set()
+        self.queue.wake()
+        for how in (socket.SHUT_RD, socket.SHUT_RDWR):
+            for worker in workers:
+                worker.cut(how)
+            if self.pool.wait_until_empty(CUT_S):
+                break
+        self.over.set()
+        self.queue.stop()
+        for worker in workers:
+            worker.stop()
+        deadline = time.monotonic() + CUT_S
+        for worker in workers:
+            worker.join(max(0.0, deadline - time.monotonic()))
+        self._finish_all()
+        self.close()
+
+    def _finish_all(self) -> None:
+        """Log the sessions that nobody else will end any more."""
+        for session, row in self.pool.sessions():
+            connecting = CUT_CONNECTING if session.server else CUT_QUEUED
+            self.finish(session.slot, CUT if row.connect_ns else connecting)
+
+    def exit_now(self) -> NoReturn:
+        """Thread "signals": asked twice to stop, wait for nothing but the log."""
+        self.kill_workers()
+        self._finish_all()
+        self.log.close()
+        os._exit(0)
+
+    def kill_workers(self) -> None:
+        """Kill the processes of all workers."""
+        for worker in self.pool.workers:
+            worker.kill()
+
+    def close(self) -> None:
+        """Close the descriptors of the frontend itself."""
+        self._listener.close()
+        for sock in self._wake_pair:
+            sock.close()
+        self.queue.close()
+
+
+class Queue:
+    """Sessions without a server, in the order in which they came.
+
+    They came back from reading a PROXY header or from a connect that failed, or wait
+    for a place. Only thread "queue" touches the fields; `_lock` guards the second
+    socket of `_wake_pair`, which anybody may use until it is closed.
+    """
+
+    def __init__(self, frontend: Frontend) -> None:
+        self._frontend, self._pool = frontend, frontend.pool
+        self._timeout_s: float = frontend.options.queue_timeout
+        self._by_source = frontend.options.algorithm == "source"
+        self._sessions: list[Session] = []  # by number
+        self._deadlines: deque[tuple[float, Session]] = deque()  # (queued_s, session)
+        self._watched: dict[int, Session] = {}  # by their client's descriptor
+        self._poll = new_poll()
+        self._lock = threading.Lock()
+        self._wake_pair = socket.socketpair()
+        for sock in self._wake_pair:
+            sock.setblocking(False)
+        self._poll.register(self._wake_pair[0].fileno(), POLLIN)
+        self._thread = new_thread("queue", self._run)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Have another look: somebody came, or a place may be free."""
+        with self._lock, contextlib.suppress(OSError):  # full: it has been woken
+            self._wake_pair[1].send(b".")
+
+    def stop(self) -> None:
+        """End the thread; the frontend is `over`."""
+        self.wake()
+        self._thread.join()
+
+    def close(self) -> None:
+        """Close its descriptors; waking does nothing from now on."""
+        with self._lock:
+            for sock in self._wake_pair:
+                sock.close()
+
+    def _run(self) -> None:
+        """Thread "queue": first come, first served; notice who leaves or waits long."""
+        while not self._frontend.over.is_set():
+            for session in self._pool.newly_queued():
+                self._add(session)
+            self._dispatch_all()
+            for fd, mask in self._poll.poll(self._expire()):
+                if watched := self._watched.get(fd):
+                    self._see_client(fd, mask, watched)
+                elif fd == self._wake_pair[0].fileno():
+                    self._wake_pair[0].recv(4096)
+
+    def _add(self, session: Session) -> None:
+        """Take in a session; one that comes back is dispatched before all others.
+
+        It may have no server left to try, or one that nobody else waits for.
+        """
+        if session.tried and self._frontend.dispatch(session):
+            return
+        bisect.insort(self._sessions, session, key=number_of)
+        self._deadlines.append((session.queued_s, session))
+        if session.client_sock is not None:
+            fd = session.client_sock.fileno()
+            self._watched[fd] = session
+            self._poll.register(fd, POLLIN)
+
+    def _dispatch_all(self) -> None:
+        """Dispatch who can be, in order, until there is no place left."""
+        index, blocked = 0, False
+        while index < len(self._sessions):
+            session = self._sessions[index]
+            fd = session.client_sock.fileno() if session.client_sock else -1
+            if (blocked and not session.tried) or not self._frontend.dispatch(session):
+                if not self._pool.has_free_place():
+                    break
+                blocked = not self._by_source  # who has tried none waits behind it
+                index += 1
+            else:
+                self._remove(session, fd)
+
+    def _remove(self, session: Session, fd: int) -> None:
+        """Forget a session that has been dispatched or has ended."""
+        index = bisect.bisect_left(self._sessions, session.number, key=number_of)
+        del self._sessions[index]
+        if self._watched.pop(fd, None):
+            self._poll.unregister(fd)
+
+    def _finish(self, session: Session, fd: int, end: End) -> None:
+        self._remove(session, fd)
+        self._frontend.finish(session.slot, end)
+
+    def _expire(self) -> float | None:
+        """End who has waited too long; return when to look again, in ms."""
+        while self._timeout_s and self._deadlines:
+            queued_s, session = self._deadlines[0]
+            wait_s = queued_s + self._timeout_s - time.monotonic()
+            if session.queued_s == queued_s:  # it has not left meanwhile
+                if wait_s > 0:
+                    return wait_s * 1000 + 1
+                fd = session.client_sock.fileno() if session.client_sock else -1
+                self._finish(session, fd, QUEUED_TOO_LONG)
+            self._deadlines.popleft()
+        return None
+
+    def _see_client(self, fd: int, mask: int, session: Session) -> None:
+        """See why poll names a client: it has left, or only sent something."""
+        client_sock = session.client_sock
+        if mask & (POLLERR | POLLHUP) or client_sock is None or has_left(client_sock):
+            self._finish(session, fd, LEFT_QUEUE)
+        else:
+            self._poll.register(fd, 0)  # it has sent: from now on only errors matter
+
+
+def number_of(session: Session) -> int:
+    """Return a session's number, by which the queue is in order."""
+    return session.number
+
+
+def end_line(
+    source: SocketAddress,
+    server: Server | None,
+    tries: int,
+    row: Row,
+    seconds: float,
+    end: End,
+) -> str:
+    """Return the line of the log that a session ends with."""
+    connect_ms = f"{row.connect_ns / 1e6:.2f}" if row.connect_ns else "-"
+    return (
+        f"client={format_address(source)} "
+        f"server={server.address_text if server else '-'} tries={tries} "
+        f"connect_ms={connect_ms} duration_ms={seconds * 1000:.1f} "
+        f"to_server={row.to_server} to_client={row.to_client} "
+        f"undelivered={end.undelivered} end={end.code} {end.words}"
+    )
+
+
+# ---- Crew: a thread for every session ------------------------------------------------
+# Threads wait for the next session rather than being started by it, and more start
+# whenever few are left waiting: so no client waits for a thread to come to life.
+#
+# What becomes of a session, a crew tells by one of two calls:
+#
+#   Crew._close      ─► Frontend.finish(slot, end)
+#   Crew._hand_back  ─► Frontend.take_back(slot, client_sock, outcome) ─► thread "queue"
+#
+# In a process of its own a crew calls `WorkerProcess`, which makes a message of it, and
+# `ProcessWorker._hear` in the main process makes the call.
+
+
+class Target(NamedTuple):
+    """The server that a client is to be connected to."""
+
+    family: int
+    address: SocketAddress
+    preface: bytes  # the PROXY header that it is sent first
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A session as a crew gets it."""
+
+    client_sock: socket.socket
+    slot: int
+    number: int
+    target: Target | None  # None: read the PROXY header, then hand it back
+
+
+Finish = Callable[[int, End], None]
+# With the client: unconnected, and why, or named by its PROXY header.
+TakeBack = Callable[[int, socket.socket, End | Header], None]
+# No more than so many threads can run now, and why; None: no longer so.
+LimitThreads = Callable[[int | None, str], None]
+
+
+class ConnectFailedError(Exception):
+    """No connection to the server: with this end, if no other server can be tried."""
+
+    def __init__(self, end: End) -> None:
+        super().__init__(end)
+        self.end = end
+
+
+def has_left(client_sock: socket.socket) -> bool:
+    """Tell whether a waiting client has gone: reset, or ended without a byte."""
+    try:
+        return client_sock.recv(1, socket.MSG_PEEK) == b""
+    except (BlockingIOError, InterruptedError):
+        return False
+    except OSError:
+        return True
+
+
+def connect(
+    target: Target, client_sock: socket.socket, timeout_s: float
+) -> tuple[socket.socket, bool]:
+    """Connect to the server while watching the client; raise ConnectFailedError.
+
+    Return the socket, and whether the server has reset it since: what it had sent is
+    still there to be read, but the error is not, now that SO_ERROR has told of it.
+    """
+    try:
+        server_sock = socket.socket(target.family, socket.SOCK_STREAM | NONBLOCKING)
+    except OSError as error:
+        raise ConnectFailedError(End("RC", f"no socket: {say_why(error)}")) from None
+    try:
+        if not NONBLOCKING:
+            server_sock.setblocking(False)
+        code = server_sock.connect_ex(target.address)
+        if code in CONNECTING:
+            code = wait_connected(server_sock, client_sock, timeout_s)
+        if code == errno.ECONNRESET:  # a refusal would be ECONNREFUSED
+            return server_sock, True
+        if code:
+            raise ConnectFailedError(connect_failure(code))
+        prepare(server_sock)
+        if target.preface:
+            server_sock.send(target.preface)  # one segment, before all else (PP 2)
+        return server_sock, False
+    except OSError as error:
+        server_sock.close()
+        raise ConnectFailedError(End("SC", say_why(error))) from None
+    except ConnectFailedError:
+        server_sock.close()
+        raise
+
+
+def connect_failure(code: int) -> End:
+    """Return the end that an error number of connect(2) means."""
+    words = say_why(OSError(code, os.strerror(code)))
+    if code in LOCAL_SHORTAGE:
+        return End("RC", f"cannot connect: {words}")
+    return End("sC" if code == errno.ETIMEDOUT else "SC", words)
+
+
+def wait_connected(
+    server_sock: socket.socket, client_sock: socket.socket, timeout_s: float
+) -> int:
+    """Wait for a connect to end; return its error number, 0 for success."""
+    deadline = time.monotonic() + timeout_s
+    poll = new_poll()
+    poll.register(server_sock.fileno(), POLLOUT)
+    poll.register(client_sock.fileno(), POLLIN)
+    while True:
+        ready = dict(poll.poll(max(0.0, deadline - time.monotonic()) * 1000))
+        if server_sock.fileno() in ready:
+            return server_sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if not ready:
+            return errno.ETIMEDOUT
+        if ready[client_sock.fileno()] & (POLLERR | POLLHUP) or has_left(client_sock):
+            raise ConnectFailedError(LEFT_CONNECTING)
+        poll.unregister(client_sock.fileno())
+        poll.register(client_sock.fileno(), 0)  # it has sent: now only errors matter
+
+
+class Crew:
+    """Threads that serve sessions, each one session at a time.
+
+    `_lock` guards `_spare`, `_threads`, `_stopping` and, by slot, `_sockets`, which are
+    what `cut` may shut down; `_cutting` is set under it. `next_job` waits for the next
+    job; None ends the thread that gets it.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        counters: Counters,
+        next_job: Callable[[], Job | None],
+        finish: Finish,
+        take_back: TakeBack,
+        limit_threads: LimitThreads,
+    ) -> None:
+        self._options, self._counters, self._next_job = options, counters, next_job
+        self._finish, self._take_back = finish, take_back
+        self._limit_threads = limit_threads
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)  # a thread is wanted, or stop
+        self._spare = 0  # of the threads, those that wait for a job
+        self._threads = 0
+        self._stopping = False
+        self._cutting = threading.Event()
+        self._sockets: dict[int, list[socket.socket]] = {}
+
+    def cut(self, how: int) -> None:
+        """End all sessions: their threads wake up and see `_cutting`.
+
+        SHUT_RD wakes whoever reads and tells the peer nothing, so that a reset is the
+        first that it hears; SHUT_RDWR wakes those, too, that only wait to write.
+        """
+        with self._lock:
+            self._cutting.set()
+            for sock in itertools.chain.from_iterable(self._sockets.values()):
+                shut_down(sock, how)
+
+    def stop(self) -> int:
+        """Let the threads end; return how many still have to be given a None."""
+        with self._lock:
+            self._stopping = True
+            self._changed.notify()
+            return self._threads
+
+    def keep_spare(self) -> None:
+        """Thread "spare", or a worker process's first one: start connection threads.
+
+        A connection's own thread starts none: that would cost it a page of stack for as
+        long as it lives. When the system has no more threads, try again every second.
+        """
+        is_short = False
+        while self._wants_thread():
+            if self._start_thread():
+                if is_short:
+                    self._limit_threads(None, "")
+                is_short = False
+            else:
+                is_short = True
+                with self._lock:
+                    self._changed.wait_for(lambda: self._stopping, 1.0)
+
+    def _wants_thread(self) -> bool:
+        """Wait until too few threads are spare; return False when the crew stops."""
+        with self._lock:
+            self._changed.wait_for(
+                lambda: self._stopping or self._spare < SPARE_THREADS
+            )
+            return not self._stopping
+
+    def _start_thread(self) -> bool:
+        """Add a spare thread; False, and it is told, when the system has none."""
+        with self._lock:
+            self._spare += 1
+            self._threads += 1
+            name = f"connection-spare-{self._threads}"
+        try:
+            new_thread(name, self._run).start()
+        except (RuntimeError, MemoryError) as error:
+            with self._lock:
+                self._spare -= 1
+                self._threads -= 1
+                threads = self._threads
+            self._limit_threads(threads, str(error))
+            return False
+        return True
+
+    def _run(self) -> None:
+        """Thread "connection-N": serve one session after the other."""
+        me = threading.current_thread()
+        while (job := self._next_job()) is not None:
+            with self._lock:
+                self._spare -= 1
+                if self._spare < SPARE_THREADS:
+                    self._changed.notify()
+                self._sockets[job.slot] = []
+            self._track(job.slot, job.client_sock)
+            me.name = f"connection-{job.number}"
+            try:
+                self._serve(job)
+            except Exception as error:  # a defect: say where, end this session
+                traceback.print_exc()
+                self._close(job, End("ID", f"internal error: {error!r}"))
+            with self._lock:
+                if self._spare >= MAX_SPARE_THREADS:
+                    break
+                self._spare += 1
+            me.name = "connection-spare"
+        with self._lock:
+            self._threads -= 1
+
+    def _track(self, slot: int, sock: socket.socket) -> None:
+        """Note a socket that `cut` may shut down; after a cut, shut it down at once."""
+        with self._lock:
+            self._sockets[slot].append(sock)
+            if self._cutting.is_set():
+                shut_down(sock, socket.SHUT_RD)
+
+    def _serve(self, job: Job) -> None:
+        job.client_sock.setblocking(False)
+        if job.target is None:
+            self._read_header(job)
+        else:
+            self._relay(job, job.target)
+
+    def _read_header(self, job: Job) -> None:
+        try:
+            header = read_proxy_header(job.client_sock, PROXY_HEADER_TIMEOUT_S)
+        except (OSError, ValueError) as error:
+            words = say_why(error) if isinstance(error, OSError) else str(error)
+            self._close_unconnected(job, refuse(f"bad PROXY header: {words}"))
+        else:
+            job.client_sock.setblocking(False)
+            self._hand_back(job, header)
+
+    def _relay(self, job: Job, target: Target) -> None:
+        began_ns = time.monotonic_ns()
+        timeout_s = self._options.connect_timeout
+        try:
+            server_sock, died = connect(target, job.client_sock, timeout_s)
+        except ConnectFailedError as failure:
+            if failure.end is LEFT_CONNECTING:
+                self._close_unconnected(job, failure.end)
+            else:
+                self._hand_back(job, failure.end)
+            return
+        now_ns = time.monotonic_ns()
+        cells = self._counters.cells(job.slot)
+        cells[LAST_NS], cells[CONNECT_NS] = now_ns, max(1, now_ns - began_ns)
+        self._track(job.slot, server_sock)
+        socks = (job.client_sock, server_sock)
+        self._close(job, Relay(self._options, cells, *socks, self._cutting).run(died))
+
+    def _close_unconnected(self, job: Job, end: End) -> None:
+        """Close a session that its client has ended, or that only looks so: a cut."""
+        self._close(job, CUT_CONNECTING if self._cutting.is_set() else end)
+
+    def _close(self, job: Job, end: End) -> None:
+        """Close the sockets, then report: the server knows before a place is free."""
+        with self._lock:
+            sockets = self._sockets.pop(job.slot, ())
+        for sock in sockets:
+            sock.close()
+        self._finish(job.slot, end)
+
+    def _hand_back(self, job: Job, outcome: End | Header) -> None:
+        """Part with the client: from now on `cut` leaves it alone."""
+        with self._lock:
+            del self._sockets[job.slot]
+        self._take_back(job.slot, job.client_sock, outcome)
 
 
 # ---- Relay: bytes from side to side --------------------------------------------------
-# One thread, two sockets, two directions, one poll. As long as both sides are well,
-# `run` moves bytes as they come; when one side dies, `flush` delivers what it left
-# behind, then it is over.
-
-
-Side = tuple[str, socket.socket]  # "client" or "server", and its socket
+# One thread, two sockets, two directions, one poll. `Relay` moves bytes as they come as
+# long as both sides are well; when one side dies, `Burial` delivers what it left behind
+# and the other side is reset, too.
 
 
 class SideDiedError(Exception):
@@ -1092,7 +1893,8 @@ class Pipe:
     """A pipe through which the kernel moves bytes without a copy (splice(2))."""
 
     # `_lock` guards `_budget`: how many more pipes this process may have open, so that
-    # splicing never takes the descriptors that were promised to connections.
+    # splicing never takes the descriptors that were promised to connections. Set before
+    # worker processes are forked: each has a budget of its own.
     _lock = threading.Lock()
     _budget = 0
 
@@ -1110,7 +1912,7 @@ class Pipe:
             cls._budget = pipes
 
     @classmethod
-    def open(cls) -> "Pipe | None":
+    def open(cls) -> Pipe | None:
         """Return a new pipe, or None when there are no descriptors for it."""
         with cls._lock:
             if cls._budget == 0:
@@ -1119,11 +1921,11 @@ class Pipe:
         try:
             return cls()
         except OSError:
-            cls._give_back()
+            cls._count_closed()
             return None
 
     @classmethod
-    def _give_back(cls) -> None:
+    def _count_closed(cls) -> None:
         with cls._lock:
             cls._budget += 1
 
@@ -1131,68 +1933,76 @@ class Pipe:
         """Close both ends; what is inside is lost."""
         os.close(self.read_fd)
         os.close(self.write_fd)
-        self._give_back()
+        self._count_closed()
 
 
 class Direction:
-    """One way of a relay: what `source` sends goes to `sink`.
+    """One way of a relay: what one side sends goes to the other.
 
-    Invariant: bytes that were taken from the source and not yet by the sink are in
-    `rest` or (`in_pipe` of them) in the pipe, never in both, and nothing is taken while
-    there are any.
+    Invariant: bytes that were read from one side and not yet written to the other are
+    in `rest` or (`in_pipe` of them) in the pipe, never in both, and nothing is read
+    while there are any.
     """
 
-    def __init__(self, source: Side, sink: Side, cells: memoryview, cell: int) -> None:
-        self.source_name, self.source = source
-        self.sink_name, self.sink = sink
+    def __init__(
+        self,
+        from_side: tuple[str, socket.socket],
+        to_side: tuple[str, socket.socket],
+        cells: memoryview,
+        cell: int,
+        cutting: threading.Event,
+    ) -> None:
+        self.from_name, self.from_sock = from_side
+        self.to_name, self.to_sock = to_side
         self.cells, self.cell = cells, cell  # its session's row; where bytes count
+        self.cutting = cutting  # set: an end of file is no longer the peer's own
         self.rest: memoryview | None = None
         self.pipe: Pipe | None = None
         self.in_pipe = 0
         self.dropped = 0  # bytes that nobody was left to take
-        self.size = READ_BYTES  # of the next read
+        self.read_bytes = READ_BYTES  # at most, by the next read
         self.can_splice = CAN_SPLICE
         self.other = self  # the other way of the relay, which sets this
-        self.reading = True  # no end of file seen yet
-        self.open = True  # the end of file was not yet passed on
+        self.source_ended = False  # an end of file was read
+        self.end_passed = False  # ... and passed on
 
     @property
     def pending(self) -> int:
-        """How many bytes were taken and not yet passed on."""
+        """How many bytes were read and not yet written."""
         return self.in_pipe or (len(self.rest) if self.rest else 0)
 
     def undelivered(self) -> int:
-        """Return how many bytes were taken that the sink's side never acknowledged."""
+        """Return how many bytes were read that the other side never acknowledged."""
         # An end of file that was sent and not acknowledged is a byte for the kernel.
-        unacknowledged = undelivered_bytes(self.sink) - (not self.open)
-        return self.dropped + self.pending + max(0, unacknowledged)
+        not_acknowledged = unacknowledged(self.to_sock) - self.end_passed
+        return self.dropped + self.pending + max(0, not_acknowledged)
 
     def pull(self) -> bool:
-        """Take what the source has, pass it on; True when what to wait for changed.
+        """Read what there is, write it; True when what to wait for changed.
 
         The hot path, once for each message and way: so it calls nothing of ours.
         """
         if self.pipe is not None:
             return self._pull_spliced(self.pipe)
         try:
-            data = self.source.recv(self.size)
+            data = self.from_sock.recv(self.read_bytes)
         except (BlockingIOError, InterruptedError):
             return False
         except OSError as error:
-            raise SideDiedError(self.source_name, error) from None
+            raise SideDiedError(self.from_name, error) from None
         self.cells[LAST_NS] = time.monotonic_ns()
         if not data:
-            self.reading = False
+            self.source_ended = True
             return self._pass_end()
         try:
-            sent = self.sink.send(data)
+            sent = self.to_sock.send(data)
         except (BlockingIOError, InterruptedError):
             sent = 0
         except OSError as error:
             self.rest = memoryview(data)
-            raise SideDiedError(self.sink_name, error) from None
+            raise SideDiedError(self.to_name, error) from None
         self.cells[self.cell] += sent
-        if len(data) == self.size:
+        if len(data) == self.read_bytes:
             self._read_more()
         if sent == len(data):
             return False
@@ -1201,44 +2011,44 @@ class Direction:
 
     def _read_more(self) -> None:
         """Read more at once after a full read; splice what fills the largest buffer."""
-        if self.size < BUFFER_BYTES:
-            self.size *= 4
+        if self.read_bytes < BUFFER_BYTES:
+            self.read_bytes *= 4
         elif self.can_splice:
             self.pipe = Pipe.open()
             self.can_splice = self.pipe is not None
 
     def push(self) -> bool:
-        """Pass on what is left over; True when what to wait for changed."""
-        if self.in_pipe:
-            assert self.pipe is not None
+        """Write what is left over; True when what to wait for changed."""
+        if self.pipe is not None and self.in_pipe:
             self._empty_pipe(self.pipe)
         elif self.rest:
-            self._send_rest()
+            self.send_rest(self.rest)
         if self.pending:
             return False
-        return True if self.reading else self._pass_end()
+        return self._pass_end() if self.source_ended else True
 
-    def _send_rest(self) -> None:
-        """Send what is left over, as far as the sink takes it."""
-        assert self.rest is not None
+    def send_rest(self, rest: memoryview) -> None:
+        """Write what is left over, as far as the other side takes it."""
         try:
-            sent = self.sink.send(self.rest)
+            sent = self.to_sock.send(rest)
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
-            raise SideDiedError(self.sink_name, error) from None
+            raise SideDiedError(self.to_name, error) from None
         self.cells[self.cell] += sent
-        self.rest = self.rest[sent:] or None
+        self.rest = rest[sent:] or None
 
     def _pass_end(self) -> bool:
-        """Half-close: the source's end of file becomes the sink's (RFC 9293, 3.6)."""
-        self.open = False
-        if not self.other.open:
+        """Half-close: one side's end of file becomes the other's (RFC 9293, 3.6)."""
+        if self.cutting.is_set():
+            raise SideDiedError(self.from_name, ConnectionAbortedError())
+        self.end_passed = True
+        if self.other.end_passed:
             return True  # both ways have ended: close says so, too
         try:
-            self.sink.shutdown(socket.SHUT_WR)
+            self.to_sock.shutdown(socket.SHUT_WR)
         except OSError as error:
-            raise SideDiedError(self.sink_name, error) from None
+            raise SideDiedError(self.to_name, error) from None
         return True
 
     def _pull_spliced(self, pipe: Pipe) -> bool:
@@ -1249,101 +2059,41 @@ class Direction:
             if self.in_pipe:
                 return True
         self.cells[LAST_NS] = time.monotonic_ns()
-        return not self.reading and self.open and self._pass_end()
+        return self.source_ended and self._pass_end()
 
     def _fill_pipe(self, pipe: Pipe) -> bool:
         """On entry the pipe is empty; True when it then holds `in_pipe` > 0 bytes."""
         try:
             self.in_pipe = os.splice(
-                self.source.fileno(), pipe.write_fd, pipe.size, flags=SPLICE_FLAGS
+                self.from_sock.fileno(), pipe.write_fd, pipe.size, flags=SPLICE_FLAGS
             )
         except (BlockingIOError, InterruptedError):
             return False
         except OSError as error:
-            if error.errno == errno.EINVAL:  # not this kind of socket: nothing taken
+            if error.errno == errno.EINVAL:  # not this kind of socket: nothing moved
                 self.close_pipe()
                 self.can_splice = False
                 return False
-            raise SideDiedError(self.source_name, error) from None
-        self.reading = self.in_pipe > 0
-        return self.reading
+            raise SideDiedError(self.from_name, error) from None
+        self.source_ended = self.in_pipe == 0
+        return not self.source_ended
 
     def _empty_pipe(self, pipe: Pipe) -> None:
         """On entry and on return the pipe holds exactly `in_pipe` bytes."""
         while self.in_pipe:
             try:
                 moved = os.splice(
-                    pipe.read_fd, self.sink.fileno(), self.in_pipe, flags=SPLICE_FLAGS
+                    pipe.read_fd,
+                    self.to_sock.fileno(),
+                    self.in_pipe,
+                    flags=SPLICE_FLAGS,
                 )
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as error:
-                raise SideDiedError(self.sink_name, error) from None
+                raise SideDiedError(self.to_name, error) from None
             self.in_pipe -= moved
             self.cells[self.cell] += moved
-
-    def flush(self, timeout_s: float) -> None:
-        """Deliver all that the source had sent before it died, and see it acknowledged.
-
-        Only then may the sink be reset, which throws away what is on the way. What the
-        sink sends meanwhile is dropped: a server that is blocked in sending to a dead
-        client would take nothing, either. Raise SideDiedError when the sink dies too,
-        or takes nothing for `timeout_s`, or while DROPPED_BYTES came.
-        """
-        poll = new_poll()
-        taken, deadline, most, pause_s = -math.inf, math.inf, 0, 0.001
-        while self._send_last():
-            now_s = time.monotonic()
-            acknowledged = self.cells[self.cell] - undelivered_bytes(self.sink)
-            if acknowledged > taken:
-                taken, deadline, pause_s = acknowledged, now_s + timeout_s, 0.001
-                most = self.other.dropped + DROPPED_BYTES
-            elif now_s > deadline or self.other.dropped > most:
-                raise SideDiedError(self.sink_name, TimeoutError())
-            # An acknowledgement is no event: look again after 1, 2, 4 … 64 ms.
-            wait_s = deadline - now_s if self.rest else pause_s
-            pause_s = min(2 * pause_s, 0.064)
-            if not self.open and not self.other.reading:
-                time.sleep(pause_s)  # both ends have passed: poll says POLLHUP for ever
-                continue
-            mask = POLLIN if self.other.reading else 0
-            poll.register(self.sink.fileno(), mask | (POLLOUT if self.rest else 0))
-            for _, found in poll.poll(min(wait_s, 3600) * 1000):
-                if found & POLLIN:
-                    self._drop()
-                elif found & (POLLERR | POLLHUP):
-                    raise SideDiedError(self.sink_name, ConnectionResetError())
-
-    def _send_last(self) -> int:
-        """Send what the dead source has left; return how much is not delivered yet."""
-        if self.in_pipe:
-            assert self.pipe is not None
-            self.rest = memoryview(os.read(self.pipe.read_fd, self.in_pipe))
-            self.in_pipe = 0
-        while True:
-            if self.rest:
-                self._send_rest()
-            if self.rest:
-                break
-            try:
-                data = self.source.recv(BUFFER_BYTES)
-            except OSError:  # it is dead, and all has been read
-                break
-            if not data:
-                break
-            self.rest = memoryview(data)
-        return self.undelivered()
-
-    def _drop(self) -> None:
-        """Take what the sink sends to the dead source, and forget it."""
-        try:
-            data = self.sink.recv(BUFFER_BYTES)
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError as error:
-            raise SideDiedError(self.sink_name, error) from None
-        self.other.reading = bool(data)
-        self.other.dropped += len(data)
 
     def close_pipe(self) -> None:
         """Close the pipe, if there is one."""
@@ -1359,75 +2109,76 @@ class Relay:
         self,
         options: Options,
         cells: memoryview,
-        client: socket.socket,
-        server: socket.socket,
+        client_sock: socket.socket,
+        server_sock: socket.socket,
+        cutting: threading.Event,
     ) -> None:
-        self._options = options
-        self.client, self.server = client, server
-        one, other = ("client", client), ("server", server)
-        self.upstream = Direction(one, other, cells, TO_SERVER)
-        self.downstream = Direction(other, one, cells, TO_CLIENT)
+        self._options, self._cutting = options, cutting
+        client, server = ("client", client_sock), ("server", server_sock)
+        self.upstream = Direction(client, server, cells, TO_SERVER, cutting)
+        self.downstream = Direction(server, client, cells, TO_CLIENT, cutting)
         self.upstream.other, self.downstream.other = self.downstream, self.upstream
         self._poll = new_poll()
-        self._watched: dict[int, int] = {}
+        self._watched: dict[int, int] = {}  # by descriptor: the mask that poll has
 
     def run(self, server_died: bool) -> End:
         """Move bytes until both sides have ended, one died, or nothing moves."""
         try:
             if server_died:
                 raise SideDiedError("server", ConnectionResetError())
-            return self._run() or End("--", "closed by both sides")
+            return self._run() or CLOSED
         except SideDiedError as death:
-            return self._bury(death)
+            end = CUT if self._cutting.is_set() else self._bury(death)
+            return self._cut(death) if self._cutting.is_set() else end
         finally:
             self.upstream.close_pipe()
             self.downstream.close_pipe()
 
     def _run(self) -> End | None:
-        """Move bytes: `leaving` takes from a socket what `arriving` gives it."""
+        """Move bytes; each socket has a direction that reads and one that writes it."""
         upstream, downstream = self.upstream, self.downstream
-        client_fd = self.client.fileno()
+        client_fd = upstream.from_sock.fileno()
         poll = self._poll.poll
         upstream.pull()  # most clients have spoken by now
         timeout_ms = self._watch()
         # What moved last: the other side's turn came then.
         latest = upstream if upstream.cells[upstream.cell] else downstream
-        while upstream.open or downstream.open:
+        while not (upstream.end_passed and downstream.end_passed):
             ready = poll(timeout_ms)
             if not ready:
                 return self._timed_out(latest)
             changed = False
             for fd, mask in ready:
-                leaving = upstream if fd == client_fd else downstream
-                arriving = leaving.other
-                if mask & POLLOUT and arriving.pending:
-                    changed |= arriving.push()
+                reads = upstream if fd == client_fd else downstream
+                writes = reads.other
+                if mask & POLLOUT and writes.pending:
+                    changed |= writes.push()
                 if mask & ~POLLOUT:
-                    if leaving.reading and not leaving.pending:
-                        changed |= leaving.pull()
-                        latest = leaving
+                    if not reads.source_ended and not reads.pending:
+                        changed |= reads.pull()
+                        latest = reads
                     elif mask & (POLLERR | POLLHUP):
-                        self._look_for_death(leaving, mask)
+                        self._check_hangup(reads, mask)
                         changed = True
             if changed:
                 timeout_ms = self._watch()
         return None
 
-    def _look_for_death(self, leaving: Direction, mask: int) -> None:
+    def _check_hangup(self, reads: Direction, mask: int) -> None:
         """See whether a socket that is not read now died, or has just ended twice."""
-        code = leaving.source.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if code or mask & POLLERR or leaving.other.open:
-            raise SideDiedError(leaving.source_name, OSError(code, os.strerror(code)))
+        code = reads.from_sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code or mask & POLLERR or not reads.other.end_passed:
+            raise SideDiedError(reads.from_name, OSError(code, os.strerror(code)))
 
     def _watch(self) -> float:
         """Tell poll what to wait for; return for how long (ms): idle or half-closed."""
-        for leaving in (self.upstream, self.downstream):
-            arriving = leaving.other
-            mask = POLLIN if leaving.reading and not leaving.pending else 0
-            mask |= POLLOUT if arriving.pending else 0
+        for reads in (self.upstream, self.downstream):
+            writes = reads.other
+            mask = 0 if reads.source_ended or reads.pending else POLLIN
+            mask |= POLLOUT if writes.pending else 0
             # After both ends of file a socket says POLLHUP for ever: let it rest.
-            wanted = mask if mask or arriving.open else None
-            fd = leaving.source.fileno()
+            wanted = None if writes.end_passed and not mask else mask
+            fd = reads.from_sock.fileno()
             if wanted == self._watched.get(fd):
                 continue
             if wanted is None:
@@ -1436,9 +2187,9 @@ class Relay:
             else:
                 self._poll.register(fd, wanted)
                 self._watched[fd] = wanted
-        whole = self.upstream.reading and self.downstream.reading
+        half = self.upstream.source_ended or self.downstream.source_ended
         options = self._options
-        timeout_s = options.idle_timeout if whole else options.half_close_timeout
+        timeout_s = options.half_close_timeout if half else options.idle_timeout
         return timeout_s * 1000 if timeout_s else -1
 
     def _timed_out(self, latest: Direction) -> End:
@@ -1449,12 +2200,12 @@ class Relay:
         if to_server:
             return End("sD", "server took nothing for too long", lost)
         if to_client:
-            code = "cD" if downstream.reading else "cL"
+            code = "cL" if downstream.source_ended else "cD"
             return End(code, "client took nothing for too long", lost)
-        if upstream.reading and downstream.reading:
+        if not (upstream.source_ended or downstream.source_ended):
             code, side = ("sD", "server") if latest is upstream else ("cD", "client")
             return End(code, f"{side} idle for {options.idle_timeout:g} s")
-        code, side = ("sD", "server") if downstream.reading else ("cD", "client")
+        code, side = ("cD", "client") if downstream.source_ended else ("sD", "server")
         limit = f"{options.half_close_timeout:g} s"
         return End(code, f"{side} silent for {limit} after the other side ended")
 
@@ -1465,12 +2216,11 @@ class Relay:
         if death.side == "server":
             from_dead, to_dead = self.downstream, self.upstream
         code = self._code(death)
-        # The survivor may die as well, or take nothing.
-        with contextlib.suppress(SideDiedError):
-            from_dead.flush(patience_s)
+        with contextlib.suppress(SideDiedError):  # the survivor dies, or takes nothing
+            Burial(from_dead).flush(patience_s)
         lost = from_dead.undelivered() + to_dead.undelivered()
-        if from_dead.reading:  # its end of file never came: more was to follow
-            reset(from_dead.sink)
+        if not from_dead.source_ended:  # more was to follow
+            reset_at_close(from_dead.to_sock)
         return End(code, say_death(death), lost)
 
     def _code(self, death: SideDiedError) -> str:
@@ -1478,8 +2228,97 @@ class Relay:
         vanished = isinstance(death.error, TimeoutError)
         who = death.side[0] if vanished else death.side[0].upper()
         down = self.downstream
-        last = death.side == "client" and down.open and not down.reading
+        last = death.side == "client" and down.source_ended and not down.end_passed
         return who + ("L" if last else "D")
+
+    def _cut(self, death: SideDiedError) -> End:
+        """End at shutdown; a reset, lest half a reply be taken for a whole one."""
+        ways = (self.upstream, self.downstream)
+        lost = sum(way.undelivered() for way in ways)
+        if isinstance(death.error, BrokenPipeError):
+            lost -= 1  # the end of file that the cut has put behind the bytes
+        for way in ways:
+            if not way.end_passed:
+                reset_at_close(way.to_sock)
+        return replace(CUT, undelivered=max(0, lost))
+
+
+class Burial:
+    """The last bytes of a side that died, on their way to the other side."""
+
+    def __init__(self, direction: Direction) -> None:
+        self._direction, self._back = direction, direction.other
+        self._poll = new_poll()
+
+    def flush(self, timeout_s: float) -> None:
+        """Deliver all that the dead side had sent, and see it acknowledged.
+
+        Only then may the survivor be reset, which throws away what is on the way. What
+        it sends meanwhile is dropped: a server that is blocked in sending to a dead
+        client would take nothing, either. Raise SideDiedError when it dies too, or
+        takes nothing for `timeout_s`, or while DROPPED_BYTES came, or at the cut.
+        """
+        way = self._direction
+        best, quiet_until, most_dropped, pause_s = -math.inf, math.inf, 0, 0.001
+        while self._send_last():
+            now_s = time.monotonic()
+            acknowledged = way.cells[way.cell] - unacknowledged(way.to_sock)
+            if acknowledged > best:
+                best, quiet_until, pause_s = acknowledged, now_s + timeout_s, 0.001
+                most_dropped = self._back.dropped + DROPPED_BYTES
+            if now_s > quiet_until or self._back.dropped > most_dropped:
+                raise SideDiedError(way.to_name, TimeoutError())
+            if way.cutting.is_set():
+                raise SideDiedError(way.to_name, ConnectionAbortedError())
+            # An acknowledgement is no event: look again after 1, 2, 4 … 64 ms.
+            self._wait(pause_s)
+            pause_s = min(2 * pause_s, 0.064)
+
+    def _send_last(self) -> int:
+        """Send what the dead side has left; return how much is not delivered yet."""
+        way = self._direction
+        if way.pipe is not None and way.in_pipe:
+            way.rest = memoryview(os.read(way.pipe.read_fd, way.in_pipe))
+            way.in_pipe = 0
+        while True:
+            if way.rest:
+                way.send_rest(way.rest)
+            if way.rest:
+                break
+            try:
+                data = way.from_sock.recv(BUFFER_BYTES)
+            except OSError:  # it is dead, and all has been read
+                break
+            if not data:
+                break
+            way.rest = memoryview(data)
+        return way.undelivered()
+
+    def _wait(self, pause_s: float) -> None:
+        """Wait until the survivor takes or sends something, for `pause_s` at most."""
+        way, back = self._direction, self._back
+        if way.end_passed and back.source_ended:
+            time.sleep(pause_s)  # both ends have passed: poll says POLLHUP for ever
+            return
+        mask = 0 if back.source_ended else POLLIN
+        mask |= POLLOUT if way.rest else 0
+        self._poll.register(way.to_sock.fileno(), mask)
+        for _, ready in self._poll.poll(pause_s * 1000):
+            if ready & POLLIN:
+                self._drop()
+            elif ready & (POLLERR | POLLHUP):
+                raise SideDiedError(way.to_name, ConnectionResetError())
+
+    def _drop(self) -> None:
+        """Read what the survivor sends to the dead side, and forget it."""
+        try:
+            data = self._back.from_sock.recv(BUFFER_BYTES)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            raise SideDiedError(self._back.from_name, error) from None
+        self._back.source_ended = not data
+        self._back.dropped += len(data)
 
 
 def say_death(death: SideDiedError) -> str:
@@ -1489,368 +2328,77 @@ def say_death(death: SideDiedError) -> str:
     return f"{death.side} reset the connection"
 
 
-# ---- Crew: a thread for every session ------------------------------------------------
-# Threads wait for the next session rather than being started by it, and more start
-# whenever few are left waiting: so no client waits for a thread to come to life.
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """What a crew is to do with a client: connect it, or read its PROXY header."""
-
-    client: socket.socket
-    slot: int
-    number: int
-    family: int = 0
-    address: SocketAddress | None = None  # None: read the PROXY header first
-    preface: bytes = b""  # the PROXY header for the server
-
-
-Take = Callable[[], Job | None]
-
-
-class Boss(Protocol):
-    """Who hears from a crew how its sessions went."""
-
-    def ended(self, slot: int, end: End) -> None:
-        """Hear that a session has ended, its sockets closed."""
-
-    def connect_failed(self, slot: int, client: socket.socket, end: End) -> None:
-        """Take a session back that could not be connected."""
-
-    def header_read(self, slot: int, client: socket.socket, header: Header) -> None:
-        """Take a session back whose PROXY header has been read."""
-
-    def short_of_threads(self, threads: int | None, why: str) -> None:
-        """Hear that no more than so many threads can run now; None: no longer so."""
-
-
-class ConnectFailedError(Exception):
-    """No connection to the server: with this end, if no other server can be tried."""
-
-    def __init__(self, code: str, words: str) -> None:
-        super().__init__(code, words)
-        self.end = End(code, words)
-
-
-def has_left(client: socket.socket) -> bool:
-    """Tell whether a waiting client has gone: reset, or ended without a byte."""
-    try:
-        return client.recv(1, socket.MSG_PEEK) == b""
-    except (BlockingIOError, InterruptedError):
-        return False
-    except OSError:
-        return True
-
-
-def connect(job: Job, timeout_s: float) -> tuple[socket.socket, bool]:
-    """Connect to the server while watching the client; raise ConnectFailedError.
-
-    Return the socket, and whether the server has reset it since: what it had sent is
-    still there to be read, but the error is not, now that SO_ERROR has told of it.
-    """
-    try:
-        server = socket.socket(job.family, socket.SOCK_STREAM | NONBLOCKING)
-    except OSError as error:
-        raise ConnectFailedError("RC", f"no socket: {say_why(error)}") from None
-    try:
-        if not NONBLOCKING:
-            server.setblocking(False)
-        code = server.connect_ex(job.address or ())
-        if code in CONNECTING:
-            code = wait_connected(job, server, timeout_s)
-        if code == errno.ECONNRESET:  # a refusal would be ECONNREFUSED
-            return server, True
-        if code:
-            words = say_why(OSError(code, os.strerror(code)))
-            if code in LOCAL_SHORTAGE:
-                raise ConnectFailedError("RC", f"cannot connect: {words}")
-            raise ConnectFailedError("sC" if code == errno.ETIMEDOUT else "SC", words)
-        keep_alive(server)
-        if job.preface:
-            server.send(job.preface)  # one segment, before all else (PP 2)
-        return server, False
-    except OSError as error:
-        server.close()
-        raise ConnectFailedError("SC", say_why(error)) from None
-    except ConnectFailedError:
-        server.close()
-        raise
-
-
-def wait_connected(job: Job, server: socket.socket, timeout_s: float) -> int:
-    """Wait for a connect to end; return its error number, 0 for success."""
-    client = job.client
-    deadline = time.monotonic() + timeout_s
-    poll = new_poll()
-    poll.register(server.fileno(), POLLOUT)
-    poll.register(client.fileno(), POLLIN)
-    while True:
-        ready = dict(poll.poll(max(0.0, deadline - time.monotonic()) * 1000))
-        if server.fileno() in ready:
-            return server.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if not ready:
-            return errno.ETIMEDOUT
-        if ready[client.fileno()] & (POLLERR | POLLHUP) or has_left(client):
-            raise ConnectFailedError("CC", "client left while connecting")
-        poll.unregister(client.fileno())
-        poll.register(client.fileno(), 0)  # it has sent: now only errors matter
-
-
-class Crew:
-    """Threads that serve sessions, each one session at a time.
-
-    `_lock` guards `_idle`, `_threads`, `_stopping`, `_cutting`, and by
-    slot `_sockets` (what `cut` may shut down) and `_cut` (whose it has). `take` waits
-    for the next job; None ends the thread that gets it.
-    """
-
-    def __init__(
-        self, options: Options, counters: Counters, boss: Boss, take: Take
-    ) -> None:
-        self._options, self._counters = options, counters
-        self._boss, self._take = boss, take
-        self._lock = threading.Lock()
-        self._changed = threading.Condition(self._lock)  # a thread is wanted, or stop
-        self._idle = 0
-        self._threads = 0
-        self._stopping = False
-        self._sockets: dict[int, list[socket.socket]] = {}
-        self._cutting = False
-        self._cut: set[int] = set()
-
-    def cut(self) -> None:
-        """End all sessions: their threads wake up and find both sockets shut down."""
-        with self._lock:
-            self._cutting = True
-            self._cut.update(self._sockets)
-            for sock in itertools.chain.from_iterable(self._sockets.values()):
-                shut_down(sock)
-
-    def stop(self) -> None:
-        """Let the threads end: each one that waits must still take a None."""
-        with self._lock:
-            self._stopping = True
-            self._changed.notify()
-
-    @property
-    def threads(self) -> int:
-        """How many threads there are, idle ones included."""
-        with self._lock:
-            return self._threads
-
-    def keep_spare(self) -> None:
-        """Thread "spare", or a worker process's first one: start connection threads.
-
-        A connection's own thread starts none: that would cost it a page of stack for as
-        long as it lives. When the system has no more threads, try again every second.
-        """
-        short = False
-        while self._wants_thread():
-            if self._start_thread():
-                if short:
-                    self._boss.short_of_threads(None, "")
-                short = False
-            else:
-                short = True
-                with self._lock:
-                    self._changed.wait_for(lambda: self._stopping, 1.0)
-
-    def _wants_thread(self) -> bool:
-        """Wait until too few threads are waiting; return False when the crew stops."""
-        with self._lock:
-            self._changed.wait_for(lambda: self._stopping or self._idle < SPARE_THREADS)
-            return not self._stopping
-
-    def _start_thread(self) -> bool:
-        """Add an idle thread; False, and the boss is told, when the system has none."""
-        with self._lock:
-            self._idle += 1
-            self._threads += 1
-            name = f"connection-idle-{self._threads}"
-        try:
-            daemon(name, self._run).start()
-        except (RuntimeError, MemoryError) as error:
-            with self._lock:
-                self._idle -= 1
-                self._threads -= 1
-                threads = self._threads
-            self._boss.short_of_threads(threads, str(error))
-            return False
-        return True
-
-    def _run(self) -> None:
-        """Thread "connection-N": serve one session after the other."""
-        me = threading.current_thread()
-        while (job := self._take()) is not None:
-            with self._lock:
-                self._idle -= 1
-                if self._idle < SPARE_THREADS:
-                    self._changed.notify()
-                self._sockets[job.slot] = []
-            self._hold(job.slot, job.client)
-            me.name = f"connection-{job.number}"
-            try:
-                self._serve(job)
-            except Exception as error:  # a defect: say where, end this session
-                traceback.print_exc()
-                self._end(job, End("ID", f"internal error: {error!r}"))
-            with self._lock:
-                if self._idle >= IDLE_THREADS:
-                    break
-                self._idle += 1
-            me.name = "connection-idle"
-        with self._lock:
-            self._threads -= 1
-
-    def _hold(self, slot: int, sock: socket.socket) -> None:
-        """Note a socket that `cut` may shut down; after a cut, shut it down at once."""
-        with self._lock:
-            self._sockets[slot].append(sock)
-            if self._cutting:
-                self._cut.add(slot)
-                shut_down(sock)
-
-    def _serve(self, job: Job) -> None:
-        job.client.setblocking(False)
-        if job.address is None:
-            return self._read_header(job)
-        began_ns = time.monotonic_ns()
-        try:
-            server, died = connect(job, self._options.connect_timeout)
-        except ConnectFailedError as failure:
-            return self._connect_failed(job, failure.end)
-        now_ns = time.monotonic_ns()
-        cells = self._counters.cells(job.slot)
-        cells[LAST_NS], cells[CONNECT_NS] = now_ns, max(1, now_ns - began_ns)
-        self._hold(job.slot, server)
-        self._end(job, Relay(self._options, cells, job.client, server).run(died))
-        return None
-
-    def _end(self, job: Job, end: End) -> None:
-        """Close the sockets, then report: the server knows before a place is free."""
-        with self._lock:
-            sockets = self._sockets.pop(job.slot, ())
-            if job.slot in self._cut:
-                code = "KC" if end.code == "CC" else "KD"
-                end = End(code, "closed at shutdown", end.undelivered)
-        for sock in sockets:
-            sock.close()
-        self._boss.ended(job.slot, end)
-
-    def _connect_failed(self, job: Job, end: End) -> None:
-        if end.code == "CC":
-            return self._end(job, end)
-        self._let_go(job)
-        return self._boss.connect_failed(job.slot, job.client, end)
-
-    def _read_header(self, job: Job) -> None:
-        try:
-            header = read_proxy_header(job.client, PROXY_HEADER_TIMEOUT_S)
-        except (OSError, ValueError) as error:
-            words = say_why(error) if isinstance(error, OSError) else str(error)
-            return self._end(job, End("PC", f"bad PROXY header: {words}"))
-        job.client.setblocking(False)
-        self._let_go(job)
-        return self._boss.header_read(job.slot, job.client, header)
-
-    def _let_go(self, job: Job) -> None:
-        """Forget the client, which goes back to the boss: `cut` leaves it alone."""
-        with self._lock:
-            del self._sockets[job.slot]
-
-
 # ---- Workers: where crews live -------------------------------------------------------
 # One interpreter runs one thread at a time, so many busy connections want several
-# processes. Here the two kinds look alike: a crew in this process, or one in a forked
-# one. Forked, not started anew: processes that share their pages share the caches too,
-# which is worth about a fifth of the time per message.
+# processes. A worker is a crew in this process, or one in a forked process. Forked, not
+# started anew: processes that share their pages share the caches too, which is worth
+# about a fifth of the time per message.
 
 
-class Worker(Protocol):
-    """A crew as the frontend sees it; the pool's lock guards its first three fields."""
+class ThreadWorker(Worker):
+    """A crew of threads in this process: there is nothing to wait for or to kill."""
 
-    alive: bool
-    active: int  # sessions that it has
-    capacity: int  # fewer than `room` when it cannot start threads
-    room: int
-
-    def start(self) -> None:
-        """Start its threads."""
-
-    def give(self, job: Job) -> bool:
-        """Hand a session over; False when the worker takes none."""
-
-    def cut(self) -> None:
-        """End all its sessions."""
-
-    def stop(self) -> None:
-        """Let its threads, or its process, end."""
-
-
-class LocalWorker:
-    """A crew of threads in this process."""
-
-    def __init__(self, pool: Pool, boss: Boss, room: int) -> None:
-        self.alive, self.active, self.capacity, self.room = True, 0, room, room
+    def __init__(self, frontend: Frontend, max_sessions: int) -> None:
+        super().__init__(max_sessions)
         self._jobs = queue.SimpleQueue[Job | None]()
-        self._crew = Crew(pool.options, pool.counters, boss, self._jobs.get)
+        limit_threads = functools.partial(frontend.limit_worker, self)
+        calls = (self._jobs.get, frontend.finish, frontend.take_back, limit_threads)
+        self._crew = Crew(frontend.options, frontend.pool.counters, *calls)
 
     def start(self) -> None:
         """Start the thread "spare", which starts the others."""
-        daemon("spare", self._crew.keep_spare).start()
+        new_thread("spare", self._crew.keep_spare).start()
 
-    def give(self, job: Job) -> bool:
-        """Hand a session over; always succeeds."""
+    def assign(self, job: Job) -> bool:
         self._jobs.put(job)
         return True
 
-    def cut(self) -> None:
-        """End all its sessions."""
-        self._crew.cut()
+    def cut(self, how: int) -> None:
+        self._crew.cut(how)
 
     def stop(self) -> None:
         """Let the threads end: those that wait get a None each."""
-        self._crew.stop()
-        for _ in range(self._crew.threads):
+        for _ in range(self._crew.stop()):
             self._jobs.put(None)
 
 
-class ProcessWorker:
+class ProcessWorker(Worker):
     """A crew in a process of its own; the channel keeps message boundaries.
 
-    `_lock` guards `_stopping`, `_held` (the slots that the process has), `_channel` and
-    `_pid`; only the thread "worker-N" changes those two, when it replaces the process.
-    It is held while a client is passed on: when the process dies, it has it, or not.
+    `_lock` guards `_assigned` (the slots that the process has) and `_channel`. It is
+    held while a client is passed on: when the process dies, it has it, or not.
+    `_pid_lock` guards `_pid`, 0 while there is none: a number is killed only before it
+    is reaped. Only thread "worker-N" changes `_channel` and `_pid`, to replace the
+    process.
     """
 
-    def __init__(self, pool: Pool, boss: "Frontend", room: int) -> None:
+    def __init__(self, frontend: Frontend, max_sessions: int) -> None:
         """Fork the first process; raise OSError when that cannot be done."""
-        self.alive, self.active, self.capacity, self.room = True, 0, room, room
-        self.index = len(pool.workers) + 1
-        self._pool, self._boss = pool, boss
+        super().__init__(max_sessions)
+        self._frontend, self._pool = frontend, frontend.pool
+        self._number = len(self._pool.workers) + 1
+        self._stopping = threading.Event()
         self._lock = threading.Lock()
-        self._stopping = False
-        self._fork()
-        self._thread = daemon(f"worker-{self.index}", self._listen)
+        self._assigned: set[int] = set()
+        self._pid_lock = threading.Lock()
+        self._forked_s = time.monotonic()
+        self._channel, self._pid = self._fork()
+        self._thread = new_thread(f"worker-{self._number}", self._listen)
 
     def start(self) -> None:
         """Start the thread that hears the process."""
         self._thread.start()
 
-    def _fork(self) -> None:
-        """Fork a process that runs nothing but `worker_main`.
+    def _fork(self) -> tuple[socket.socket, int]:
+        """Fork a process that runs nothing but `worker_main`; in it, never return.
 
         The first ones are forked before there are threads. One that replaces a dead one
         is forked beside threads, whose locks may be taken for ever in the copy: it must
         not touch the pool, the log or the frontend, and closes all their descriptors.
         """
-        self._forked_s = time.monotonic()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            with warnings.catch_warnings():  # of a fork beside threads
-                warnings.simplefilter("ignore", DeprecationWarning)
-                pid = os.fork()
+            pid = os.fork()
         except OSError:
             ours.close()
             theirs.close()
@@ -1860,23 +2408,19 @@ class ProcessWorker:
         theirs.close()
         seconds = struct.pack("ll", int(WORKER_STALL_S), 0)
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, seconds)
-        with self._lock:
-            self._channel, self._pid = ours, pid
-            self._held: set[int] = set()
+        return ours, pid
 
-    def give(self, job: Job) -> bool:
-        """Pass the client's socket to the process; False when it takes none."""
-        parts = (job.slot, job.number, job.family, job.address, job.preface)
-        message = pickle.dumps(parts)
+    def assign(self, job: Job) -> bool:
+        message = pickle.dumps((job.slot, job.number, *(job.target or ())))
         with self._lock:
             try:
-                socket.send_fds(self._channel, [message], [job.client.fileno()])
+                socket.send_fds(self._channel, [message], [job.client_sock.fileno()])
             except OSError as error:
                 if isinstance(error, BlockingIOError):
-                    os.kill(self._pid, signal.SIGKILL)  # took nothing for too long
+                    self._kill()  # took nothing for too long
                 return False
-            self._held.add(job.slot)
-        job.client.close()
+            self._assigned.add(job.slot)
+        job.client_sock.close()
         return True
 
     def _listen(self) -> None:
@@ -1884,66 +2428,89 @@ class ProcessWorker:
         while True:
             message, fds = receive(self._channel)
             if message:
-                self._handle(message, fds)
+                self._hear(message, fds)
             elif self._end_process() or not self._restart():
                 return
 
-    def _handle(self, message: bytes, fds: list[int]) -> None:
-        name, slot, *rest = pickle.loads(message)
-        if name == "short_of_threads":
-            return self._boss.say_short(self, slot, *rest)  # not a slot: threads
+    def _hear(self, message: bytes, fds: list[int]) -> None:
+        """Understand what the `WorkerProcess` has sent."""
+        kind, *words = pickle.loads(message)
+        if kind == LIMIT:
+            self._frontend.limit_worker(self, *words)
+            return
+        slot, *words = words
         with self._lock:
-            self._held.discard(slot)
-        if name == "ended":
-            return self._boss.ended(slot, End(*rest))
-        if not fds:  # none was free here: the kernel dropped it (unix(7))
-            return self._boss.ended(slot, NO_DESCRIPTOR)
-        client = socket.socket(fileno=fds[0])
-        if name == "connect_failed":
-            return self._boss.connect_failed(slot, client, End(*rest))
-        return self._boss.header_read(slot, client, Header(*rest))
+            self._assigned.discard(slot)
+        if kind == ENDED:
+            self._frontend.finish(slot, End(*words))
+        elif not fds:  # none was free here: the kernel dropped it (unix(7))
+            self._frontend.finish(slot, NO_DESCRIPTOR)
+        else:
+            outcome = End(*words) if kind == UNCONNECTED else Header(*words)
+            client_sock = socket.socket(fileno=fds[0])
+            self._frontend.take_back(slot, client_sock, outcome)
 
     def _end_process(self) -> bool:
         """Reap the process, whose channel has ended; return whether that was wanted."""
         with self._lock:
             self._channel.close()
-            pid, stopping, held = self._pid, self._stopping, self._held
+            slots, self._assigned = list(self._assigned), set()
         self._pool.set_alive(self, False)
-        os.kill(pid, signal.SIGKILL)  # should it only have closed its channel
-        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        if not stopping:
-            self._boss.worker_died(self.index, code, held)
-        return stopping
+        self._kill()  # should it only have closed its channel
+        with self._pid_lock:
+            code = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
+            self._pid = 0
+        if not self._stopping.is_set():
+            self._frontend.worker_died(self._number, code, slots)
+        return self._stopping.is_set()
 
     def _restart(self) -> bool:
         """Fork again, once a second at most; False when there is no need to."""
-        while not self._boss.over.wait(max(0.0, self._forked_s + 1 - time.monotonic())):
+        over = self._frontend.over
+        while not over.wait(max(0.0, self._forked_s + 1 - time.monotonic())):
+            self._forked_s = time.monotonic()
             try:
-                self._fork()
+                channel, pid = self._fork()
             except OSError as error:
-                words = f"worker={self.index} not started: {say_why(error)}"
-                self._boss.log.seldom("start", words)
-            else:
-                with self._lock:
-                    if self._stopping:
-                        self._channel.shutdown(socket.SHUT_WR)
-                self._pool.set_capacity(self, self.room)
-                self._pool.set_alive(self, True)
-                return True
+                words = f"worker={self._number} not started: {say_why(error)}"
+                self._frontend.log.warn("start", words)
+                continue
+            with self._lock, self._pid_lock:
+                self._channel, self._pid = channel, pid
+            if self._stopping.is_set():
+                self._end_channel()
+            self._pool.set_capacity(self, None)
+            self._pool.set_alive(self, True)
+            return True
         return False
 
-    def cut(self) -> None:
-        """End all its sessions."""
+    def cut(self, how: int) -> None:
         with self._lock, contextlib.suppress(OSError):
-            self._channel.send(b"cut")
+            self._channel.send(pickle.dumps((None, how)))
 
     def stop(self) -> None:
         """End the process: it leaves when its channel ends."""
-        with self._lock:
-            self._stopping = True
-            with contextlib.suppress(OSError):
-                self._channel.shutdown(socket.SHUT_WR)
-        self._thread.join(2 * WORKER_STALL_S)
+        self._stopping.set()
+        self._end_channel()
+
+    def _end_channel(self) -> None:
+        with self._lock, contextlib.suppress(OSError):
+            self._channel.shutdown(socket.SHUT_WR)
+
+    def join(self, timeout_s: float) -> None:
+        self._thread.join(timeout_s)
+        if self._thread.is_alive():  # stopped by SIGSTOP, for one
+            self._kill()
+            self._thread.join()
+
+    def kill(self) -> None:
+        self._stopping.set()  # it is not replaced
+        self._kill()
+
+    def _kill(self) -> None:
+        with self._pid_lock, contextlib.suppress(ProcessLookupError):
+            if self._pid:
+                os.kill(self._pid, signal.SIGKILL)
 
 
 def receive(channel: socket.socket) -> tuple[bytes, list[int]]:
@@ -1955,401 +2522,115 @@ def receive(channel: socket.socket) -> tuple[bytes, list[int]]:
     return message, fds
 
 
-class Messenger:
-    """The boss as a worker process sees it: calls become messages."""
+# What a worker process says: an `End` without a client, one with a client, a `Header`
+# with a client, or how many threads it can have.
+ENDED, UNCONNECTED, NAMED, LIMIT = "ended", "unconnected", "named", "limit"
 
-    def __init__(self, channel: socket.socket) -> None:
+
+class WorkerProcess:
+    """The other end of a `ProcessWorker`'s channel: a crew that speaks in messages."""
+
+    def __init__(
+        self, channel: socket.socket, options: Options, counters: Counters
+    ) -> None:
         self._channel = channel
+        calls = (self._next_job, self._finish, self._take_back, self._limit_threads)
+        self._crew = Crew(options, counters, *calls)
 
-    def ended(self, slot: int, end: End) -> None:
-        self._tell(None, "ended", slot, end.code, end.words, end.undelivered)
+    def run(self) -> None:
+        """Serve sessions: the first thread of the process is its "spare" one."""
+        self._crew.keep_spare()
 
-    def connect_failed(self, slot: int, client: socket.socket, end: End) -> None:
-        self._tell(client, "connect_failed", slot, end.code, end.words)
+    def _next_job(self) -> Job:
+        """Wait for the next job; the end of the channel ends the process."""
+        while True:
+            message, fds = receive(self._channel)
+            if not message:
+                os._exit(0)  # live sessions end with us: the kernel closes all
+            slot, number, *target = pickle.loads(message)
+            if slot is None:
+                self._crew.cut(number)
+            elif not fds:  # none was free here: the kernel dropped it (unix(7))
+                self._finish(slot, NO_DESCRIPTOR)
+            else:
+                # The family only matters for addresses: nobody asks for those here.
+                sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fds[0])
+                return Job(sock, slot, number, Target(*target) if target else None)
 
-    def header_read(self, slot: int, client: socket.socket, header: Header) -> None:
-        self._tell(client, "header_read", slot, header.source, header.destination)
+    def _finish(self, slot: int, end: End) -> None:
+        self._send(None, ENDED, slot, end.code, end.words, end.undelivered)
 
-    def short_of_threads(self, threads: int | None, why: str) -> None:
-        self._tell(None, "short_of_threads", threads, why)
+    def _take_back(
+        self, slot: int, client_sock: socket.socket, outcome: End | Header
+    ) -> None:
+        if isinstance(outcome, Header):
+            self._send(client_sock, NAMED, slot, outcome.source, outcome.destination)
+        else:
+            self._send(client_sock, UNCONNECTED, slot, outcome.code, outcome.words)
 
-    def _tell(self, client: socket.socket | None, *message: Any) -> None:
+    def _limit_threads(self, threads: int | None, why: str) -> None:
+        self._send(None, LIMIT, threads, why)
+
+    def _send(self, client_sock: socket.socket | None, *message: Any) -> None:
         data = pickle.dumps(message)
         with contextlib.suppress(OSError):  # the main process is gone: we follow soon
-            if client is None:
+            if client_sock is None:
                 self._channel.send(data)
             else:
-                socket.send_fds(self._channel, [data], [client.fileno()])
-                client.close()
-
-
-NO_DESCRIPTOR = End("RC", "no descriptor left for the connection")
+                socket.send_fds(self._channel, [data], [client_sock.fileno()])
+                client_sock.close()
 
 
 def worker_main(channel_fd: int, options: Options, counters: Counters) -> NoReturn:
     """Be a worker process: serve what the channel brings, until it ends."""
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        signal.signal(getattr(signal, name, signal.SIGTERM), signal.SIG_IGN)
-    signal.set_wakeup_fd(-1)  # the main process decides what a signal means
-    os.closerange(3, channel_fd)
-    os.closerange(channel_fd + 1, raise_descriptor_limit())
-    with contextlib.suppress(AttributeError, OSError):
-        # A worker that wakes does not push client or server off their core (sched(7)).
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-    sys.setswitchinterval(1.0)  # all threads wait in calls: none need be made to yield
-    channel = socket.socket(fileno=channel_fd)
-    boss = Messenger(channel)
-
-    def take() -> Job | None:
-        """Wait for the next job; the end of the channel ends the process."""
-        while True:
-            message, fds = receive(channel)
-            if not message:
-                os._exit(0)  # live sessions end with us: the kernel closes all
-            if message == b"cut":
-                crew.cut()
-                continue
-            slot, *parts = pickle.loads(message)
-            if not fds:  # none was free here: the kernel dropped it (unix(7))
-                boss.ended(slot, NO_DESCRIPTOR)
-                continue
-            # The family only matters for addresses: nobody asks for those here.
-            client = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fds[0])
-            return Job(client, slot, *parts)
-
     try:
-        crew = Crew(options, counters, boss, take)
-        crew.keep_spare()
+        for number in handled_signals():
+            signal.signal(number, signal.SIG_IGN)
+        signal.set_wakeup_fd(-1)  # the main process decides what a signal means
+        os.closerange(3, channel_fd)
+        os.closerange(channel_fd + 1, raise_descriptor_limit() or MAX_SLOTS)
+        do_not_preempt()
+        sys.setswitchinterval(1.0)  # all threads wait in calls: none need be made yield
+        channel = socket.socket(fileno=channel_fd)
+        WorkerProcess(channel, options, counters).run()
     finally:
-        os._exit(1)  # never back into what was copied from the main process
-
-
-# ---- Frontend: accept, place, queue --------------------------------------------------
-# The life of a session outside its crew. Thread "accept" begins sessions; thread
-# "queue" places those that come back from a failed connect or wait for a place; crews
-# report how they ended.
-
-
-Watched = tuple[socket.socket, Session]  # a client in the queue
-
-
-class Frontend:
-    """The listening side, and the boss of all crews."""
-
-    def __init__(
-        self,
-        listener: socket.socket,
-        pool: Pool,
-        log: "Log",
-        on_idle: Callable[[], None],
-    ) -> None:
-        self.options, self.pool, self.log = pool.options, pool, log
-        self._on_idle = on_idle  # called when the last session has ended while stopping
-        self.over = threading.Event()  # ends the thread "queue", and new processes
-        self._cutting = threading.Event()  # whoever still waits is closed
-        self.listener = listener
-        # What is sent into the second socket of a pair wakes the thread at the first.
-        self._accept_pair = socket.socketpair()
-        self._queue_pair = socket.socketpair()
-        for sock in (listener, *self._queue_pair):
-            sock.setblocking(False)
-        self._accepting = daemon("accept", self.accept_clients)
-        self._placing = daemon("queue", self.place_waiting)
-
-    def start(self) -> None:
-        """Start the threads "accept" and "queue"."""
-        self._accepting.start()
-        self._placing.start()
-
-    # Thread "accept" ------------------------------------------------------------------
-
-    def accept_clients(self) -> None:
-        """Thread "accept": begin a session for every client while there is room."""
-        poll = new_poll()
-        poll.register(self.listener.fileno(), POLLIN)
-        poll.register(self._accept_pair[0].fileno(), POLLIN)
-        while self.pool.wait_for_room():
-            try:
-                client, peer = self.listener.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                poll.poll()
-            except OSError as error:
-                words = f"cannot accept: {say_why(error)}; live connections go on"
-                self.log.seldom("accept", words)
-                self.over.wait(BACKOFF_S)
-            else:
-                self._admit(client, peer)
-
-    def _admit(self, client: socket.socket, peer: SocketAddress) -> None:
-        options = self.options
-        if options.accept_proxy and not is_in(options.accept_proxy, peer):
-            return self._refuse(client, peer, "not in --accept-proxy")
-        if not options.accept_proxy and self._is_barred(peer):
-            return self._refuse(client, peer, "not in --allow")
-        session = self.pool.admit(client, peer)
-        if options.accept_proxy:  # its PROXY header says who it is
-            self._give(session, Job(client, session.slot, session.number))
-        else:
-            self._place(session)
-        return None
-
-    def _is_barred(self, source: SocketAddress) -> bool:
-        return bool(self.options.allow) and not is_in(self.options.allow, source)
-
-    def _refuse(self, client: socket.socket, peer: SocketAddress, why: str) -> None:
-        client.close()
-        self.pool.refuse()
-        self.log.line(
-            f"client={format_address(peer)} server=- tries=0 connect_ms=- "
-            "duration_ms=0.0 to_server=0 to_client=0 undelivered=0 "
-            f"end=PC refused: {why}"
-        )
-
-    # Placing --------------------------------------------------------------------------
-
-    def _place(self, session: Session) -> bool:
-        """Send the session to a server, or end it; False when it has to wait."""
-        if self._cutting.is_set():
-            self._end(session, End("KQ", "closed at shutdown"))
-            return True
-        if session.barred:
-            self._end(session, End("PC", "refused: not in --allow"))
-            return True
-        try:
-            server = self.pool.pick(session)
-        except NoServerError:
-            self._end(session, session.failure or NO_SERVER)
-            return True
-        if self.pool.fail_open.is_set():
-            self.log.seldom("open", "no server is UP: every server is tried")
-        if server is None:
-            if threading.current_thread() is not self._placing:
-                self.wake_queue()
-            return False
-        self._give(session, self._job(session, server))
-        return True
-
-    def _job(self, session: Session, server: Server) -> Job:
-        assert session.client is not None
-        preface = b""
-        if self.options.send_proxy:
-            destination = session.destination or session.client.getsockname()
-            header = proxy_v1 if self.options.send_proxy == "v1" else proxy_v2
-            preface = header(session.source, destination)
-        where = (server.family, server.address)
-        return Job(session.client, session.slot, session.number, *where, preface)
-
-    def _give(self, session: Session, job: Job) -> None:
-        session.client = None  # the worker's from now on
-        while not session.worker.give(job):  # its process died before it took it
-            if not self.pool.move(session):
-                session.client = job.client
-                return self._end(session, WORKER_DIED)
-        return None
-
-    # Thread "queue" -------------------------------------------------------------------
-
-    def place_waiting(self) -> None:
-        """Thread "queue": place who waits, first come first; notice who leaves."""
-        poll = new_poll()
-        poll.register(self._queue_pair[0].fileno(), POLLIN)
-        watched: dict[int, Watched] = {}
-        while not self.over.is_set():
-            self._watch_clients(poll, watched, self._place_all())
-            waiting = [session for _, session in watched.values()]
-            for fd, mask in poll.poll(self._next_deadline_ms(waiting)):
-                if fd == self._queue_pair[0].fileno():
-                    with contextlib.suppress(BlockingIOError):
-                        self._queue_pair[0].recv(4096)
-                elif mask & (POLLERR | POLLHUP) or has_left(watched[fd][0]):
-                    self._end(watched[fd][1], End("CQ", "client left the queue"))
-                else:
-                    poll.unregister(fd)
-                    poll.register(fd, 0)  # it has sent: now only errors matter
-
-    def _place_all(self) -> list[Session]:
-        """Place all that can be placed; return those that go on waiting."""
-        waiting = []
-        blocked = False
-        for session in self.pool.waiting():
-            if self._queue_timed_out(session):
-                self._end(session, End("sQ", "no place at a server in time"))
-            elif (blocked and not session.tried) or not self._place(session):
-                waiting.append(session)
-                blocked = self.options.algorithm != "source"
-        return waiting
-
-    def _queue_timed_out(self, session: Session) -> bool:
-        timeout_s: float = self.options.queue_timeout
-        waited_s = time.monotonic() - session.queued_s if session.queued_s else 0.0
-        return waited_s >= timeout_s > 0
-
-    def _next_deadline_ms(self, waiting: list[Session]) -> float | None:
-        if not waiting or not self.options.queue_timeout:
-            return None
-        first_s = min(session.queued_s for session in waiting)
-        left_s: float = first_s + self.options.queue_timeout - time.monotonic()
-        return max(0.0, left_s) * 1000 + 1
-
-    def _watch_clients(
-        self, poll: Any, watched: dict[int, Watched], waiting: list[Session]
-    ) -> None:
-        """Bring the polled clients in line with those that wait."""
-        wanted = {s.client.fileno(): (s.client, s) for s in waiting if s.client}
-        for fd in [fd for fd, entry in watched.items() if wanted.get(fd) != entry]:
-            del watched[fd]
-            poll.unregister(fd)
-        for fd, entry in wanted.items():
-            if fd not in watched:
-                watched[fd] = entry
-                poll.register(fd, POLLIN)
-
-    def wake_queue(self) -> None:
-        """Have another look at who waits: a place may be free."""
-        with contextlib.suppress(OSError):  # full: it has been woken already
-            self._queue_pair[1].send(b".")
-
-    # Reports of the crews (Boss) ------------------------------------------------------
-
-    def ended(self, slot: int, end: End) -> None:
-        """End a session whose sockets a crew has closed."""
-        self._note_shortage(end)
-        self._end(self.pool.session(slot), end)
-
-    def _note_shortage(self, end: End) -> None:
-        if end.code == "RC":
-            self.log.seldom("shortage", f"{end.words}; live connections go on")
-
-    def connect_failed(self, slot: int, client: socket.socket, end: End) -> None:
-        """Send a session to another server: a crew could not connect it."""
-        server = self.pool.connect_failed(slot, client, end)
-        if end.blames_server:
-            self.log.line(self.pool.record_refusal(server, end.words))
-        self._note_shortage(end)
-        self.wake_queue()
-
-    def header_read(self, slot: int, client: socket.socket, header: Header) -> None:
-        """Have a server picked: a crew has taken the PROXY header off."""
-        source = header.source or self.pool.session(slot).source
-        self.pool.header_read(slot, client, header, self._is_barred(source))
-        self.wake_queue()
-
-    def short_of_threads(self, threads: int | None, why: str) -> None:
-        """Hear that this process can, or again can, start no more threads."""
-        self.say_short(self.pool.workers[0], threads, why)
-
-    def say_short(self, worker: Worker, threads: int | None, why: str) -> None:
-        """Take no more sessions than a worker has threads for."""
-        self.pool.set_capacity(worker, worker.room if threads is None else threads)
-        if why:
-            words = f"cannot start a thread: {why}; live connections go on"
-            self.log.seldom("thread", words)
-
-    def worker_died(self, index: int, code: int, held: Iterable[int]) -> None:
-        """End the sessions that went down with a worker process."""
-        sessions = [self.pool.session(slot) for slot in held]
-        cause = f"signal {-code}" if code < 0 else f"exit code {code}"
-        self.log.line(
-            f"worker={index} died by {cause} with {len(sessions)} connections, "
-            "and is replaced"
-        )
-        for session in sessions:
-            self._end(session, WORKER_DIED)
-
-    def _end(self, session: Session, end: End) -> None:
-        """Close what is held of a session, count it, log it, let the next one in."""
-        client, session.client = session.client, None
-        if client is not None:
-            client.close()
-        ended = self.pool.end(session, end)
-        if ended is None:
-            return
-        if not self.log.silent:
-            self.log.line(end_line(session, ended.row, end))
-        self.log.line(ended.health)
-        if ended.others_wait:
-            self.wake_queue()
-        if ended.was_last and self.pool.stopping.is_set():
-            self._on_idle()
-
-    # Stopping -------------------------------------------------------------------------
-
-    def stop_accepting(self) -> None:
-        """Take no more clients; those that wait in the listen queue are refused."""
-        self.pool.stop()
-        self._accept_pair[1].send(b".")
-        self._accepting.join()
-        self.listener.close()
-
-    def stop(self) -> None:
-        """End whatever is still live, then the threads."""
-        self._cutting.set()
-        self.wake_queue()
-        for worker in self.pool.workers:
-            worker.cut()
-        self.pool.wait_until_idle(CUT_S)
-        self.over.set()
-        self.wake_queue()
-        self._placing.join()
-        for worker in self.pool.workers:
-            worker.stop()
-        self.close()
-
-    def close(self) -> None:
-        """Close the descriptors of the frontend itself."""
-        self.listener.close()
-        for pair in (self._accept_pair, self._queue_pair):
-            for sock in pair:
-                sock.close()
-
-
-def end_line(session: Session, row: Row, end: End) -> str:
-    """Return the line of the log that a session ends with."""
-    server, connect_ns = session.server, row.connect_ns
-    connect_ms = f"{connect_ns / 1e6:.2f}" if connect_ns else "-"
-    duration_ms = (time.monotonic() - session.accepted_s) * 1000
-    return (
-        f"client={format_address(session.source)} "
-        f"server={server.label if server else '-'} "
-        f"tries={len(session.tried) + (server is not None)} "
-        f"connect_ms={connect_ms} duration_ms={duration_ms:.1f} "
-        f"to_server={row.to_server} to_client={row.to_client} "
-        f"undelivered={end.undelivered} end={end.code} {end.words}"
-    )
+        os._exit(1)  # a defect; never back into what was copied from the main process
 
 
 # ---- Checks: which servers are UP ----------------------------------------------------
 # A thread per server connects to it every interval and tells the pool; a change of
-# state is one line in the log. Another thread resolves the names again.
+# state is one line in the log. With --no-checks, one thread ends the penalties that
+# clients' failed connects have earned. Another one resolves the names again.
 
 
 class Checks:
-    """The check threads of all servers, and the thread that follows their names."""
+    """The threads that check servers, or forgive them, and follow their names."""
 
     def __init__(self, frontend: Frontend) -> None:
         self._options, self._pool = frontend.options, frontend.pool
-        self._log, self._frontend = frontend.log, frontend
+        self._log, self._queue = frontend.log, frontend.queue
         self._over = threading.Event()
 
     def start(self) -> None:
-        """Start a thread for every server, and one for names that can move."""
+        """Start a thread for every server, or one for all; one for moving names."""
         servers = self._pool.servers()
-        names = {s.name for s in servers}
+        names = {s.option for s in servers}
         moving = sorted(n for n in names if not is_literal(parse_address(n)[0]))
+        if self._options.no_checks:
+            new_thread("forgive", self._forgive).start()
         self._watch(servers)
         if moving:  # on a daemon thread: getaddrinfo(3) cannot be interrupted
-            daemon("resolve", self._follow, moving).start()
+            new_thread("resolve", self._follow, moving).start()
 
     def stop(self) -> None:
         """Tell the threads to end; one that is checking ends after its timeout."""
         self._over.set()
-        for server in self._pool.servers():
-            server.look.set()
 
     def _watch(self, servers: list[Server]) -> None:
-        target = self._forgive if self._options.no_checks else self._keep_checking
-        for server in servers:
-            daemon(f"check-{server.label}", target, server).start()
+        if not self._options.no_checks:
+            for server in servers:
+                name = f"check-{server.address_text}"
+                new_thread(name, self._keep_checking, server).start()
 
     def _keep_checking(self, server: Server) -> None:
         """Thread "check-HOST:PORT": check once per interval, first within it."""
@@ -2357,7 +2638,7 @@ class Checks:
         pause_s = random.uniform(0, interval_s)  # so that checks do not come in step
         while not self._over.wait(pause_s) and self._pool.has(server):
             pause_s = interval_s * random.uniform(0.95, 1.05)
-            if not self._pool.is_maint(server):
+            if self._pool.wants_check(server):
                 began = time.monotonic()
                 passed, result = self._check_once(server)
                 self._log_change(self._pool.record_check(server, passed, result))
@@ -2396,30 +2677,28 @@ class Checks:
                         break
         return True, f"connected in {took_ms:.1f} ms"
 
-    def _forgive(self, server: Server) -> None:
-        """Thread "check-HOST:PORT", --no-checks: end a DOWN server's penalty."""
-        while not self._over.is_set() and self._pool.has(server):
-            server.look.wait()
-            if self._over.wait(self._pool.penalty_s(server)):
-                return
-            self._log_change(self._pool.give_chance(server))
+    def _forgive(self) -> None:
+        """Thread "forgive", with --no-checks: end the penalties of DOWN servers."""
+        while not self._over.wait(1.0):
+            for line in self._pool.forgive():
+                self._log_change(line)
 
     def _log_change(self, line: str) -> None:
-        if line:
+        if line and not self._over.is_set():
             self._log.line(line)
-            self._frontend.wake_queue()
+            self._queue.wake()
 
     def _follow(self, names: list[str]) -> None:
         """Thread "resolve": every interval, look where the names point now."""
         while not self._over.wait(self._options.check_interval):
             for name in names:
                 try:
-                    found = resolve(*parse_address(name))
+                    addresses = resolve(*parse_address(name))
                 except OSError as error:
                     words = f"cannot resolve {name}: {say_why(error)}; addresses kept"
-                    self._log.seldom(name, words)
+                    self._log.warn(name, words)
                     continue
-                new, lines = self._pool.move_name(name, found)
+                new, lines = self._pool.move_name(name, addresses)
                 for line in lines:
                     self._log_change(line)
                 self._watch(new)
@@ -2463,20 +2742,18 @@ class Log:
         self._path = path
         self.silent = quiet and path is None
         self._lock = threading.Lock()
-        self._file = self._open() if path else 1
+        self._file = open_to_append(path) if path else 1
+        self._torn = False  # the last line in the file is cut short: a full disk
         self._lost = 0
-        self._said: dict[str, float] = {}
+        self._said: dict[str, float] = {}  # by kind of warning, when it was said last
+        self._stamp = (0, "")  # a second, and how it is written
         self._lines: queue.SimpleQueue[tuple[float, str] | None] = queue.SimpleQueue()
-        self._closing = threading.Event()
-        self._thread = daemon("log", self._write_lines)
+        self._over = threading.Event()
+        self._thread = new_thread("log", self._write_lines)
 
     def start(self) -> None:
         """Start the thread that writes; lines wait until then."""
         self._thread.start()
-
-    def _open(self) -> int:
-        assert self._path is not None
-        return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
 
     def line(self, text: str) -> None:
         """Log a line, with the time of now; an empty text is none."""
@@ -2488,7 +2765,7 @@ class Log:
             with self._lock:
                 self._lost += 1
 
-    def seldom(self, kind: str, text: str) -> None:
+    def warn(self, kind: str, text: str) -> None:
         """Log a line that may come often: once per second and kind at most."""
         now_s = time.monotonic()
         with self._lock:
@@ -2502,7 +2779,7 @@ class Log:
         if self._path is None:
             return
         try:
-            new = self._open()
+            new = open_to_append(self._path)
         except OSError as error:
             self.line(f"cannot reopen {self._path}: {say_why(error)}")
             return
@@ -2511,56 +2788,129 @@ class Log:
 
     def close(self) -> None:
         """Write what is left, for two seconds at most."""
-        self._closing.set()
+        self._over.set()
         self._lines.put(None)
         if self._thread.ident:  # it was started
             self._thread.join(2.0)
 
     def _write_lines(self) -> None:
-        """Thread "log"."""
-        second, prefix = 0, ""
+        """Thread "log": write until `close` was called and no line is left."""
         written_s, burst = -1.0, 0
-        ending = False
-        while not ending:
-            batch = []
+        while not (self._over.is_set() and self._lines.empty()):
             entry = self._lines.get()
-            burst = burst + 1 if time.monotonic() - written_s < LOG_LINGER_S else 0
+            burst = burst + 1 if time.monotonic() - written_s < LOG_BATCH_S else 0
             if burst > LOG_BURST_WRITES:
-                self._closing.wait(LOG_LINGER_S)  # more come, for one write
-            while entry is not None:
-                at, text = entry
-                if int(at) != second:
-                    second = int(at)
-                    prefix = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
-                batch.append(f"{prefix},{int(at % 1 * 1000):03d} {text}\n")
-                if len(batch) >= 256 or self._lines.empty():
-                    break
-                entry = self._lines.get()
-            ending = entry is None
-            self._write("".join(batch).encode("utf-8", "backslashreplace"))
+                self._over.wait(LOG_BATCH_S)  # more come, for one write
+            batch = [entry]
+            while len(batch) < LOG_BATCH_LINES and not self._lines.empty():
+                batch.append(self._lines.get())
+            self._write([self._format(*entry) for entry in batch if entry])
             written_s = time.monotonic()
 
-    def _write(self, data: bytes) -> None:
+    def _format(self, at: float, text: str) -> str:
+        second, stamp = self._stamp
+        if int(at) != second:
+            second = int(at)
+            stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
+            self._stamp = (second, stamp)
+        return f"{stamp},{int(at % 1 * 1000):03d} {text}\n"
+
+    def _write(self, lines: list[str]) -> None:
         """Write lines, and before them how many were lost; nobody waits for this."""
         with self._lock:
             lost, self._lost = self._lost, 0
-        if lost and not self._lines_left(f"{lost} log lines were lost\n".encode()):
+        if lost and not self._write_all([self._format(time.time(), say_lost(lost))]):
             lost = 0
-        lost += self._lines_left(data)
+        lost += self._write_all(lines)
         with self._lock:
             self._lost += lost
 
-    def _lines_left(self, data: bytes) -> int:
+    def _write_all(self, lines: list[str]) -> int:
         """Write; return how many lines could not be: disk full, reader gone."""
+        data = "".join(lines).encode("utf-8", "backslashreplace")
+        ending = b"\n" * self._torn  # of the line before
+        rest = ending + data
         with contextlib.suppress(OSError):  # traffic goes on
-            while data:
-                data = data[os.write(self._file, data) :]
-        return data.count(b"\n")
+            while rest:
+                written = os.write(self._file, rest)
+                self._torn = rest[written - 1] != ord("\n")
+                rest = rest[written:]
+        return min(rest, data, key=len).count(b"\n")
+
+
+def open_to_append(path: str) -> int:
+    """Return the descriptor of a file that every write extends."""
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+
+
+def say_lost(lines: int) -> str:
+    """Return what the log says of lines that could not be written."""
+    return f"{count(lines, 'log line')} could not be written"
 
 
 # ---- Status: what an operator sees and does ------------------------------------------
 # The standard library's HTTP server on a port of its own; it reads snapshots, so no
 # slow or hostile client of it can hold up a session.
+
+
+def figures_of(snapshot: Snapshot) -> dict[str, Any]:
+    """Return the figures of a moment as /status.json has them."""
+    rows = [live.row for live in snapshot.live]
+    for live in snapshot.live:
+        if live.server is not None:
+            snapshot.servers[live.server].add_row(live.row)
+    servers, now_s = list(snapshot.servers.values()), snapshot.now_s
+    totals = snapshot.totals
+    return {
+        "uptime_s": round(snapshot.uptime_s, 3),
+        "stopping": snapshot.stopping,
+        "connections": {
+            "active": len(rows),
+            "total": totals.begun,
+            "failed": totals.failed,
+            "refused": totals.refused,
+            "queued": snapshot.queued,
+        },
+        "bytes": {
+            "to_servers": totals.to_servers + sum(row.to_server for row in rows),
+            "to_clients": totals.to_clients + sum(row.to_client for row in rows),
+        },
+        "servers": [describe(server, now_s) for server in servers],
+        "live": [describe_live(live, now_s) for live in snapshot.live[:LIVE_LISTED]],
+        "connects": {s.address_text: (s.connects, s.connect_s) for s in servers},
+    }
+
+
+def describe(server: Server, now_s: float) -> dict[str, Any]:
+    """Return a server's entry of /status.json."""
+    return {
+        "address": server.address_text,
+        "state": server.state,
+        "weight": server.weight,
+        "backup": server.backup,
+        "max": server.max,
+        "active": server.places_taken,
+        "total": server.total,
+        "connect_failures": server.connect_failures,
+        "retries": server.retries,
+        "bytes_to_server": server.to_server,
+        "bytes_to_client": server.to_client,
+        "last_change_s": round(now_s - server.changed_s, 3),
+        "last_check": server.last_check,
+    }
+
+
+def describe_live(live: LiveSession, now_s: float) -> dict[str, Any]:
+    """Return a live session's entry of /status.json; ages in seconds."""
+    last_s = live.row.last_ns / 1e9 or live.accepted_s
+    return {
+        "client": format_address(live.source),
+        "server": live.server.address_text if live.server else None,
+        "age_s": round(now_s - live.accepted_s, 3),
+        "idle_s": round(max(0.0, now_s - last_s), 3),
+        "to_server": live.row.to_server,
+        "to_client": live.row.to_client,
+    }
 
 
 METRICS = (  # name after "load_balancer_", its kind, what it says
@@ -2755,7 +3105,7 @@ function card(address) {
         await fetch("/servers/" + encodeURIComponent(address) + "/" + admin,
           { method: "POST", headers: { "X-Requested-With": "load-balancer" } });
       } finally { button.disabled = false; }
-      look();
+      refresh();
     };
   }
   head.append(make("span", address), state);
@@ -2818,7 +3168,7 @@ function show(s) {
   before = s;
 }
 let timer = 0;
-async function look() {
+async function refresh() {
   clearTimeout(timer);
   try {
     show(await (await fetch("/status.json")).json());
@@ -2826,9 +3176,9 @@ async function look() {
     byId("note").className = "bad";
     byId("note").textContent = "no answer from the load balancer";
   }
-  timer = setTimeout(look, 1000);
+  timer = setTimeout(refresh, 1000);
 }
-look();
+refresh();
 </script>
 </body>
 </html>
@@ -2855,26 +3205,26 @@ PAGE_POLICY = policy(PAGE)
 class StatusHandler(http.server.BaseHTTPRequestHandler):
     """A status client, on a thread of its own ("status-N")."""
 
-    server: "StatusServer"
+    server: StatusServer
     server_version = "load_balancer"
     sys_version = ""
-    timeout = STATUS_TIMEOUT_S  # per read or write; the oldest makes room anyway
+    timeout = STATUS_TIMEOUT_S  # per read or write; the oldest makes way anyway
 
     def do_GET(self) -> None:
         """Answer /, /status.json, /metrics, /healthz."""
         if not self._is_own_host():
             return
-        path = self.path.partition("?")[0]
-        figures = self.server.pool.snapshot()
+        path, pool = self.path.partition("?")[0], self.server.pool
         if path == "/":
             self._reply(200, "text/html; charset=utf-8", PAGE)
         elif path == "/status.json":
-            self._reply(200, "application/json", json.dumps(self._status(figures)))
+            text = json.dumps(self._status(figures_of(pool.snapshot())))
+            self._reply(200, "application/json", text)
         elif path == "/metrics":
-            self._reply(200, "text/plain; version=0.0.4", render_metrics(figures))
+            text = render_metrics(figures_of(pool.snapshot()))
+            self._reply(200, "text/plain; version=0.0.4", text)
         elif path == "/healthz":
-            up = any(s["state"] == UP for s in figures["servers"])
-            up = up and not figures["stopping"]
+            up = pool.is_up() and not pool.stopping.is_set()
             words = "ok\n" if up else "no server is UP\n"
             self._reply(200 if up else 503, "text/plain", words)
         else:
@@ -2882,40 +3232,45 @@ class StatusHandler(http.server.BaseHTTPRequestHandler):
             self._reply(404, "text/plain", words)
 
     def do_HEAD(self) -> None:
-        """Answer like GET, without the body."""
+        """Answer like GET; `_reply` leaves the body out."""
         self.do_GET()
 
     def do_POST(self) -> None:
         """Carry out /servers/HOST:PORT/drain, /ready or /maint, for our page only."""
-        if not self._is_own_host() or not self._is_own_page():
-            return None
+        if not (self._is_own_host() and self._is_own_page()):
+            return
         _, *path = self.path.split("/")
         if len(path) != 3 or path[0] != "servers" or path[2] not in ADMIN:
             words = "POST /servers/HOST:PORT/drain|ready|maint\n"
-            return self._reply(404, "text/plain", words)
-        label, admin = urllib.parse.unquote(path[1]), path[2]
-        if not self.server.set_admin(label, admin):
-            return self._reply(404, "text/plain", f"no server {label}\n")
-        return self._reply(200, "text/plain", f"{label}: {admin}\n")
+            self._reply(404, "text/plain", words)
+            return
+        address_text, admin = urllib.parse.unquote(path[1]), path[2]
+        if self.server.set_admin(address_text, admin):
+            self._reply(200, "text/plain", f"{address_text}: {admin}\n")
+        else:
+            self._reply(404, "text/plain", f"no server {address_text}\n")
 
     def _status(self, figures: dict[str, Any]) -> dict[str, Any]:
         shown = {key: value for key, value in figures.items() if key != "connects"}
-        return {"version": 1, "listen": self.server.listen_label, **shown}
+        return {"version": 1, "listen": self.server.listen_text, **shown}
 
     def _is_own_host(self) -> bool:
         """Refuse a name that only a foreign DNS would give us (DNS rebinding)."""
-        host = urllib.parse.urlsplit("//" + self.headers.get("Host", "")).hostname or ""
-        own = self.connection.getsockname()[0].partition("%")[0]
-        if host in (own, "localhost", self.server.host):
+        host = None
+        with contextlib.suppress(ValueError):  # "[" is none
+            host = urllib.parse.urlsplit("//" + self.headers.get("Host", "")).hostname
+        address = self.connection.getsockname()[0].partition("%")[0]
+        if host in (address, "localhost", self.server.host):
             return True
         self._reply(421, "text/plain", "this is not the host that you asked for\n")
         return False
 
     def _is_own_page(self) -> bool:
         """Refuse a foreign page: it can neither claim our origin nor add a header."""
-        own = f"http://{self.headers.get('Host')}"
+        origin_here = f"http://{self.headers.get('Host')}"
         origin, referer = self.headers.get("Origin"), self.headers.get("Referer")
-        ours = origin in (own, None) and f"{referer or own}/".startswith(f"{own}/")
+        from_here = f"{referer or origin_here}/".startswith(f"{origin_here}/")
+        ours = origin in (origin_here, None) and from_here
         if ours and (origin or self.headers.get("X-Requested-With")):
             return True
         words = "send the header X-Requested-With: load-balancer\n"
@@ -2949,17 +3304,17 @@ class StatusServer(http.server.ThreadingHTTPServer):
     request_queue_size = 128  # socketserver's 5 lets a crowd wait for SYN retries
 
     def __init__(
-        self, where: tuple[str, int], listen_label: str, frontend: Frontend
+        self, where: tuple[str, int], listen_text: str, frontend: Frontend
     ) -> None:
         """Listen for status clients; raise OSError."""
-        self.host, self.listen_label = where[0], listen_label
+        self.host, self.listen_text = where[0], listen_text
         self.pool, self._frontend = frontend.pool, frontend
         self._lock = threading.Lock()
         self._open: dict[socket.socket, None] = {}
         family, address = resolve(*where)[0]
         self.address_family = family
         super().__init__(address[:2], StatusHandler)
-        self._thread = daemon("status", self.serve_forever, 0.25)
+        self._thread = new_thread("status", self.serve_forever, 0.25)
 
     def server_bind(self) -> None:
         """Bind without asking the DNS for our own name, as HTTPServer would."""
@@ -2981,7 +3336,9 @@ class StatusServer(http.server.ThreadingHTTPServer):
         with self._lock:
             self._open[request] = None
             if len(self._open) > STATUS_CONNECTIONS:
-                shut_down(next(iter(self._open)))
+                oldest = next(iter(self._open))
+                del self._open[oldest]
+                shut_down(oldest, socket.SHUT_RDWR)
         super().process_request(request, client_address)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
@@ -2995,22 +3352,32 @@ class StatusServer(http.server.ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing: a status client that leaves early is no event."""
+        """Say nothing of a status client that leaves early; show a defect."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            traceback.print_exc()
 
-    def set_admin(self, label: str, admin: str) -> bool:
-        """Drain, stop or ready a server by its label; False when there is none."""
-        for server in self.pool.servers():
-            if server.label == label:
-                self._frontend.log.line(self.pool.set_admin(server, admin))
-                self._frontend.wake_queue()
-                return True
-        return False
+    def set_admin(self, address_text: str, admin: str) -> bool:
+        """Drain, stop or ready a server; False when there is none at the address."""
+        line = self.pool.set_admin(address_text, admin)
+        if line is None:
+            return False
+        self._frontend.log.line(line)
+        self._frontend.queue.wake()
+        return True
 
 
 # ---- Command line --------------------------------------------------------------------
 
 
-def seconds(text: str) -> float:
+class Parser(argparse.ArgumentParser):
+    """Say what is wrong in one line; the whole usage is one `--help` away."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line on standard error; exit with status 2."""
+        self.exit(2, f"{self.prog}: {message} (see --help)\n")
+
+
+def parse_seconds(text: str) -> float:
     """Return a number of seconds, 0 or more."""
     try:
         value = float(text)
@@ -3021,212 +3388,383 @@ def seconds(text: str) -> float:
     return value
 
 
-def positive_seconds(text: str) -> float:
+def parse_positive_seconds(text: str) -> float:
     """Return a number of seconds above 0."""
-    if not (value := seconds(text)):
+    if not (value := parse_seconds(text)):
         raise argparse.ArgumentTypeError(f"{text!r} is not more than 0 seconds")
     return value
 
 
-def whole_number(text: str) -> int:
+def parse_count(text: str) -> int:
     """Return a whole number, 0 or more."""
     if not (text.isascii() and text.isdigit() and len(text) < 10):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 0 or more")
     return int(text)
 
 
-def positive_number(text: str) -> int:
+def parse_positive_count(text: str) -> int:
     """Return a whole number, 1 or more."""
-    if not (value := whole_number(text)):
+    if not (value := parse_count(text)):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 1 or more")
     return value
 
 
-def processes(text: str) -> int:
+def parse_workers(text: str) -> int:
     """Return how many processes relay; 0 stands for `auto`."""
-    value = 0 if text == "auto" else positive_number(text)
+    value = 0 if text == "auto" else parse_positive_count(text)
     if value > 256:
         raise argparse.ArgumentTypeError(f"{text!r} is more than 256 processes")
     return value
 
 
-def network(text: str) -> Network:
+def parse_network(text: str) -> Network:
     """Return the network that a CIDR or a single address names."""
     try:
-        return ipaddress.ip_network(text)
+        return ipaddress.ip_network(text, strict=False)
     except ValueError as error:
         why = f"{text!r} is not an address or CIDR: {error}"
         raise argparse.ArgumentTypeError(why) from None
 
 
 def parse_server(text: str) -> dict[str, Any]:
-    """Return the parts of HOST:PORT[,weight=N][,backup][,max=N]."""
-    name, *settings = text.split(",")
+    """Return what is in HOST:PORT[,weight=N][,backup][,max=N]."""
+    name, *words = text.split(",")
     host, port = parse_address(name)
     if not port:
         why = f"{name!r} has port 0: a server listens on 1 to 65535"
         raise argparse.ArgumentTypeError(why)
-    parts: dict[str, Any] = {"host": host, "port": port}
-    parts |= {"weight": 1, "backup": False, "max": 0}
-    for setting in settings:
-        key, equals, value = setting.partition("=")
-        if setting == "backup":
-            parts["backup"] = True
+    given: dict[str, Any] = {"host": host, "port": port}
+    given |= {"weight": 1, "backup": False, "max": 0}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if word == "backup":
+            given["backup"] = True
         elif not equals or key not in ("weight", "max"):
-            why = f"{setting!r} is none of weight=N, backup, max=N"
+            why = f"{word!r} is none of weight=N, backup, max=N"
             raise argparse.ArgumentTypeError(why)
         else:
             try:
-                parts[key] = whole_number(value)
+                given[key] = parse_count(value)
             except argparse.ArgumentTypeError as error:
                 raise argparse.ArgumentTypeError(f"{key}: {error}") from None
-    if parts["weight"] > 256:
-        raise argparse.ArgumentTypeError(f"weight={parts['weight']} is more than 256")
-    return parts
+    if given["weight"] > 256:
+        raise argparse.ArgumentTypeError(f"weight={given['weight']} is more than 256")
+    return given
 
 
 class OptionGroup:
-    """A group of options in the help: each one is added by a line or two."""
+    """A group of options in the help; the help of each one ends with its default."""
 
-    def __init__(self, parser: argparse.ArgumentParser, title: str) -> None:
-        self.add = parser.add_argument_group(title).add_argument
+    def __init__(self, parser: Parser, title: str) -> None:
+        self._group = parser.add_argument_group(title)
+
+    def add(self, name: str, text: str, shown: str = "off", **how: Any) -> None:
+        """Add an option; `how` is for argparse."""
+        self._group.add_argument(name, help=f"{text} (default: {shown})", **how)
 
     def number(
-        self, name: str, default: float, kind: Callable[[str], float], text: str
+        self, name: str, parse: Callable[[str], float], default: float, text: str
     ) -> None:
         """Add seconds, when the default is a float, or a count."""
         unit = "S" if isinstance(default, float) else "N"
-        text += f" (default: {default:g})"
-        self.add(name, type=kind, default=default, metavar=unit, help=text)
-
-    def address(self, name: str, default: tuple[str, int] | None, text: str) -> None:
-        form = "HOST:PORT"
-        self.add(name, type=parse_address, default=default, metavar=form, help=text)
-
-    def networks(self, name: str, text: str) -> None:
-        """Add a CIDR that may be repeated."""
-        self.add(name, type=network, action="append", metavar="CIDR", help=text)
+        shown = f"{default:g}"
+        self.add(name, text, shown, type=parse, default=default, metavar=unit)
 
 
-def add_where(group: OptionGroup) -> None:
+def add_addresses(group: OptionGroup) -> None:
     """Add the options that say where clients come from and where they go."""
-    text = "accept clients here (default: 127.0.0.1:9990)"
-    group.address("--listen", ("127.0.0.1", 9990), text)
-    group.add(
-        "--server",
-        type=parse_server,
-        action="append",
-        dest="servers",
-        metavar="HOST:PORT[,weight=N][,backup][,max=N]",
-        help="send clients to this server; repeat for more "
-        "(default: 127.0.0.1:9991, :9992, :9993)",
-    )
-    text = "choose the next server by this rule; random = the less loaded of two "
-    text += "(default: %(default)s)"
-    group.add("--algorithm", choices=ALGORITHMS, default=ALGORITHMS[0], help=text)
-    text = "relay in N processes, auto = one per core"
-    group.number("--workers", 1, processes, text)
+    shown, form = "127.0.0.1:9990", "HOST:PORT"
+    usual, parse = parse_address(shown), parse_address
+    text = "accept clients here"
+    group.add("--listen", text, shown, type=parse, default=usual, metavar=form)
+    form += "[,weight=N][,backup][,max=N]"
+    shown = "127.0.0.1:9991, :9992, :9993"
+    text = "send clients to this server; repeat for more"
+    many: dict[str, Any] = {"action": "append", "dest": "servers"}
+    group.add("--server", text, shown, type=parse_server, metavar=form, **many)
+    text = "choose the next server by this rule; random: the less loaded of two"
+    shown = ALGORITHMS[0]
+    group.add("--algorithm", text, shown, choices=ALGORITHMS, default=shown)
+    text = "relay in N processes; auto: one per core"
+    group.number("--workers", parse_workers, 1, text)
 
 
 def add_checks(group: OptionGroup) -> None:
     """Add the options that say when a server is UP."""
+    seconds, count = parse_positive_seconds, parse_positive_count
     text = "connect to each server every S seconds"
-    group.number("--check-interval", 2.0, positive_seconds, text)
-    group.number("--rise", 2, positive_number, "call a server UP after N good checks")
+    group.number("--check-interval", seconds, 2.0, text)
+    group.number("--rise", count, 2, "call a server UP after N good checks")
     text = "call a server DOWN after N failed checks, or connects for clients"
-    group.number("--fall", 3, positive_number, text)
-    text = "let a check fail after S seconds"
-    group.number("--check-timeout", 2.0, positive_seconds, text)
-    text = "judge servers by clients' connects alone (default: off)"
-    group.add("--no-checks", action="store_true", help=text)
+    group.number("--fall", count, 3, text)
+    group.number("--check-timeout", seconds, 2.0, "let a check fail after S seconds")
+    text = "judge servers by clients' connects alone"
+    group.add("--no-checks", text, action="store_true")
 
 
 def add_limits(group: OptionGroup) -> None:
     """Add the options that bound time and number."""
     text = "try another server after S seconds"
-    group.number("--connect-timeout", 3.0, positive_seconds, text)
-    text = "close after S seconds without a byte, 0 = never"
-    group.number("--idle-timeout", 3600.0, seconds, text)
-    text = "the same once one side has ended"
-    group.number("--half-close-timeout", 300.0, seconds, text)
-    text = "let live connections end for S seconds when stopping"
-    group.number("--grace", 30.0, seconds, text)
-    text = "close after S seconds without a place at a server, 0 = wait"
-    group.number("--queue-timeout", 5.0, seconds, text)
-    text = "serve N at once, more wait to be accepted; 0 = as the descriptors allow"
-    group.number("--max-connections", 0, whole_number, text)
+    group.number("--connect-timeout", parse_positive_seconds, 3.0, text)
+    text = "close after S seconds without a byte; 0: never"
+    group.number("--idle-timeout", parse_seconds, 3600.0, text)
+    text = "close after S seconds without a byte once one side has ended; 0: never"
+    group.number("--half-close-timeout", parse_seconds, 300.0, text)
+    text = "let live connections end for S seconds at a stop"
+    group.number("--grace", parse_seconds, 30.0, text)
+    text = "close after S seconds in the queue for a place at a server; 0: never"
+    group.number("--queue-timeout", parse_seconds, 5.0, text)
+    text = "serve N at once, let more wait to be accepted; 0: no limit but descriptors"
+    group.number("--max-connections", parse_count, 0, text)
 
 
-def add_who(group: OptionGroup) -> None:
+def add_access(group: OptionGroup) -> None:
     """Add the options that say who may come, and as whom."""
-    text = "refuse clients from elsewhere; repeat for more (default: all may come)"
-    group.networks("--allow", text)
+    networks: dict[str, Any] = {"type": parse_network, "metavar": "CIDR"}
+    networks["action"] = "append"
+    text = "refuse clients from elsewhere; repeat for more"
+    group.add("--allow", text, "all may come", **networks)
     text = "require a PROXY header, version 1 or 2, from these sources and refuse all "
-    group.networks("--accept-proxy", text + "others (default: off)")
-    text = "tell servers the client's address by a PROXY header (default: off)"
-    group.add("--send-proxy", choices=("v1", "v2"), help=text)
+    text += "others; repeat for more"
+    group.add("--accept-proxy", text, **networks)
+    text = "tell servers the client's address by a PROXY header"
+    group.add("--send-proxy", text, choices=("v1", "v2"))
 
 
-def add_seeing(group: OptionGroup) -> None:
+def add_output(group: OptionGroup) -> None:
     """Add the options that say what an operator sees."""
-    text = "serve a live page, /status.json, /metrics and /healthz here (default: off)"
-    group.address("--status", None, text)
-    text = "append the log to FILE (default: standard output)"
-    group.add("--log", metavar="FILE", help=text)
+    text = "serve a live page, /status.json, /metrics and /healthz here"
+    group.add("--status", text, type=parse_address, metavar="HOST:PORT")
+    text = "append the log to FILE"
+    group.add("--log", text, "standard output", metavar="FILE")
     text = "print nothing but the first line; a --log FILE is still written"
-    group.add("--quiet", action="store_true", help=f"{text} (default: off)")
+    group.add("--quiet", text, action="store_true")
 
 
 def parse_args(argv: Sequence[str] | None) -> Options:
     """Return the options; exit with status 2 and one line when they are wrong."""
-    about = "Hand TCP connections to servers in turn, and relay their bytes."
-    stopping = "SIGTERM or Ctrl-C: stop accepting, let live connections end for "
-    stopping += "--grace seconds. SIGHUP: reopen --log."
-    parser = Parser(prog="load_balancer.py", description=about, epilog=stopping)
-    add_where(OptionGroup(parser, "where"))
+    parser = Parser(
+        prog="load_balancer.py",
+        description="Hand TCP connections to servers in turn, and relay their bytes.",
+        epilog="SIGTERM or Ctrl-C: stop accepting, let live connections end for "
+        "--grace seconds; a second one: exit at once. SIGHUP: reopen --log.",
+    )
+    add_addresses(OptionGroup(parser, "addresses"))
     add_checks(OptionGroup(parser, "checks"))
-    add_limits(OptionGroup(parser, "time and number"))
-    add_who(OptionGroup(parser, "who"))
-    add_seeing(OptionGroup(parser, "seeing it"))
+    add_limits(OptionGroup(parser, "limits"))
+    add_access(OptionGroup(parser, "access"))
+    add_output(OptionGroup(parser, "output"))
     options = parser.parse_args(argv)
     if options.workers == 0:
         options.workers = usable_cores() if CAN_SEND_SOCKETS else 1
     if options.workers > 1 and not CAN_SEND_SOCKETS:
         why = "this system cannot pass sockets to a process: use --workers 1"
         parser.error(f"--workers: {why}")
-    named = options.servers or [parse_server(f"127.0.0.1:{p}") for p in DEFAULT_PORTS]
-    found = [make_servers(parser, options, parts) for parts in named]
-    options.servers = list(itertools.chain.from_iterable(found))
+    given = options.servers or [parse_server(f"127.0.0.1:{p}") for p in DEFAULT_PORTS]
+    servers = [
+        server
+        for server_given in given
+        for server in make_servers(parser, options, server_given)
+    ]
+    addresses = [server.address for server in servers]
+    for server in servers:
+        if addresses.count(server.address) > 1:
+            parser.error(f"--server: {server.address_text} is given more than once")
+    options.servers = servers
     return options
 
 
 def make_servers(
-    parser: Parser, options: Options, parts: dict[str, Any]
+    parser: Parser, options: Options, server_given: dict[str, Any]
 ) -> list[Server]:
     """Return a server for every address of a --server; exit 2 if it has none."""
-    host, port = parts["host"], parts["port"]
+    where = host, port = server_given["host"], server_given["port"]
     try:
-        found = resolve(host, port)
+        resolved = resolve(host, port)
     except (OSError, UnicodeError) as error:
         parser.error(f"--server: cannot resolve {host!r}: {error.args[-1]}")
-    name, top = format_address((host, port)), options.rise + options.fall - 1
-    settings = (parts["weight"], parts["backup"], parts["max"], top)
-    return [Server(name, family, address, *settings) for family, address in found]
+    settings = (server_given["weight"], server_given["backup"], server_given["max"])
+    health = (options.rise, options.fall)
+    return [
+        Server(format_address(where), family, address, *settings, *health)
+        for family, address in resolved
+    ]
 
 
-# ---- Start and stop ------------------------------------------------------------------
+def handled_signals() -> list[int]:
+    """Return the numbers of the signals that mean something to us, where there are."""
+    names = ("SIGINT", "SIGTERM", "SIGHUP")
+    return [getattr(signal, name) for name in names if hasattr(signal, name)]
+
+
+class Signals:
+    """SIGTERM or Ctrl-C asks to stop, a second one to exit at once; SIGHUP: a new log.
+
+    Signals become bytes of a socket (signal.set_wakeup_fd) that thread "signals" reads:
+    so they are obeyed whatever the first thread is waiting for.
+    """
+
+    def __init__(self) -> None:
+        self.stop_asked = threading.Event()
+        self._inner, self._outer = socket.socketpair()
+        self._outer.setblocking(False)
+        # In this order: a handler without the descriptor would swallow a signal.
+        fd = self._outer.fileno()
+        self._old_fd = signal.set_wakeup_fd(fd, warn_on_full_buffer=False)
+        self._old = {n: signal.signal(n, lambda *_: None) for n in handled_signals()}
+        self._thread: threading.Thread | None = None
+
+    def start(self, reopen: Callable[[], None], exit_now: Callable[[], None]) -> None:
+        """Start the thread "signals"; signals that came before are not lost."""
+        self._thread = new_thread("signals", self._obey, reopen, exit_now)
+        self._thread.start()
+
+    def _obey(self, reopen: Callable[[], None], exit_now: Callable[[], None]) -> None:
+        """Thread "signals"."""
+        hangup = getattr(signal, "SIGHUP", None)
+        while number := self._inner.recv(1)[0]:
+            if number == hangup:
+                reopen()
+            elif self.stop_asked.is_set():
+                exit_now()
+            else:
+                self.stop_asked.set()
+
+    def close(self) -> None:
+        """Handle signals as before; end the thread."""
+        signal.set_wakeup_fd(self._old_fd)
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+        self._outer.send(b"\0")
+        if self._thread and self._thread.ident:  # it was started
+            self._thread.join()
+        self._inner.close()
+        self._outer.close()
+
+
+class StartError(Exception):
+    """Why the balancer cannot run, in one line, and the exit status."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+@contextlib.contextmanager
+def start_step(what_fails: str, status: int = 1) -> Iterator[None]:
+    """Raise StartError when a step of the start cannot be done; 2 for a wrong name."""
+    try:
+        yield
+    except (OSError, UnicodeError, RuntimeError) as error:
+        if isinstance(error, (socket.gaierror, UnicodeError)):
+            status = 2
+        why = say_why(error) if isinstance(error, OSError) else str(error)
+        raise StartError(status, f"{what_fails}: {why}") from None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the balancer until a signal stops it; return the exit status."""
+    options = parse_args(argv)
+    threading.stack_size(STACK_BYTES)
+    with contextlib.ExitStack() as stack:
+        try:
+            signals = stack.enter_context(contextlib.closing(Signals()))
+            with start_step(f"--log: cannot write {options.log}", 2):
+                log = Log(options.log, options.quiet)
+            stack.enter_context(contextlib.closing(log))
+            run(options, log, signals)
+        except StartError as error:
+            print(f"load_balancer.py: {error}", file=sys.stderr)
+            return error.status
+    return 0
+
+
+def run(options: Options, log: Log, signals: Signals) -> None:
+    """Open the ports, start processes and threads, stop them; raise StartError."""
+    with start_step(f"--listen: cannot listen on {format_address(options.listen)}"):
+        listener = open_listener(*options.listen)
+    descriptors = raise_descriptor_limit() or MAX_SLOTS
+    Pipe.set_budget(pipe_budget(descriptors))
+    frontend = Frontend(listener, make_pool(options, descriptors), log)
+    checks, status = Checks(frontend), None
+    where = format_address(listener.getsockname())
+    about = f"up to {frontend.pool.limit:,} connections"
+    with contextlib.ExitStack() as undo:  # what was opened, should the rest fail
+        undo.callback(frontend.close)
+        undo.callback(frontend.kill_workers)
+        if options.status:
+            on = format_address(options.status)
+            with start_step(f"--status: cannot listen on {on}"):
+                status = StatusServer(options.status, where, frontend)
+            undo.callback(status.server_close)
+            about += f"; status on http://{format_address(status.server_address)}/"
+        add_workers(frontend, sessions_per_process(options, descriptors))
+        print(f"listening on {where} ({about})", flush=True)
+        with start_step("cannot start"):
+            log.start()
+            signals.start(log.reopen, frontend.exit_now)
+            start_threads(frontend, checks, status)
+        undo.pop_all()
+    notify("READY=1")
+    signals.stop_asked.wait()
+    notify("STOPPING=1")
+    frontend.stop_accepting()
+    frontend.pool.wait_until_empty(options.grace)
+    if status is not None:
+        status.stop()
+    checks.stop()
+    frontend.stop()
+
+
+def start_threads(
+    frontend: Frontend, checks: Checks, status: StatusServer | None
+) -> None:
+    """Start what runs in threads; the worker processes were forked while none did.
+
+    Who speaks to the frontend starts after it, and is stopped before it.
+    """
+    for worker in frontend.pool.workers:
+        worker.start()
+    frontend.start()
+    checks.start()
+    if status is not None:
+        status.start()
+
+
+def add_workers(frontend: Frontend, max_sessions: int) -> None:
+    """Add one worker in this process, or several, each in its own."""
+    kind = ThreadWorker if frontend.options.workers == 1 else ProcessWorker
+    # Python warns of a fork beside threads: `ProcessWorker._fork` says why it may.
+    warnings.filterwarnings("ignore", ".*multi-threaded.*fork", DeprecationWarning)
+    with start_step("--workers: cannot fork"):
+        for _ in range(frontend.options.workers):
+            frontend.pool.add_worker(kind(frontend, max_sessions))
+
+
+def make_pool(options: Options, descriptors: int) -> Pool:
+    """Return the pool, with its limits."""
+    slots = sessions_per_process(options, descriptors) * options.workers
+    if options.workers == 1:
+        return Pool(options, min(slots, MAX_SLOTS))
+    in_main = max(1, descriptors - own_descriptors(options))
+    return Pool(options, min(slots, MAX_SLOTS), in_main)
+
+
+def own_descriptors(options: Options) -> int:
+    """Return how many descriptors a process needs beside those of connections."""
+    number: int = OWN_DESCRIPTORS + len(options.servers) + options.workers
+    return number + (STATUS_CONNECTIONS + 2 if options.status else 0)
 
 
 def pipe_budget(descriptors: int) -> int:
-    """Return for how many pipes (two descriptors each) connections leave room."""
+    """Return how many pipes (two descriptors each) connections leave to a process."""
     return min(64, descriptors // 32)
 
 
-def room_for(options: Options, descriptors: int) -> int:
-    """Return how many connections (two descriptors each) one process can hold."""
-    own: int = OWN_DESCRIPTORS + len(options.servers) + options.workers
-    own += STATUS_CONNECTIONS + 2 if options.status else 0
-    return max(1, (descriptors - own) // 2 - pipe_budget(descriptors))
+def sessions_per_process(options: Options, descriptors: int) -> int:
+    """Return how many sessions (two descriptors each) one process can hold."""
+    for_sessions = descriptors - own_descriptors(options)
+    return max(1, for_sessions // 2 - pipe_budget(descriptors))
 
 
 def open_listener(host: str, port: int) -> socket.socket:
@@ -3243,11 +3781,11 @@ def open_listener(host: str, port: int) -> socket.socket:
         listener = socket.create_server(
             address[:2], family=family, backlog=LISTEN_BACKLOG, dualstack_ipv6=both
         )
-    keep_alive(listener)  # accepted sockets inherit it
+    prepare(listener)  # accepted sockets inherit it
     return listener
 
 
-def notify(state: str) -> None:
+def notify(message: str) -> None:
     """Tell systemd how we are, when it wants to know (sd_notify(3))."""
     path = os.environ.get("NOTIFY_SOCKET")
     if path and hasattr(socket, "AF_UNIX"):
@@ -3256,138 +3794,7 @@ def notify(state: str) -> None:
             socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock,
         ):
             where = "\0" + path[1:] if path[0] == "@" else path  # abstract (unix(7))
-            sock.sendto(state.encode(), where)
-
-
-class Signals:
-    """Signals as bytes of a socket (signal.set_wakeup_fd): one that can be awaited."""
-
-    def __init__(self) -> None:
-        self._inner, self._outer = socket.socketpair()
-        self._outer.setblocking(False)
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-            if hasattr(signal, name):
-                signal.signal(getattr(signal, name), lambda *_: None)
-        signal.set_wakeup_fd(self._outer.fileno())
-
-    def wait(self, timeout_s: float | None = None) -> int:
-        """Return the next signal's number, or 0 after `timeout_s` seconds."""
-        self._inner.settimeout(timeout_s)
-        try:
-            return self._inner.recv(1)[0]
-        except (TimeoutError, BlockingIOError):
-            return 0
-
-    def poke(self) -> None:
-        """Let `wait` return 0."""
-        with contextlib.suppress(OSError):
-            self._outer.send(b"\0")
-
-    def close(self) -> None:
-        """Let signals do nothing from now on."""
-        signal.set_wakeup_fd(-1)
-        self._inner.close()
-        self._outer.close()
-
-
-class StartError(Exception):
-    """Why the balancer cannot run, in one line, and the exit status."""
-
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(text)
-        self.status = status
-
-
-@contextlib.contextmanager
-def listening(option: str, where: tuple[str, int]) -> Iterator[None]:
-    """Raise StartError when the port of an option cannot be listened on."""
-    try:
-        yield
-    except (OSError, UnicodeError) as error:
-        unresolved = isinstance(error, (socket.gaierror, UnicodeError))
-        why = say_why(error) if isinstance(error, OSError) else str(error)
-        text = f"{option}: cannot listen on {format_address(where)}: {why}"
-        raise StartError(2 if unresolved else 1, text) from None
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the balancer until a signal stops it; return the exit status."""
-    options = parse_args(argv)
-    threading.stack_size(STACK_BYTES)
-    with contextlib.ExitStack() as stack:
-        try:
-            signals = stack.enter_context(contextlib.closing(Signals()))
-            log = stack.enter_context(contextlib.closing(open_log(options)))
-            run(options, log, signals)
-        except StartError as error:
-            print(f"load_balancer.py: {error}", file=sys.stderr)
-            return error.status
-    return 0
-
-
-def open_log(options: Options) -> Log:
-    """Return the log; raise StartError when its file cannot be written."""
-    try:
-        return Log(options.log, options.quiet)
-    except OSError as error:
-        text = f"--log: cannot write {options.log}: {say_why(error)}"
-        raise StartError(2, text) from None
-
-
-def run(options: Options, log: Log, signals: Signals) -> None:
-    """Open the ports, run processes and threads, stop them; raise StartError."""
-    with listening("--listen", options.listen):
-        listener = open_listener(*options.listen)
-    descriptors = raise_descriptor_limit()
-    Pipe.set_budget(pipe_budget(descriptors))
-    room = room_for(options, descriptors)
-    pool = Pool(options, min(room * options.workers, MAX_SLOTS))
-    frontend = Frontend(listener, pool, log, signals.poke)
-    where = format_address(listener.getsockname())
-    about = f"room for {pool.limit:,} connections"
-    parts: list[Frontend | Checks | StatusServer] = [frontend, Checks(frontend)]
-    with contextlib.ExitStack() as undo:  # what was opened, should the rest fail
-        undo.callback(frontend.close)
-        if options.status:
-            with listening("--status", options.status):
-                status = StatusServer(options.status, where, frontend)
-            undo.callback(status.server_close)
-            parts.append(status)
-            about += f"; status on http://{format_address(status.server_address)}/"
-        add_workers(pool, frontend, room)
-        undo.pop_all()
-    print(f"listening on {where} ({about})", flush=True)
-    log.start()
-    for part in [*pool.workers, *parts]:
-        part.start()
-    serve(options, frontend, signals)
-    for part in parts:
-        part.stop()
-
-
-def add_workers(pool: Pool, frontend: Frontend, room: int) -> None:
-    """Add one worker in this process, or several, each in its own."""
-    kind = LocalWorker if pool.options.workers == 1 else ProcessWorker
-    try:
-        for _ in range(pool.options.workers):
-            pool.add_worker(kind(pool, frontend, room))
-    except OSError as error:
-        raise StartError(1, f"--workers: cannot fork: {say_why(error)}") from None
-
-
-def serve(options: Options, frontend: Frontend, signals: Signals) -> None:
-    """Wait for a signal to stop, then for live connections, `--grace` at most."""
-    reopening = getattr(signal, "SIGHUP", None)
-    notify("READY=1")
-    while signals.wait() == reopening:
-        frontend.log.reopen()
-    notify("STOPPING=1")
-    frontend.stop_accepting()
-    deadline = time.monotonic() + options.grace
-    while frontend.pool.active and (left := deadline - time.monotonic()) > 0:
-        if signals.wait(left) in (signal.SIGINT, signal.SIGTERM):
-            frontend.log.close()
-            os._exit(0)  # asked twice: at once
+            sock.sendto(message.encode(), where)
 
 
 if __name__ == "__main__":

@@ -117,14 +117,14 @@ class ServerLimit(BalancerTestCase):
                 later.settimeout(10)
             client.close()
 
-    def test_full_server_is_passed_over_for_one_with_room(self) -> None:
+    def test_full_server_is_passed_over_for_one_with_a_place(self) -> None:
         small, large = self.backend(named), self.backend(named)
         balancer = self.balance([f"{small.address},max=1", large])
         ports = [served_by(self.dial(balancer)) for _ in range(6)]
         self.assertEqual(ports.count(small.port), 1)
         self.assertEqual(figures(balancer)["connections"]["queued"], 0)
 
-    def test_whichever_server_has_room_first_takes_the_first_in_the_queue(self) -> None:
+    def test_whichever_server_is_free_first_takes_the_first_in_the_queue(self) -> None:
         one, two = self.backend(named), self.backend(named)
         balancer = self.balance([f"{one.address},max=1", f"{two.address},max=1"])
         first, second, third = (self.dial(balancer) for _ in range(3))
@@ -204,6 +204,25 @@ class ServerLimit(BalancerTestCase):
         holder.close()
         served_by(client)
         self.assertEqual(read_exactly(client, 9), b"question")
+
+    def test_main_process_has_a_descriptor_for_each_client_in_its_queue(self) -> None:
+        backend = self.backend(named)
+        balancer = self.spawn(
+            "load_balancer.py",
+            *("--listen=127.0.0.1:0", "--status=127.0.0.1:0", "--no-checks"),
+            *("--workers=4", "--grace=0", "--queue-timeout=30"),
+            f"--server={backend.address},max=1",
+            preexec_fn=limit_descriptors(100, 100),
+        )
+        holder, *clients = [self.dial(balancer) for _ in range(120)]
+        served_by(holder)
+        wait_until(lambda: figures(balancer)["connections"]["queued"] > 50, what="50")
+        holder.close()
+        for client in clients:
+            served_by(client)
+            client.close()
+        self.assertEqual({e.code for e in wait_for_endings(balancer, 120)}, {"--"})
+        self.assertEqual(other_lines(balancer), [])
 
     def test_place_of_a_failed_connect_is_given_back(self) -> None:
         with black_hole() as hole:

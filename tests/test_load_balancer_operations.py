@@ -34,20 +34,38 @@ from tests.support import (
     LISTENING,
     Running,
     ScriptTestCase,
+    Visit,
     children,
     dial,
     echo,
     free_port,
     group_members,
+    half_close_first,
     http_request,
     in_parallel,
+    is_reset,
     read_exactly,
     read_line,
     read_to_end,
     run_main,
+    send_reset,
     status_json,
     wait_until,
 )
+
+
+def wait_for_standstill(balancer: Running, way: str) -> None:
+    """Wait until bytes have moved one way, and no more for a tenth of a second."""
+    seen = [(0, 0.0)]
+
+    def stands() -> bool:
+        moved, (before, since) = figures(balancer)["bytes"][way], seen[0]
+        if moved != before or not moved:
+            seen[0] = (moved, time.monotonic())
+            return False
+        return time.monotonic() - since > 0.1
+
+    wait_until(stands, what="a standstill")
 
 
 class Stopping(BalancerTestCase):
@@ -118,6 +136,130 @@ class Stopping(BalancerTestCase):
                 balancer.wait(15)
                 with contextlib.suppress(ConnectionResetError):
                     self.assertEqual(client.recv(1), b"")
+
+    def test_connection_cut_in_data_is_reset_on_both_sides(self) -> None:
+        backend = self.backend(named)
+        balancer = self.balance([backend], "--grace=0")
+        (client,) = self.hold(balancer)
+        client.sendall(b"half a request")
+        self.assertEqual(read_exactly(client, 14), b"half a request")
+        balancer.signal(signal.SIGTERM)
+        self.assertTrue(is_reset(client))
+        self.assertTrue(backend.visit().done.wait(10))
+        self.assertEqual(backend.visit().end, "reset")
+
+    def test_finished_reply_reaches_its_client_though_the_connection_is_cut(
+        self,
+    ) -> None:
+        backend = self.backend(half_close_first(b"x" * 3_000_000))
+        balancer = self.balance([backend], "--grace=0.5")
+        client = self.dial(balancer)
+        self.assertEqual(read_exactly(client, 1_000_000), b"x" * 1_000_000)
+        wait_until(lambda: figures(balancer)["live"][0]["to_client"] == 3e6, what="all")
+        balancer.signal(signal.SIGTERM)
+        self.assertEqual(balancer.wait(), 0)
+        self.assertEqual(len(read_to_end(client)), 2_000_000)
+
+    def test_bytes_lost_by_the_cut_are_counted(self) -> None:
+        def flood(visit: Visit) -> None:
+            visit.send(b"x" * 10_000_000)
+
+        for shutdown in (False, True):
+            with self.subTest(client_has_ended=shutdown):
+                balancer = self.balance([self.backend(flood)], "--grace=0")
+                client = self.dial(balancer)
+                name = local_address(client)
+                if shutdown:
+                    client.shutdown(socket.SHUT_WR)
+                wait_for_standstill(balancer, "to_clients")
+                balancer.signal(signal.SIGTERM)
+                self.assertEqual(balancer.wait(), 0)
+                ending = self.ending(balancer, name)
+                self.assertEqual(ending.code, "KD")
+                received = 0
+                with contextlib.suppress(ConnectionResetError):
+                    while data := client.recv(65536):
+                        received += len(data)
+                    self.fail("a reply that was cut looks complete")
+                self.assertGreaterEqual(ending.to_client, received)
+                self.assertGreaterEqual(
+                    ending.undelivered, ending.to_client - received, ending.line
+                )
+
+    def test_connection_is_logged_though_nobody_takes_its_last_bytes(self) -> None:
+        with socket.socket() as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            listener.bind(("127.0.0.1", 0))
+            listener.listen()
+            balancer = self.balance([listener.getsockname()], "--grace=0.5")
+            client = self.dial(balancer)
+            name = local_address(client)
+            server, _ = listener.accept()
+        with server:
+            client.sendall(b"x" * 60_000)
+            client.shutdown(socket.SHUT_WR)
+            wait_for_standstill(balancer, "to_servers")
+            server.sendall(b"too early")
+            self.assertEqual(read_exactly(client, 9), b"too early")
+            send_reset(client)
+            server.shutdown(socket.SHUT_WR)
+            balancer.signal(signal.SIGTERM)
+            self.assertEqual(balancer.wait(), 0)
+        ending = self.ending(balancer, name)
+        self.assertEqual((ending.code, ending.to_server), ("KD", 60_000))
+        self.assertGreater(ending.undelivered, 40_000)
+
+    def test_cut_before_the_proxy_header_is_no_end_in_data(self) -> None:
+        backend = self.backend(named)
+        balancer = self.balance([backend], "--grace=0", "--accept-proxy=127.0.0.1")
+        name = local_address(self.dial(balancer))
+        wait_until(lambda: figures(balancer)["connections"]["active"], what="a session")
+        balancer.signal(signal.SIGTERM)
+        self.assertEqual(balancer.wait(), 0)
+        self.assertEqual(self.ending(balancer, name).code, "KC")
+
+    def test_second_signal_after_the_grace_ends_it_at_once_with_each_line_logged(
+        self,
+    ) -> None:
+        balancer = self.balance([self.backend(named)], "--workers=2", "--grace=0")
+        clients = self.hold(balancer, 2)
+        workers = children(balancer.pid)
+        for worker in workers:
+            os.kill(worker, signal.SIGSTOP)
+        balancer.signal(signal.SIGTERM)
+        self.wait_until_refused(balancer)
+        start = time.monotonic()
+        balancer.signal(signal.SIGTERM)
+        self.assertEqual(balancer.wait(), 0)
+        self.assertLess(time.monotonic() - start, 1)
+        wait_until(lambda: not group_members(balancer.pid), what="no process")
+        found = [self.ending(balancer, local_address(client)) for client in clients]
+        self.assertEqual([ending.code for ending in found], ["KD", "KD"])
+
+    def test_stopped_worker_is_killed_and_its_connections_are_logged(self) -> None:
+        balancer = self.balance([self.backend(named)], "--workers=2", "--grace=0")
+        clients = self.hold(balancer, 2)
+        os.kill(children(balancer.pid)[0], signal.SIGSTOP)
+        balancer.signal(signal.SIGTERM)
+        self.assertEqual(balancer.wait(8), 0)
+        wait_until(lambda: not group_members(balancer.pid), what="no process")
+        found = [self.ending(balancer, local_address(client)) for client in clients]
+        self.assertEqual([ending.code for ending in found], ["KD", "KD"])
+
+    def test_log_is_reopened_also_while_it_stops(self) -> None:
+        log, old = self.folder / "balancer.log", self.folder / "balancer.log.1"
+        balancer = self.balance([self.backend(named)], "--log", log, "--grace=20")
+        (client,) = self.hold(balancer)
+        balancer.signal(signal.SIGTERM)
+        self.wait_until_refused(balancer)
+        log.rename(old)
+        balancer.signal(signal.SIGHUP)
+        wait_until(log.exists, what="the new log")
+        name = local_address(client)
+        client.close()
+        self.assertEqual(balancer.wait(), 0)
+        self.assertIn(f" client={name} ", log.read_text())
+        self.assertNotIn(f" client={name} ", old.read_text())
 
     def test_interrupt_from_the_keyboard_stops_it_like_a_term_signal(self) -> None:
         balancer = self.balance([self.backend(named)], "--grace=20")
@@ -646,6 +788,14 @@ class OtherSystems(BalancerTestCase):
             self.assert_one_line(result, 2, "--workers 1")
 
 
+NO_THREADS = """
+import threading
+def start(thread):
+    raise RuntimeError("can't start new thread")
+threading.Thread.start = start
+"""
+
+
 class BadOptions(ScriptTestCase):
     """What cannot work is said in one line, with the exit code for it."""
 
@@ -665,6 +815,8 @@ class BadOptions(ScriptTestCase):
             ("--server", listen, "--server=127.0.0.1:1,max="),
             ("color", listen, "--server=127.0.0.1:1,color=red"),
             ("backup", listen, "--server=127.0.0.1:1,backup=maybe"),
+            ("more than once", listen, *["--server=127.0.0.1:1"] * 2),
+            ("more than once", *["--server=localhost:1", "--server=127.0.0.1:1"]),
             ("fastest", listen, "--algorithm=fastest"),
             ("--check-interval", listen, "--check-interval=0"),
             ("--check-interval", listen, "--check-interval=nan"),
@@ -694,6 +846,16 @@ class BadOptions(ScriptTestCase):
         for (word, *options), result in zip(cases, results, strict=True):
             with self.subTest(options=options):
                 self.assert_one_line(result, 2, word)
+
+    def test_system_without_threads_is_named_with_exit_code_1(self) -> None:
+        (self.folder / "sitecustomize.py").write_text(NO_THREADS)
+        result = self.run_script(
+            *("load_balancer.py", "--listen=127.0.0.1:0", "--workers=2"),
+            env={"PYTHONPATH": str(self.folder)},
+        )
+        self.assertEqual(result.returncode, 1)
+        words = "load_balancer.py: cannot start: can't start new thread\n"
+        self.assertEqual(result.stderr, words)
 
     def test_port_in_use_is_named_with_exit_code_1(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:

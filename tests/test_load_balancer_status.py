@@ -411,6 +411,15 @@ class Page(BalancerTestCase):
         self.assertEqual(visit_once(self.running), self.server.port)
         self.assertLess(time.monotonic() - start, 5)
 
+    def test_oldest_status_clients_make_way_beyond_the_limit(self) -> None:
+        clients = [self.dial(self.where) for _ in range(60)]
+        for client in clients[:44]:
+            self.assertEqual(client.recv(1), b"")
+        for client in clients[44:]:
+            client.setblocking(False)
+            with self.assertRaises(BlockingIOError):
+                client.recv(1)
+
     def test_hostile_requests_get_an_answer_or_an_end_and_harm_nothing(self) -> None:
         requests = [
             b"\x00\x01\x02\xff" * 100 + b"\r\n\r\n",
@@ -425,6 +434,8 @@ class Page(BalancerTestCase):
             b"POST /servers/x/drain HTTP/1.1\r\nContent-Length: x\r\n\r\n",
             b"POST /servers/%ff%00%0a/drain HTTP/1.1\r\nContent-Length: 0\r\n\r\n",
             b"CONNECT 127.0.0.1:22 HTTP/1.1\r\n\r\n",
+            b"GET / HTTP/1.1\r\nHost: [\r\n\r\n",
+            b"GET /\r\n",
             b"PROXY TCP4 1.2.3.4 1.2.3.4 1 1\r\nGET / HTTP/1.1\r\n\r\n",
             b"\x1b]0;owned\x07 / HTTP/1.1\r\n\r\n",
         ]
