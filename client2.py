@@ -16,7 +16,8 @@ is there; in an open loop (--rate) every message has its moment in one schedule.
 
 Latency ends when the reply's first byte reaches this machine's kernel, by its receive
 timestamp (`Connection._arrival`, inlined in `exchange_many`): how late the client's
-thread wakes up is on a line of its own. `Tally._add_part` subtracts for all figures.
+thread wakes up is on a line of its own. `Tally._add_part` subtracts for all percentiles
+(for single exchanges `exchange_lines`, `CsvWriter` and `draw_dots` do).
 
 Data flow: options → Config → N × Client, each with a Connection → rows (an exchange
 each), handed over as a Chunk → Tally adds up → Summary, with the verdict
@@ -32,7 +33,11 @@ Threads of the main process:
 Threads of a worker process:
     MainThread   serve_as_worker: passes its clients' events to the main process
     orders       follow_orders: carries out what the main process says
-The only lock is Connection's; all else is handed over through one queue (Inbox).
+The only lock is Connection's; the rest is handed over through one queue (Inbox), or
+written before an event is set (Gates).
+
+To stop: --duration ends with the order `stop`, nothing more is sent; Ctrl-C or SIGTERM
+is `cut`, which ends the waits, too; a second one ends the program at once.
 
 Usage:
     python client2.py 9 --demo             servers, balancer and nine clients at once
@@ -98,9 +103,11 @@ LABELS = {"p50": "p50", "p90": "p90", "p99": "p99", "p99_9": "p99.9"}
 NEEDED = {"p50": 1, "p90": 29, "p99": 299, "p99_9": 2995}
 CONFIDENCE = 0.95
 EXACT_LIMIT = 1_000_000  # samples kept one by one (8 bytes each), then a histogram
+HDR_MOST_BYTES = 1 << 24  # of a histogram in a file
 
 # A row is an exchange: due, sent, first, last, seen (CLOCK_REALTIME, ns), and a code:
 # the outcome (4 bits), the server's index in the chunk (16), bytes received (the rest).
+# Of a failed one, first, last and seen are the moment when it was given up.
 ROW_FIELDS = 6
 FAILURES = ("connect", "send", "timeout", "reset", "closed", "mismatch", "error_reply")
 OUTCOMES = ("confirmed", *FAILURES)  # an outcome is an index of these
@@ -131,7 +138,7 @@ REDRAW_S = 0.25  # between two progress lines
 RATE_LINES = 16  # progress lines over which it shows the rate
 RECENT = 2000  # latencies that the progress' p99 is taken from, at most
 GAP_SHOWN_S = 0.5  # a gap without a good reply is worth a line from here on
-FIRST_RETRY_S, LAST_RETRY_S = 0.05, 1.0  # pause after a connect that failed
+FIRST_PAUSE_S, LAST_PAUSE_S = 0.05, 1.0  # pause after a connect that failed
 STACK_BYTES = 256 * 1024  # a client's thread needs little, and there may be thousands
 # Of --workers auto: one lock serves so many clients well. Processes beyond one more
 # than there are cores cost as much as they bring, unless threads are very many.
@@ -146,6 +153,9 @@ DOTS_SHOWN = 4000  # in the report; more exchanges than this become a heat map
 TIME_BINS = 240  # of a timeline, at most; then two become one
 ANY_REPLY_BYTES = 64 * 1024 * 1024  # longest line taken with --any-reply
 SYN_RETRY_NS = 900_000_000  # Linux sends a lost SYN again after 1 s
+
+LARGEST = 1e9  # of numbers given on the command line, and of ...
+MOST_EXCHANGES, LONGEST_NS = 10**12, 2**62  # ... those in a file
 
 UTC_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 
@@ -224,7 +234,7 @@ def time_unit(duration_ns: float) -> tuple[int, str]:
     return 1000, "µs"
 
 
-def row_unit(metric: Distribution) -> tuple[int, str]:
+def metric_unit(metric: Distribution) -> tuple[int, str]:
     """Return the unit for all of a metric's figures, by its median and its maximum."""
     return time_unit(max(metric.percentile(0.5), metric.maximum / 10))
 
@@ -321,7 +331,7 @@ def hdr_decode(text: str) -> Counter[int]:
     data = b64decode(text, validate=True)
     try:
         cookie, length = struct.unpack_from(">ii", data)
-        body = zlib.decompress(data[8 : 8 + length])
+        body = zlib.decompressobj().decompress(data[8 : 8 + length], HDR_MOST_BYTES)
         inner, size, offset, digits, lowest = struct.unpack_from(">iiiiq", body)
     except (struct.error, zlib.error) as error:
         raise ValueError(f"not an HdrHistogram: {error}") from None
@@ -335,6 +345,8 @@ def hdr_decode(text: str) -> Counter[int]:
         if number > 0:
             counts[position] = number
         position += -number if number < 0 else 1
+    if counts and max(counts) > hdr_index(LONGEST_NS):
+        raise ValueError("histogram with a value that is none")
     return counts
 
 
@@ -354,11 +366,12 @@ def percentile_ranks(
     low = max(0, math.floor(count * p - spread))
     high = min(count, math.ceil(count * p + spread))
     chances = [binomial(count, p, k) for k in range(low, high + 1)]
+    # `above`: how likely the percentile lies beyond rank `upper`; `below` likewise.
     upper, above = high + 1, 0.0
     while above + chances[upper - 1 - low] <= miss / 2:
         upper -= 1
         above += chances[upper - low]
-    if upper > count:
+    if upper > count:  # there is no such rank
         upper, above = count, chances[-1]
     lower, below = low, 0.0
     while below + chances[lower - low] <= miss - above:
@@ -470,12 +483,14 @@ class Distribution:
         """Return what `as_json` wrote; KeyError, TypeError or ValueError if not."""
         self = cls()
         self.counts, self.count = hdr_decode(data["hdr"]), int(data["count"])
-        if self.count != sum(self.counts.values()):
+        if self.count != sum(self.counts.values()) or self.count > MOST_EXCHANGES:
             raise ValueError("its histogram has another count")
         if self.count:
             self.values = None
             self.minimum, self.maximum = int(data["min"]), int(data["max"])
             self.total = int(data["mean"]) * self.count
+            if not 0 <= self.minimum <= self.maximum <= LONGEST_NS:
+                raise ValueError("its least value is more than its largest")
         return self
 
 
@@ -638,7 +653,7 @@ class Chunk:
     messages_before: int = 0  # number of the first row's message, less one
     retransmits: int = 0
     merged_segments: int = 0  # segments read together with another one
-    unstamped: int = 0  # replies without a kernel timestamp
+    unstamped: int = 0  # reads without a kernel timestamp
     final: bool = False
 
     def exchanges(self) -> Iterator[tuple[int, array[int]]]:
@@ -656,7 +671,8 @@ class Chunk:
 # Events for the main thread, (name, payload), and who sends them:
 #   connected  (client, words of the failure or "")   client-K, before the start
 #   chunk      Chunk                                  client-K
-#   stalled    seconds that a heartbeat was late      who waits for events, a worker too
+#   tick       None: nothing came for a while         who waits for events
+#   stalled    seconds that a heartbeat was late      the same, a worker too
 #   used       seconds of processor time              a worker, at its end
 #   ended      numbers of its clients                 worker-K: the process has ended
 #   signal     number                                 the signal handler
@@ -913,8 +929,8 @@ class Connection:
         if not piece:
             self._end_of_file(reply)
         if reads > 1 or self.first_read > 1:  # else it was one byte: nothing learnt
-            in_time = last == first or TIMESTAMP_OPTION is None
-            self.in_one_piece = reads <= 2 and in_time
+            same_stamp = last == first or TIMESTAMP_OPTION is None
+            self.in_one_piece = reads <= 2 and same_stamp
         return bytes(reply), last, seen
 
     def _check(self, reply: bytes) -> None:
@@ -927,7 +943,7 @@ class Connection:
             return
         if ERROR.match(reply):
             raise ExchangeError(ERROR_REPLY, safe_text(reply))
-        words = safe_text(reply, 60)
+        words = safe_text(reply, 60) or "an empty line"
         body = reply[match.end() :] if match else reply
         owner = re.match(rb"Hello from client (\d{1,9})!", body)
         if owner and 1 <= int(owner[1]) <= self.known_clients:
@@ -994,8 +1010,8 @@ class Connection:
 class Gates:
     """What a group's threads go by. Each event is set by the order of its name.
 
-    Plain fields are written before `go` is set. `cut` is set before `Connection.cut`
-    is called, so that a socket made in between sees it.
+    The order `cut` sets them all, its own first: a socket made before `Connection.cut`
+    is called sees it. Plain fields are written before `go` is set.
     """
 
     connect: threading.Event = field(default_factory=threading.Event)
@@ -1026,7 +1042,7 @@ class Client(threading.Thread):
             config.rate or config.reconnect or config.direct or config.keep_replies
         )
         self.may_repeat = not one_by_one and TIMESTAMP_OPTION is not None
-        self.retry_s = FIRST_RETRY_S
+        self.pause_s = FIRST_PAUSE_S
         self.first_failure: ExchangeError | None = None  # of the connect before `go`
 
     def run(self) -> None:
@@ -1059,12 +1075,14 @@ class Client(threading.Thread):
         """Exchange message after message until all are done or the run is stopped."""
         stop, messages = self.gates.stop, self.config.messages
         while not messages or self.done < messages:
-            # A first connect that failed goes on record even if nothing is to be sent.
-            if stop.is_set() and self.first_failure is None:
-                return
-            due = self._await_due() if self.config.rate else 0
-            if due is None:
-                return
+            if self.first_failure is None:
+                if stop.is_set():
+                    return
+                due = self._await_due() if self.config.rate else 0
+                if due is None:
+                    return
+            else:  # it goes on record, even if nothing is to be sent any more
+                due = 0
             self._attempt(due)
 
     def _await_due(self) -> int | None:
@@ -1084,7 +1102,7 @@ class Client(threading.Thread):
         """Wait for a moment of CLOCK_MONOTONIC, or the stop."""
         delay_ns = moment_ns - time.monotonic_ns()
         if delay_ns > 0:
-            self.gates.stop.wait(delay_ns / 1e9)
+            self.gates.stop.wait(min(delay_ns / 1e9, threading.TIMEOUT_MAX))
 
     def _to_realtime(self, moment_ns: int) -> int:
         """Return a moment of CLOCK_MONOTONIC on CLOCK_REALTIME, stepped or not."""
@@ -1149,7 +1167,7 @@ class Client(threading.Thread):
             raise error
         self.chunk.connects.append(self.connection.connect())
         self.server, self.code = "", UNKNOWN_SERVER << SERVER_SHIFT
-        self.retry_s = FIRST_RETRY_S
+        self.pause_s = FIRST_PAUSE_S
 
     def _name_server(self) -> None:
         """Note who answers on this connection: an index in the chunk's servers."""
@@ -1171,8 +1189,8 @@ class Client(threading.Thread):
             self.chunk.replies.append(b"")
         self._close()
         if error.outcome == CONNECT and not self.gates.stop.is_set():
-            self.gates.stop.wait(self.retry_s)
-            self.retry_s = min(LAST_RETRY_S, 2 * self.retry_s)
+            self.gates.stop.wait(self.pause_s)
+            self.pause_s = min(LAST_PAUSE_S, 2 * self.pause_s)
         self._hand_over()
 
     def _compare_direct(self, through_ns: int) -> None:
@@ -1490,7 +1508,8 @@ class Tally:
         self.connect_time.extend(chunk.connects)
         self.slow_connects += sum(took >= SYN_RETRY_NS for took in chunk.connects)
         self.send_delay.extend(chunk.send_delays)
-        self.balancer_cost.extend(chunk.differences)
+        if self.balancer_cost.count < EXACT_LIMIT:  # a histogram has no place below 0
+            self.balancer_cost.extend(chunk.differences)
         self.direct_failed += chunk.direct_failed
         self.retransmits += chunk.retransmits
         self.merged_segments += chunk.merged_segments
@@ -1587,6 +1606,7 @@ class Tally:
             self._note_gap(client, *max(zip(gaps, starts, strict=False)))
         if chunk.failure:
             self.silent_since[client] = starts[-1]
+            # If a good reply ends this gap, it is longer then, and takes its place.
             self._note_gap(client, rows[-2] - starts[-1], starts[-1], True)
 
     def _note_gap(
@@ -1598,7 +1618,7 @@ class Tally:
 
     @property
     def uses_kernel_stamps(self) -> bool:
-        """Whether arrival times are the kernel's, a few missing ones apart."""
+        """Whether arrival times are the kernel's: at least some of them."""
         return TIMESTAMP_OPTION is not None and (
             not self.confirmed or self.unstamped < self.confirmed
         )
@@ -1687,7 +1707,8 @@ class Run:
             self._handle(*next_event(self.inbox))
         course.connect_wall_ns = time.monotonic_ns() - began
         if not (ramps or course.connected):
-            self._order("stop")  # nobody there: the one attempt is on record
+            self._order("stop")  # nobody there: each records its one attempt, and ends
+        course.stalled_s = 0.0  # before the start it does no harm
         self.start_mono_ns = time.monotonic_ns()
         self.tally.start_ns = self.start_mono_ns + clock_offset()
         self._order("go", self.start_mono_ns)
@@ -1785,7 +1806,7 @@ class Summary:
     bytes_received: int
     latency: Distribution  # message handed to the kernel → reply's first byte there
     response_time: Distribution  # message due → reply's last byte in the kernel
-    connect_time: Distribution  # TCP connect alone, part of neither
+    connect_time: Distribution  # TCP connect alone
     servers: dict[str, ServerTally]
     failures: dict[str, int]  # by outcome
     reasons: list[str]  # to doubt the run; none: valid
@@ -1922,16 +1943,13 @@ def describe_load(config: Config) -> str:
 
 
 def reasons_to_doubt(summary: Summary, tally: Tally, course: Course) -> Iterator[str]:
-    """Yield why the figures may say more about the client than about the server.
-
-    What is checked stands in the verdict's line, too (`VALID_WORDS`).
-    """
+    """Yield why the figures may say more about client2 than about the target."""
     if not summary.confirmed:
         yield "nothing was confirmed: there is nothing to measure"
     if course.stalled_s:
         yield (
-            f"the client itself stood still for {course.stalled_s:.1f} s (stopped, or"
-            " no processor time): rate, gaps and response times include that"
+            f"client2 itself stood still for {course.stalled_s:.1f} s (stopped, or no"
+            " processor time): rate, gaps and response times include that"
         )
     if course.lost:
         yield f"a worker process died: {counted(course.lost, 'client')} lost"
@@ -1940,7 +1958,7 @@ def reasons_to_doubt(summary: Summary, tally: Tally, course: Course) -> Iterator
         yield f"the clock was stepped by {step_ns / 1e9:+.3f} s during the run"
     if tally.uses_kernel_stamps and tally.unstamped > 0.01 * max(1, tally.confirmed):
         reads = counted(tally.unstamped, "read")
-        yield f"{reads} had no kernel timestamp: the client's own time was taken"
+        yield f"{reads} had no kernel timestamp: client2's own time was taken"
     if tally.slow_connects and course.overflows > 0:
         yield (
             f"{counted(tally.slow_connects, 'connect')} took 1 s or longer and this"
@@ -1958,18 +1976,41 @@ def doubts_of_open_loop(
     """Yield whether too little was sent, or sent too late by the client itself."""
     share = tally.exchanges / max(1, summary.planned)
     if share < 0.95 and not course.interrupted:
-        who = "the client could not keep up: try more clients or --workers auto"
+        who = "client2 could not keep up: try more clients or --workers auto"
         if tally.backlog_ns > tally.send_delay.total:
-            who = "the clients were waiting for earlier replies: the server does not"
+            who = "the clients were waiting for earlier replies: the target does not"
             who += " hold this rate with so few clients"
         planned = f"{grouped(summary.planned)} messages planned"
         yield f"sent {share:.0%} of the {planned}: {who}"
     late_ns = tally.send_delay.percentile(0.99)
     if late_ns > max(5_000_000, 0.5 * tally.response_time.percentile(0.99)):
         yield (
-            f"the client sent {format_duration(late_ns)} late at p99: response times"
-            " say more about this machine than about the server"
+            f"client2 sent {format_duration(late_ns)} late at p99: response times say"
+            " more about this machine than about the target"
         )
+
+
+def checks_of(summary: Summary) -> str:
+    """Return in words what was checked, of a run that nothing makes doubtful."""
+    tally = summary.tally
+    if tally is None:
+        return "as each of the runs was"
+    words = "clock steady, no stall"
+    if summary.timestamps == "kernel":
+        words += ", arrival times from the kernel"
+    if tally.config.rate:
+        words += ", all sent in time"
+    elif can_keep_up_be_judged(tally):
+        words += ", client2 kept up"
+    return words
+
+
+def can_keep_up_be_judged(tally: Tally) -> bool:
+    """Tell whether a closed loop shows if the clients' own work set the rate."""
+    config = tally.config
+    if config.direct or config.reconnect:  # they do other things in between
+        return False
+    return tally.exchanges >= 50 * config.clients
 
 
 def doubts_of_closed_loop(tally: Tally) -> Iterator[str]:
@@ -1979,14 +2020,12 @@ def doubts_of_closed_loop(tally: Tally) -> Iterator[str]:
     others have their reply, and wait for a processor or the interpreter lock.
     """
     config = tally.config
-    if config.direct or config.reconnect:  # they do other things in between
-        return
     waited = tally.waiting_ns / max(1, tally.waiting_ns + tally.own_ns)
-    if tally.exchanges >= 50 * config.clients and waited < 0.5:
+    if can_keep_up_be_judged(tally) and waited < 0.5:
         yield (
             f"by Little's law only {three_digits(waited * config.clients)} of"
             f" {grouped(config.clients)} clients waited for a reply at a time: the rate"
-            " is this client's limit, not the server's (try --workers auto)"
+            " is the limit of client2, not of the target (try --workers auto)"
         )
 
 
@@ -2128,7 +2167,6 @@ LADDERS = (
     (1.0,),
 )
 HISTOGRAM_ROWS = 12
-VALID_WORDS = "clock steady, no arrival time missing, this client kept up"
 
 
 class Progress:
@@ -2138,7 +2176,7 @@ class Progress:
         self.config, self.out = config, out
         self.enabled = wanted and out.isatty()
         self.began = self.drawn = time.monotonic()
-        # (moment, exchanges) of the last lines: rates over a few hand-overs are steady
+        # (moment, confirmed) of the last lines: rates over a few hand-overs are steady
         self.counts = deque([(self.began, 0)], RATE_LINES)
         self.p99 = 0  # as last drawn
 
@@ -2150,7 +2188,7 @@ class Progress:
         self.drawn = now
         done, planned = tally.exchanges, self.config.planned
         since, before = self.counts[0]
-        self.counts.append((now, done))
+        self.counts.append((now, tally.confirmed))
         if tally.recent:
             latency = Distribution()
             latency.extend(array("q", tally.recent))
@@ -2161,7 +2199,7 @@ class Progress:
         parts = [
             f" {counted(self.config.clients, 'client')}  {bar(share, 1, 12):<12}",
             f"{grouped(done)}/{grouped(planned)}" if planned else grouped(done),
-            f"{three_digits((done - before) / (now - since))}/s",
+            f"{three_digits((tally.confirmed - before) / (now - since))}/s",
         ]
         if self.p99:
             parts.append(f"p99 {format_duration(self.p99)}")
@@ -2220,7 +2258,7 @@ def percentile_lines(summary: Summary) -> Iterator[str]:
     shown = [n for n in PERCENTILES if summary.latency.count >= NEEDED[n]]
     yield f"{'min':>21}{''.join(f'{LABELS[n]:>12}' for n in shown)}{'max':>8}"
     for name, metric in summary.metrics.items():
-        unit_ns, unit = row_unit(metric)
+        unit_ns, unit = metric_unit(metric)
         cells = "".join(f"{in_unit(metric.reported(n), unit_ns):>12}" for n in shown)
         low, high = compact(metric.minimum / unit_ns), compact(metric.maximum / unit_ns)
         yield f" {name:<13}{low:>7}{cells}{high:>8} {unit}"
@@ -2238,7 +2276,7 @@ def sample_words(metric: Distribution) -> Iterator[str]:
     """Say what the sample cannot tell."""
     size = metric.count
     if size < 6 and metric.values is not None:
-        unit_ns, unit = row_unit(metric)
+        unit_ns, unit = metric_unit(metric)
         values = "  ".join(in_unit(metric.at_rank(k + 1), unit_ns) for k in range(size))
         yield f"   {counted(size, 'exchange')}: latency {values} {unit}"
         covered = 1 - 2 * 0.5**size
@@ -2277,7 +2315,7 @@ def binned(metric: Distribution, steps: list[float]) -> list[int]:
 
 def histogram_lines(metric: Distribution) -> Iterator[str]:
     """Yield the latency histogram; a narrow range gives one bar."""
-    unit_ns, unit = row_unit(metric)
+    unit_ns, unit = metric_unit(metric)
     steps = axis_steps(metric.minimum, max(metric.maximum, 1), HISTOGRAM_ROWS)
     bins = binned(metric, steps)
     values = {LABELS[n]: metric.reported(n) for n in PERCENTILES}
@@ -2295,12 +2333,12 @@ def server_lines(summary: Summary) -> Iterator[str]:
         return
     clients = any(s.clients for s in summary.servers.values())
     head = "  clients" if clients else ""
-    unit_ns, unit = row_unit(summary.latency)
+    unit_ns, unit = metric_unit(summary.latency)
     unit = f"p50 {unit}"
     yield f" server  confirmed   share {unit:>7}  (95 % range)         p99{head}"
     for name, server in sorted(summary.servers.items()):
         metric = server.latency
-        share = server.confirmed / summary.confirmed
+        share = server.confirmed / max(1, summary.confirmed)
         line = f" {name:<6} {grouped(server.confirmed):>10} {share:>6.1%}"
         line += f" {in_unit(metric.percentile(0.5), unit_ns):>7}"
         line += f"  {format_range(metric.range_of(0.5), unit_ns):<15}"
@@ -2440,8 +2478,8 @@ def closing_lines(summary: Summary) -> Iterator[str]:
             words += f", {late} late to send (part of response time)"
         if course.cpu_s and summary.wall_s > 0.2:
             words += f"; used {course.cpu_s / summary.wall_s:.0%} of a processor core"
-        yield from wrapped("client", words)
-    checked = "" if summary.reasons else f": {VALID_WORDS}"
+        yield from wrapped("client2", words)
+    checked = "" if summary.reasons else f": {checks_of(summary)}"
     yield from wrapped("verdict", summary.verdict.upper() + checked)
     for reason in summary.reasons:
         yield from wrapped("", reason)
@@ -2543,8 +2581,8 @@ first byte in this machine's kernel, by its receive timestamp (else by this prog
 clock, as said above). <b>Response time</b>: from the moment the message was due, by
 the <code>--rate</code> schedule (without one: sent), to the arrival of the reply's
 last byte. <b>Throughput</b>: message and reply bytes of confirmed exchanges over the
-wall time from the common start to the last reply. <b>Connect</b>: TCP connect alone,
-in neither.</p>
+wall time from the common start to the end of the last exchange. <b>Connect</b>: TCP
+connect alone, in neither (but a message of a schedule is due before it connects).</p>
 <p>Percentiles are nearest rank, of confirmed exchanges; failed ones are counted apart.
 Ranges hold the percentile with 95 % confidence by order statistics, as if exchanges
 were independent; those of one client are not quite, so read them as the least
@@ -2874,7 +2912,7 @@ def percentile_table(summary: Summary) -> str:
     """Return the percentiles of each metric, ranges below them."""
     rows = []
     for name, metric in summary.metrics.items():
-        unit_ns, unit = row_unit(metric)
+        unit_ns, unit = metric_unit(metric)
         cells = [name, unit, three_digits(metric.minimum / unit_ns)]
         for key, p in PERCENTILES.items():
             around = metric.range_of(p)
@@ -2970,7 +3008,7 @@ def render_report(summary: Summary, baseline: Summary | None, ending: str) -> st
     items = "".join(f"<li>{html.escape(w)}" for w in summary.reasons + summary.notices)
     title = f"{counted(summary.clients, 'client')} → {html.escape(summary.target)}"
     ran = f"ran {format_duration(summary.wall_s * 1e9)} · {summary.started}"
-    checked = "" if summary.reasons else f" ({VALID_WORDS})"
+    checked = "" if summary.reasons else f" ({checks_of(summary)})"
     parts = sections(summary, baseline)
     content = "".join(f"<h2>{heading}</h2>{text}" for heading, text in parts)
     data = json.dumps(summary.as_json()).replace("<", "\\u003c")
@@ -2999,10 +3037,14 @@ def write_whole(path: str, text: str) -> None:
 
     What is no plain file (a pipe, /dev/stdout) cannot be replaced: it is written to.
     """
-    path = os.path.realpath(path)
+    if is_stdout(path):
+        with leaving_reader():
+            print(text, end="", flush=True)
+        return
     if os.path.exists(path) and not os.path.isfile(path):
         Path(path).write_text(text, encoding="utf-8")
         return
+    path = os.path.realpath(path)
     beside = f"{path}.{os.getpid()}.tmp"
     try:
         with open(beside, "w", encoding="utf-8") as file:
@@ -3014,8 +3056,18 @@ def write_whole(path: str, text: str) -> None:
         raise
 
 
+def is_stdout(path: str) -> bool:
+    """Return whether a path names our standard output, wherever that goes."""
+    with contextlib.suppress(OSError):  # there is no such file, or no descriptor
+        return os.path.samestat(os.stat(path), os.fstat(sys.stdout.fileno()))
+    return False
+
+
 class CsvWriter:
-    """One line per exchange, as the chunks come."""
+    """One line per exchange, as the chunks come.
+
+    A failed one has no latency; its response time is how long it was waited for.
+    """
 
     HEAD = "client,message,server,due_s,latency_ns,response_time_ns"
     HEAD += ",bytes_sent,bytes_received,outcome\n"
@@ -3050,8 +3102,10 @@ def read_summary(path: str) -> Summary:
     except KeyError as error:
         words = f"{path} was not written by --json: no {error}"
         raise InputError(words) from None
-    except (TypeError, AttributeError, ValueError) as error:
+    except (TypeError, AttributeError, ValueError, ArithmeticError) as error:
         raise InputError(f"{path} was not written by --json: {error}") from None
+    except (RecursionError, MemoryError):
+        raise InputError(f"{path} was not written by --json: too deep") from None
 
 
 def summary_from_json(data: dict[str, Any]) -> Summary:
@@ -3060,7 +3114,9 @@ def summary_from_json(data: dict[str, Any]) -> Summary:
     The texts are shown on terminals and in pages, so they must be what we write.
     """
     if data["version"] != 1:
-        raise ValueError(f"version {data['version']} of the format; 1 wanted")
+        raise ValueError(f"version {data['version']!r:.20} of the format; 1 wanted")
+    if not 0 <= data["wall_s"] <= LARGEST:
+        raise ValueError("its wall time is none")
     if data["timestamps"] not in ("kernel", "user"):
         raise ValueError("timestamps are of the kernel, or the user's")
     time.strptime(data["started"], UTC_FORMAT)
@@ -3258,7 +3314,7 @@ class InputError(Exception):
 def parse_number(
     convert: Callable[[str], Any], least: float, above: bool = False
 ) -> Callable[[str], Any]:
-    """Return a parser of numbers that refuses what is too small or not finite."""
+    """Return a parser of numbers that refuses what is too small or beyond reason."""
 
     def parse(text: str) -> Any:
         try:
@@ -3268,6 +3324,8 @@ def parse_number(
         if not (math.isfinite(value) and (value > least if above else value >= least)):
             words = "above" if above else "at least"
             raise argparse.ArgumentTypeError(f"{text} is not {words} {least:g}")
+        if value > LARGEST:
+            raise argparse.ArgumentTypeError(f"{text} is more than {LARGEST:.0e}")
         return value
 
     return parse
@@ -3292,7 +3350,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(
         prog="client2.py",
         description="Start N clients at once and measure every exchange.",
-        epilog="Percentiles are nearest rank. Exit status: 0 all confirmed, 1 something"
+        epilog="Percentiles are nearest rank. Exit status: 0 none failed, 1 something"
         " failed, 2 usage, 99 a --fail-if limit broken, 130 interrupted.",
     )
     parser.add_argument(
@@ -3392,15 +3450,17 @@ def check_options(
         parser.error("--direct: a reply names its server by the port, so ports differ")
     for name in ("json", "csv", "report"):
         path = getattr(options, name)
-        if path and not can_write(os.path.realpath(path)):
+        if path and not can_write(path, replaces=name != "csv"):
             parser.error(f"--{name}: cannot write {path!r}")
 
 
-def can_write(path: str) -> bool:
-    """Return whether `write_whole` may write there: into the folder, or the pipe."""
-    if os.path.exists(path) and not os.path.isfile(path):
-        return os.access(path, os.W_OK) and not os.path.isdir(path)
-    return os.access(os.path.dirname(path), os.W_OK)
+def can_write(path: str, replaces: bool) -> bool:
+    """Return whether a file can be written: replaced as a whole, or opened."""
+    if os.path.isdir(path):
+        return False
+    if os.path.exists(path) and not (replaces and os.path.isfile(path)):
+        return os.access(path, os.W_OK)
+    return os.access(os.path.dirname(os.path.realpath(path)), os.W_OK)
 
 
 def resolve(address: tuple[str, int]) -> Addresses:
@@ -3496,7 +3556,9 @@ def measure(options: argparse.Namespace, command: list[str]) -> Summary:
         run = Run(make_config(options, target), inbox)
         run.tally.timeline = Timeline() if options.report else None
         if options.csv:
-            file = stack.enter_context(open(options.csv, "w", encoding="utf-8"))
+            file = sys.stdout
+            if not is_stdout(options.csv):
+                file = stack.enter_context(open(options.csv, "w", encoding="utf-8"))
             run.on_chunk = CsvWriter(file, run.tally).write
         run.execute(Progress(run.config, sys.stderr, not options.quiet))
         return summarize(run, command)
@@ -3521,13 +3583,14 @@ def finish(
     broken = broken_limits(options.fail_if, summary)
     status, reason = exit_status(summary, broken)
     ending = f"exit {status}: {reason}"
-    if options.json:
-        write_whole(options.json, json.dumps(summary.as_json(), indent=1) + "\n")
-    if options.report:
-        words = html.escape("; ".join([ending, *broken])).capitalize()
-        write_whole(options.report, render_report(summary, baseline, words))
     nobody = unreachable(summary)
-    if nobody:
+    if not (nobody or options.quiet):  # first: a file may be impossible to write
+        with leaving_reader():
+            show(summary, baseline, broken)
+    words = html.escape("; ".join([ending, *broken])).capitalize()
+    if not write_files(summary, baseline, options, words):
+        status = status or 1
+    elif nobody:
         complain(nobody)
     elif options.quiet:
         if status:
@@ -3537,19 +3600,45 @@ def finish(
             path = getattr(options, name)
             ending += f"   {name}: {path}" if path else ""
         with leaving_reader():
-            if summary.tally and summary.tally.config.keep_replies:
-                print("\n".join(exchange_lines(summary.tally)), end="\n\n")
-            print_summary(summary, sys.stdout)
-            if baseline:
-                print("\n".join(baseline_lines(summary, baseline)))
-            for words in broken:
-                print("\n".join(wrapped("limit", f"broken: {words}")))
             print(f" {ending}", flush=True)
     return status
 
 
+def show(summary: Summary, baseline: Summary | None, broken: list[str]) -> None:
+    """Print exchanges, summary, comparison, and broken limits."""
+    if summary.tally and summary.tally.config.keep_replies:
+        print("\n".join(exchange_lines(summary.tally)), end="\n\n")
+    print_summary(summary, sys.stdout)
+    if baseline:
+        print("\n".join(baseline_lines(summary, baseline)))
+    for words in broken:
+        print("\n".join(wrapped("limit", f"broken: {words}")))
+
+
+def write_files(
+    summary: Summary, baseline: Summary | None, options: argparse.Namespace, ending: str
+) -> bool:
+    """Write --json and --report; say which could not be, and return False."""
+    texts: list[tuple[str, Callable[[], str]]] = [
+        (options.json, lambda: json.dumps(summary.as_json(), indent=1) + "\n"),
+        (options.report, lambda: render_report(summary, baseline, ending)),
+    ]
+    done = True
+    for path, text in texts:
+        try:
+            if path:
+                write_whole(path, text())
+        except OSError as error:
+            complain(f"cannot write {path}: {say_why(error)}")
+            done = False
+    return done
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the client; return the exit status, as the end of `--help` lists them."""
+    if sys.stdout is None or sys.stderr is None:  # closed: `>&-`
+        nowhere = open(os.devnull, "w", encoding="utf-8")
+        sys.stdout, sys.stderr = sys.stdout or nowhere, sys.stderr or nowhere
     argv = sys.argv[1:] if argv is None else argv
     options = parse_args(argv)
     command = ["client2.py", *argv]
@@ -3575,6 +3664,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except OSError as error:
         complain(f"{error.filename or 'error'}: {say_why(error)}")
+        with leaving_reader():
+            sys.stdout.flush()
         return 1
 
 

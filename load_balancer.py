@@ -16,28 +16,36 @@ figures and the page, made for people, call it a connection. Its life, by thread
                     Relay.run            moves bytes until both sides have ended;
                                          Direction._pass_end passes on a half-close
                     Relay._bury          one side died: its last bytes, then a reset
-    queue           Queue._dispatch_all  sends on who came back or waits for a place,
-                                         first come, first served
+    queue           Queue._add           a connect failed: another server, before all
+                                         others
+                    Queue._dispatch_all  who waits: first come, first served
     any             Frontend.finish      frees the place, one line for the log
 
 A server has `max` *places*, of which a session takes one from pick to end. A *slot* is
 a session's row in the shared counters, and its name between processes.
 
-The other threads: the first one starts all and waits; "signals" (SIGHUP, and the second
-signal to stop); "spare" starts connection threads ahead of need; "check-HOST:PORT", one
-per server, or "forgive" with --no-checks; "resolve" (names that move); "log"; "status",
-and "status-N" for its client at port N. The "connection-N" and the "spare" one are a
-crew.
+The other threads:
+
+    MainThread      run                            starts all, waits, stops all
+    signals         Signals._obey                  SIGHUP; SIGTERM, and a second one
+    starter         Crew.start_threads_ahead       starts connection-N before they are
+                                                   needed: with them it is a crew
+    check-…         Checks._keep_checking          one per server HOST:PORT
+    forgive         Checks._forgive                instead of them, with --no-checks
+    resolve         Checks._follow                 names whose addresses change
+    log             Log._write_lines
+    status          StatusServer.serve_forever, and status-N for its client at port N
+    worker-N        ProcessWorker._listen          hears a process, and replaces it
 
 With `--workers N`, N above 1, there are N crews, each in a process of its own whose
-first thread is the "spare" one. The main process forks them, has one thread "worker-N"
-to hear each, and still accepts, picks, limits, counts and logs. It passes the accepted
-socket on (unix(7), SCM_RIGHTS); the worker reports how the session ended. A process
-that dies takes its sessions with it and is replaced (`ProcessWorker._restart`). The
-byte counts of live sessions are in shared memory.
+MainThread is the starter. The main process forks them, and still accepts, picks,
+limits, counts and logs. It passes the accepted socket on (unix(7), SCM_RIGHTS); the
+worker reports how the session ended. A process that dies takes its sessions with it
+and is replaced. The byte counts of live sessions are in shared memory.
 
 To stop (`run`): `stopping`, no session begins; --grace seconds for the live ones; then
-`cutting`, those left are reset; then `over`, threads and processes end.
+`cutting`, those left are reset (closed, if not connected yet); then `over`, threads and
+processes end.
 
 Bytes are never looked at. A direction that has moved much is spliced inside the kernel
 (splice(2)) where the system can. An end of file is passed on as an end of file, a reset
@@ -103,7 +111,7 @@ BUFFER_BYTES = 65536  # ... and at most; larger gains nothing before splicing ta
 PIPE_BYTES = 1048576  # the most that an unprivileged process may ask for (pipe(7))
 SPLICE_ROUNDS = 16  # fills of the pipe before the other direction gets its turn
 DROPPED_BYTES = 64 << 20  # sent to a dead side: more than buffers hold both ways
-LISTEN_BACKLOG = 4096  # the kernel lowers it to somaxconn (listen(2))
+LISTEN_QUEUE = 4096  # the kernel lowers it to somaxconn (listen(2))
 # A vanished peer is found after 60 + 4 x 15 s (tcp(7)).
 KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
 PROXY_HEADER_TIMEOUT_S = 5.0  # at least 3 s, a retransmitted segment (proxy-protocol 2)
@@ -113,7 +121,7 @@ PENALTY_MAX_S = 300.0
 SPARE_THREADS = 8  # at least so many wait for the next connection ...
 MAX_SPARE_THREADS = 64  # ... and at most; the others end
 STACK_BYTES = 262144  # enough for the relay; the default of 8 MiB is only address space
-CUT_S = 1.0  # for sessions to end after their sockets were shut down, in two ways
+CUT_S = 1.0  # at a stop, after SHUT_RD, after SHUT_RDWR, and for workers to end
 WORKER_STALL_S = 5.0  # a worker that takes nothing for so long is replaced
 LOG_BATCH_S = 0.02  # a busy log is written in batches, not a wake-up for each line:
 LOG_BURST_WRITES = 10  # ... busy after so many writes, each so soon after the last
@@ -261,7 +269,7 @@ def reset_at_close(sock: socket.socket) -> None:
 
 
 def shut_down(sock: socket.socket, how: int) -> None:
-    """Let its thread find a way ended; never waits (shutdown(2))."""
+    """Let its thread find the end of what it reads or writes; never waits."""
     with contextlib.suppress(OSError):
         sock.shutdown(how)
 
@@ -465,7 +473,7 @@ def read_proxy_header(sock: socket.socket, timeout_s: float) -> Header:
 class Server:
     """One server: options, health and figures; guarded by the pool's lock."""
 
-    option: str  # "host:port" as --server gives it
+    name: str  # "host:port" as --server gives it
     family: int
     address: SocketAddress
     weight: int
@@ -473,13 +481,15 @@ class Server:
     max: int  # how many places: sessions at once; 0: no limit
     rise: int
     fall: int
-    address_text: str = field(init=False)  # its name in the log and in the figures
+    address_text: str = field(init=False)  # host:port, in the log and in the figures
     health: int = field(init=False)  # 0 … rise + fall - 1; UP at `rise` and above
     admin: str = ADMIN[0]  # what the operator has set it to
     gone: bool = False  # its name no longer resolves to it
     credit: int = 0  # smooth round robin: who has waited longest, by weight
+    last_passed: bool = True  # the result of the last check or connect, ...
+    in_a_row: int = 0  # ... and how often it was the same
     places_taken: int = 0
-    total: int = 0
+    total: int = 0  # connects made
     connect_failures: int = 0
     retries: int = 0
     to_server: int = 0  # bytes
@@ -501,7 +511,7 @@ class Server:
         return self.rise + self.fall - 1
 
     @property
-    def is_up(self) -> bool:
+    def is_healthy(self) -> bool:
         """Whether its health is good enough, whatever the operator says."""
         return self.health >= self.rise
 
@@ -512,23 +522,25 @@ class Server:
             return DRAIN  # its live sessions go on
         if self.admin != "ready":
             return DRAIN if self.admin == "drain" else MAINT
-        return UP if self.is_up else DOWN
+        return UP if self.is_healthy else DOWN
 
     @property
     def has_place(self) -> bool:
         """Whether it is below its `max`."""
         return not self.max or self.places_taken < self.max
 
-    def tally(self, passed: bool) -> None:
+    def count_result(self, passed: bool) -> None:
         """Move the health by one pass or failure.
 
         One integer holds rise, fall and state: at `rise` and above the server is UP; a
         pass there jumps to the top, a failure below drops to 0 (HAProxy, check.c).
         """
+        self.in_a_row = self.in_a_row + 1 if passed == self.last_passed else 1
+        self.last_passed = passed
         if passed:
             self.penalty_s = PENALTY_S
             self.health += 1
-            if self.is_up:
+            if self.is_healthy:
                 self.health = self.top_health
         else:
             self.failed_s = time.monotonic()
@@ -557,7 +569,7 @@ def candidates(servers: list[Server], tried: list[Server]) -> tuple[list[Server]
     The second value tells whether it came to that: no server is UP.
     """
     ready = [s for s in servers if s.admin == "ready" and s.weight and not s.gone]
-    up = [s for s in ready if s.is_up]
+    up = [s for s in ready if s.is_healthy]
     untried = [s for s in up or ready if s not in tried]
     if ready and not up:
         return untried, True
@@ -682,7 +694,7 @@ CLOSED = End("--", "closed by both sides")
 CUT = End("KD", "closed at shutdown")
 CUT_CONNECTING = End("KC", "closed at shutdown")
 CUT_QUEUED = End("KQ", "closed at shutdown")
-NO_SERVER = End("SC", "no server available")
+
 LEFT_CONNECTING = End("CC", "client left while connecting")
 LEFT_QUEUE = End("CQ", "client left the queue")
 QUEUED_TOO_LONG = End("sQ", "no place at a server in time")
@@ -700,8 +712,8 @@ class Session:
     """One client's connection, from accept to its line in the log.
 
     Owned by the thread that dispatches it ("accept", later "queue"), then by the worker
-    that has it, then by the thread that ends it. It changes hands, and what the figures
-    show of it (`server`, `source`) changes, under the pool's lock.
+    that has it, then by the thread that ends it. What the figures show of it (`server`,
+    `source`) changes under the pool's lock.
     """
 
     number: int
@@ -817,9 +829,9 @@ class Pool:
         # A client that is not connected to a server sits in the main process, or may
         # come back to it: for so many that has descriptors.
         self._max_unconnected = max_unconnected
-        self._unconnected = 0  # how many there are, or a few too many
+        self._unconnected = 0  # at most so many there are: recounted at the limit
         self._sessions: dict[int, Session] = {}  # by slot, all that are live
-        self._queued: set[int] = set()  # the slots of those that have no server now
+        self._queued: set[int] = set()  # the slots of those that are in the queue
         self._queue_inbox: list[Session] = []  # those that thread "queue" has not seen
         self._random = random.Random()
         self._started_s = time.monotonic()
@@ -832,8 +844,8 @@ class Pool:
     def pick(self, session: Session) -> Server | None:
         """Choose the session's server and take a place there; None: it is queued.
 
-        Raise NoServerError when all that could be tried have been. A session in the
-        queue is passed by nobody: as long as others wait, a new one waits behind them.
+        Raise NoServerError when all that could be tried have been. As long as others
+        wait for a place, a new session waits behind them.
         """
         with self._lock:
             asked, fail_open = candidates(self._servers, session.tried)
@@ -842,6 +854,7 @@ class Pool:
             if session.tried and not asked:
                 raise NoServerError
             is_new = session.slot not in self._queued
+            # Without a `max` nobody waits for a place: who is queued is on its way.
             overtakes = self._queued and is_new and any(s.max for s in asked)
             server = None
             if not overtakes:
@@ -869,7 +882,7 @@ class Pool:
             return inbox
 
     def has_free_place(self) -> bool:
-        """Tell whether any server has a place for anybody."""
+        """Tell whether any server has a place, one that is DOWN or a backup, too."""
         with self._lock:
             ready = (s for s in self._servers if s.admin == "ready" and not s.gone)
             return any(s.weight and s.has_place for s in ready)
@@ -1053,7 +1066,7 @@ class Pool:
             server.last_check = result
             if passed is None:
                 return ""
-            return self._tally_locked(server, passed, result)
+            return self._count_result_locked(server, passed, result)
 
     def record_connect_failure(self, server: Server, why: str) -> str:
         """Hold a client's failed connect against its server, like a failed check.
@@ -1061,9 +1074,9 @@ class Pool:
         Only failures in a row count: a live session may have been connected meanwhile.
         """
         with self._lock:
-            if server.is_up and self._has_connected_since_locked(server):
-                server.tally(True)
-            return self._tally_locked(server, False, why)
+            if server.is_healthy and self._has_connected_since_locked(server):
+                server.count_result(True)
+            return self._count_result_locked(server, False, why)
 
     def _has_connected_since_locked(self, server: Server) -> bool:
         """Tell whether a live session was connected after the server's last failure."""
@@ -1080,12 +1093,13 @@ class Pool:
         fresh = session.accepted_s > server.failed_s
         if not row.connect_ns or not fresh or server.health >= server.top_health:
             return ""
-        return self._tally_locked(server, True, "connected for a client")
+        return self._count_result_locked(server, True, "connected for a client")
 
-    def _tally_locked(self, server: Server, passed: bool, result: str) -> str:
+    def _count_result_locked(self, server: Server, passed: bool, result: str) -> str:
         before, needed = server.state, server.rise if passed else server.fall
-        server.tally(passed)
-        return self._say_change_locked(server, before, result, f"{needed}/{needed}")
+        server.count_result(passed)
+        checks = f"{min(server.in_a_row, needed)}/{needed}"
+        return self._say_change_locked(server, before, result, checks)
 
     def set_admin(self, address_text: str, admin: str) -> str | None:
         """Set a server ready, drain or maint; return a line if its state changed.
@@ -1112,7 +1126,7 @@ class Pool:
                 if server.state == DOWN and waited_s >= server.penalty_s:
                     why = f"tried again after {server.penalty_s:.0f} s without checks"
                     server.penalty_s = min(2 * server.penalty_s, PENALTY_MAX_S)
-                    server.health = server.rise
+                    server.health, server.in_a_row = server.rise, 0
                     lines.append(self._say_change_locked(server, DOWN, why, "0/0"))
         return lines
 
@@ -1154,7 +1168,7 @@ class Pool:
         )
 
     def move_name(
-        self, option: str, resolved: list[tuple[int, SocketAddress]]
+        self, name: str, resolved: list[tuple[int, SocketAddress]]
     ) -> tuple[list[Server], list[str]]:
         """Bring a name's servers in line with its addresses.
 
@@ -1162,26 +1176,32 @@ class Pool:
         address that is gone gets no new session; its live ones go on.
         """
         with self._lock:
-            known = [s for s in self._servers if s.option == option]
-            model = known[0]  # kept for its settings, also when it is gone
+            known = [s for s in self._servers if s.name == name]
+            # The first of each name is kept for its settings, also when it is gone.
+            models = {s.name: s for s in reversed(self._servers)}
+            model = models[name]
             settings = (model.weight, model.backup, model.max, model.rise, model.fall)
-            addresses = [s.address for s in self._servers]  # another name's, too
+            # Not those that another name has now.
+            taken = [s.address for s in self._servers if not s.gone or s.name == name]
             added = [
-                Server(option, family, address, *settings)
+                Server(name, family, address, *settings)
                 for family, address in resolved
-                if address not in addresses
+                if address not in taken
             ]
             changed = [
                 s for s in known if s.gone == ((s.family, s.address) in resolved)
             ]
             for server in changed:
                 server.gone = not server.gone
+                server.last_check = f"{name} has moved" if server.gone else "is back"
                 server.changed_s = time.monotonic()
-            keep = [
-                s for s in self._servers if not s.gone or s.places_taken or s is model
+            self._servers = [
+                s
+                for s in self._servers
+                if not s.gone or s.places_taken or s is models[s.name]
             ]
-            self._servers = keep + added
-            why = f"{option} has moved"
+            self._servers += added
+            why = f"{name} has moved"
             return added, [self._say_locked(s, why, "0/0") for s in changed + added]
 
     # Figures --------------------------------------------------------------------------
@@ -1190,14 +1210,15 @@ class Pool:
         """Return copies of what the status page shows."""
         now_s, read = time.monotonic(), self.counters.read
         with self._lock:
-            present = [s for s in self._servers if not s.gone or s.places_taken]
+            present = {s.address: s for s in self._servers if s.gone and s.places_taken}
+            present |= {s.address: s for s in self._servers if not s.gone}
             return Snapshot(
                 now_s,
                 now_s - self._started_s,
                 self.stopping.is_set(),
                 len(self._queued),
                 replace(self._totals),
-                {server: server.copied() for server in present},
+                {server: server.copied() for server in present.values()},
                 [
                     LiveSession(s.source, s.server, s.accepted_s, read(s.slot))
                     for s in self._sessions.values()
@@ -1217,6 +1238,9 @@ class Frontend:
         self.options, self.pool, self.log = pool.options, pool, log
         self.cutting = threading.Event()  # whoever is still queued is closed
         self.over = threading.Event()  # ends what waits between two tries
+        # Set by `exit_now`: the other threads go on until the process ends, and must
+        # not find the sockets closed that they look at.
+        self._exits = False
         self._listener = listener
         listener.setblocking(False)
         # What is sent into the second socket wakes the thread at the first.
@@ -1283,7 +1307,8 @@ class Frontend:
         try:
             server = self.pool.pick(session)
         except NoServerError:
-            self.finish(session.slot, session.failure or NO_SERVER)
+            assert session.failure is not None  # it has tried one at least
+            self.finish(session.slot, session.failure)
             return True
         if self.pool.fail_open.is_set():
             self.log.warn("open", "no server is UP: every server is tried")
@@ -1376,7 +1401,7 @@ class Frontend:
         if closing is None:
             return  # all were ended at shutdown
         session, row, health, others_wait = closing
-        if session.client_sock is not None:
+        if session.client_sock is not None and not self._exits:
             session.client_sock.close()
         self._warn_of_shortage(end)
         if not self.log.silent:
@@ -1425,6 +1450,7 @@ class Frontend:
 
     def exit_now(self) -> NoReturn:
         """Thread "signals": asked twice to stop, wait for nothing but the log."""
+        self._exits = True
         self.kill_workers()
         self._finish_all()
         self.log.close()
@@ -1506,22 +1532,29 @@ class Queue:
         if session.tried and self._frontend.dispatch(session):
             return
         bisect.insort(self._sessions, session, key=number_of)
-        self._deadlines.append((session.queued_s, session))
+        if self._timeout_s:
+            self._deadlines.append((session.queued_s, session))
         if session.client_sock is not None:
             fd = session.client_sock.fileno()
             self._watched[fd] = session
             self._poll.register(fd, POLLIN)
 
     def _dispatch_all(self) -> None:
-        """Dispatch who can be, in order, until there is no place left."""
-        index, blocked = 0, False
+        """Dispatch who can be, in order, until there is no place left.
+
+        A place may be none for the first in the queue: it has tried that server, or is
+        not to go there (source). Whoever is behind it passes only if it has tried other
+        servers, or if with source each has one of its own.
+        """
+        index, only_retries = 0, False
         while index < len(self._sessions):
             session = self._sessions[index]
             fd = session.client_sock.fileno() if session.client_sock else -1
-            if (blocked and not session.tried) or not self._frontend.dispatch(session):
+            stays = only_retries and not session.tried
+            if stays or not self._frontend.dispatch(session):
                 if not self._pool.has_free_place():
                     break
-                blocked = not self._by_source  # who has tried none waits behind it
+                only_retries = not self._by_source
                 index += 1
             else:
                 self._remove(session, fd)
@@ -1539,7 +1572,7 @@ class Queue:
 
     def _expire(self) -> float | None:
         """End who has waited too long; return when to look again, in ms."""
-        while self._timeout_s and self._deadlines:
+        while self._deadlines:
             queued_s, session = self._deadlines[0]
             wait_s = queued_s + self._timeout_s - time.monotonic()
             if session.queued_s == queued_s:  # it has not left meanwhile
@@ -1592,7 +1625,7 @@ def end_line(
 #   Crew._close      ─► Frontend.finish(slot, end)
 #   Crew._hand_back  ─► Frontend.take_back(slot, client_sock, outcome) ─► thread "queue"
 #
-# In a process of its own a crew calls `WorkerProcess`, which makes a message of it, and
+# In a process of its own a crew calls `CrewProcess`, which makes a message of it, and
 # `ProcessWorker._hear` in the main process makes the call.
 
 
@@ -1704,7 +1737,7 @@ def wait_connected(
 class Crew:
     """Threads that serve sessions, each one session at a time.
 
-    `_lock` guards `_spare`, `_threads`, `_stopping` and, by slot, `_sockets`, which are
+    `_lock` guards `_spare`, `_threads`, `_over` and, by slot, `_sockets`, which are
     what `cut` may shut down; `_cutting` is set under it. `next_job` waits for the next
     job; None ends the thread that gets it.
     """
@@ -1725,7 +1758,7 @@ class Crew:
         self._changed = threading.Condition(self._lock)  # a thread is wanted, or stop
         self._spare = 0  # of the threads, those that wait for a job
         self._threads = 0
-        self._stopping = False
+        self._over = False
         self._cutting = threading.Event()
         self._sockets: dict[int, list[socket.socket]] = {}
 
@@ -1743,12 +1776,12 @@ class Crew:
     def stop(self) -> int:
         """Let the threads end; return how many still have to be given a None."""
         with self._lock:
-            self._stopping = True
+            self._over = True
             self._changed.notify()
             return self._threads
 
-    def keep_spare(self) -> None:
-        """Thread "spare", or a worker process's first one: start connection threads.
+    def start_threads_ahead(self) -> None:
+        """Thread "starter", or a worker process's MainThread: start connection-N.
 
         A connection's own thread starts none: that would cost it a page of stack for as
         long as it lives. When the system has no more threads, try again every second.
@@ -1762,15 +1795,13 @@ class Crew:
             else:
                 is_short = True
                 with self._lock:
-                    self._changed.wait_for(lambda: self._stopping, 1.0)
+                    self._changed.wait_for(lambda: self._over, 1.0)
 
     def _wants_thread(self) -> bool:
         """Wait until too few threads are spare; return False when the crew stops."""
         with self._lock:
-            self._changed.wait_for(
-                lambda: self._stopping or self._spare < SPARE_THREADS
-            )
-            return not self._stopping
+            self._changed.wait_for(lambda: self._over or self._spare < SPARE_THREADS)
+            return not self._over
 
     def _start_thread(self) -> bool:
         """Add a spare thread; False, and it is told, when the system has none."""
@@ -1963,7 +1994,7 @@ class Direction:
         self.read_bytes = READ_BYTES  # at most, by the next read
         self.can_splice = CAN_SPLICE
         self.other = self  # the other way of the relay, which sets this
-        self.source_ended = False  # an end of file was read
+        self.from_ended = False  # an end of file was read
         self.end_passed = False  # ... and passed on
 
     @property
@@ -1992,7 +2023,7 @@ class Direction:
             raise SideDiedError(self.from_name, error) from None
         self.cells[LAST_NS] = time.monotonic_ns()
         if not data:
-            self.source_ended = True
+            self.from_ended = True
             return self._pass_end()
         try:
             sent = self.to_sock.send(data)
@@ -2025,7 +2056,7 @@ class Direction:
             self.send_rest(self.rest)
         if self.pending:
             return False
-        return self._pass_end() if self.source_ended else True
+        return self._pass_end() if self.from_ended else True
 
     def send_rest(self, rest: memoryview) -> None:
         """Write what is left over, as far as the other side takes it."""
@@ -2059,7 +2090,7 @@ class Direction:
             if self.in_pipe:
                 return True
         self.cells[LAST_NS] = time.monotonic_ns()
-        return self.source_ended and self._pass_end()
+        return self.from_ended and self._pass_end()
 
     def _fill_pipe(self, pipe: Pipe) -> bool:
         """On entry the pipe is empty; True when it then holds `in_pipe` > 0 bytes."""
@@ -2075,8 +2106,8 @@ class Direction:
                 self.can_splice = False
                 return False
             raise SideDiedError(self.from_name, error) from None
-        self.source_ended = self.in_pipe == 0
-        return not self.source_ended
+        self.from_ended = self.in_pipe == 0
+        return not self.from_ended
 
     def _empty_pipe(self, pipe: Pipe) -> None:
         """On entry and on return the pipe holds exactly `in_pipe` bytes."""
@@ -2128,8 +2159,11 @@ class Relay:
                 raise SideDiedError("server", ConnectionResetError())
             return self._run() or CLOSED
         except SideDiedError as death:
-            end = CUT if self._cutting.is_set() else self._bury(death)
-            return self._cut(death) if self._cutting.is_set() else end
+            if not self._cutting.is_set():
+                end = self._bury(death)
+                if not self._cutting.is_set():  # nor meanwhile
+                    return end
+            return self._cut(death)
         finally:
             self.upstream.close_pipe()
             self.downstream.close_pipe()
@@ -2154,7 +2188,7 @@ class Relay:
                 if mask & POLLOUT and writes.pending:
                     changed |= writes.push()
                 if mask & ~POLLOUT:
-                    if not reads.source_ended and not reads.pending:
+                    if not reads.from_ended and not reads.pending:
                         changed |= reads.pull()
                         latest = reads
                     elif mask & (POLLERR | POLLHUP):
@@ -2165,7 +2199,10 @@ class Relay:
         return None
 
     def _check_hangup(self, reads: Direction, mask: int) -> None:
-        """See whether a socket that is not read now died, or has just ended twice."""
+        """See whether a socket that is not read now has died.
+
+        Or only both its ends of file have passed: then, too, poll says POLLHUP.
+        """
         code = reads.from_sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if code or mask & POLLERR or not reads.other.end_passed:
             raise SideDiedError(reads.from_name, OSError(code, os.strerror(code)))
@@ -2174,7 +2211,7 @@ class Relay:
         """Tell poll what to wait for; return for how long (ms): idle or half-closed."""
         for reads in (self.upstream, self.downstream):
             writes = reads.other
-            mask = 0 if reads.source_ended or reads.pending else POLLIN
+            mask = 0 if reads.from_ended or reads.pending else POLLIN
             mask |= POLLOUT if writes.pending else 0
             # After both ends of file a socket says POLLHUP for ever: let it rest.
             wanted = None if writes.end_passed and not mask else mask
@@ -2187,7 +2224,7 @@ class Relay:
             else:
                 self._poll.register(fd, wanted)
                 self._watched[fd] = wanted
-        half = self.upstream.source_ended or self.downstream.source_ended
+        half = self.upstream.from_ended or self.downstream.from_ended
         options = self._options
         timeout_s = options.half_close_timeout if half else options.idle_timeout
         return timeout_s * 1000 if timeout_s else -1
@@ -2200,12 +2237,12 @@ class Relay:
         if to_server:
             return End("sD", "server took nothing for too long", lost)
         if to_client:
-            code = "cL" if downstream.source_ended else "cD"
+            code = "cL" if downstream.from_ended else "cD"
             return End(code, "client took nothing for too long", lost)
-        if not (upstream.source_ended or downstream.source_ended):
+        if not (upstream.from_ended or downstream.from_ended):
             code, side = ("sD", "server") if latest is upstream else ("cD", "client")
             return End(code, f"{side} idle for {options.idle_timeout:g} s")
-        code, side = ("cD", "client") if downstream.source_ended else ("sD", "server")
+        code, side = ("cD", "client") if downstream.from_ended else ("sD", "server")
         limit = f"{options.half_close_timeout:g} s"
         return End(code, f"{side} silent for {limit} after the other side ended")
 
@@ -2219,7 +2256,7 @@ class Relay:
         with contextlib.suppress(SideDiedError):  # the survivor dies, or takes nothing
             Burial(from_dead).flush(patience_s)
         lost = from_dead.undelivered() + to_dead.undelivered()
-        if not from_dead.source_ended:  # more was to follow
+        if not from_dead.from_ended:  # more was to follow
             reset_at_close(from_dead.to_sock)
         return End(code, say_death(death), lost)
 
@@ -2228,86 +2265,88 @@ class Relay:
         vanished = isinstance(death.error, TimeoutError)
         who = death.side[0] if vanished else death.side[0].upper()
         down = self.downstream
-        last = death.side == "client" and down.source_ended and not down.end_passed
+        last = death.side == "client" and down.from_ended and not down.end_passed
         return who + ("L" if last else "D")
 
     def _cut(self, death: SideDiedError) -> End:
         """End at shutdown; a reset, lest half a reply be taken for a whole one."""
-        ways = (self.upstream, self.downstream)
-        lost = sum(way.undelivered() for way in ways)
+        both = (self.upstream, self.downstream)
+        lost = sum(direction.undelivered() for direction in both)
         if isinstance(death.error, BrokenPipeError):
-            lost -= 1  # the end of file that the cut has put behind the bytes
-        for way in ways:
-            if not way.end_passed:
-                reset_at_close(way.to_sock)
+            lost -= (
+                1  # by SHUT_RDWR: its end of file counts as a byte (`unacknowledged`)
+            )
+        for direction in both:
+            if not direction.end_passed:
+                reset_at_close(direction.to_sock)
         return replace(CUT, undelivered=max(0, lost))
 
 
 class Burial:
-    """The last bytes of a side that died, on their way to the other side."""
+    """The last bytes of a side that died, on their onward to the other side."""
 
-    def __init__(self, direction: Direction) -> None:
-        self._direction, self._back = direction, direction.other
+    def __init__(self, onward: Direction) -> None:
+        self._onward, self._back = onward, onward.other
         self._poll = new_poll()
 
     def flush(self, timeout_s: float) -> None:
         """Deliver all that the dead side had sent, and see it acknowledged.
 
-        Only then may the survivor be reset, which throws away what is on the way. What
+        Only then may the survivor be reset, which throws away what is on its way. What
         it sends meanwhile is dropped: a server that is blocked in sending to a dead
         client would take nothing, either. Raise SideDiedError when it dies too, or
         takes nothing for `timeout_s`, or while DROPPED_BYTES came, or at the cut.
         """
-        way = self._direction
+        onward = self._onward
         best, quiet_until, most_dropped, pause_s = -math.inf, math.inf, 0, 0.001
         while self._send_last():
             now_s = time.monotonic()
-            acknowledged = way.cells[way.cell] - unacknowledged(way.to_sock)
+            acknowledged = onward.cells[onward.cell] - unacknowledged(onward.to_sock)
             if acknowledged > best:
                 best, quiet_until, pause_s = acknowledged, now_s + timeout_s, 0.001
                 most_dropped = self._back.dropped + DROPPED_BYTES
             if now_s > quiet_until or self._back.dropped > most_dropped:
-                raise SideDiedError(way.to_name, TimeoutError())
-            if way.cutting.is_set():
-                raise SideDiedError(way.to_name, ConnectionAbortedError())
+                raise SideDiedError(onward.to_name, TimeoutError())
+            if onward.cutting.is_set():
+                raise SideDiedError(onward.to_name, ConnectionAbortedError())
             # An acknowledgement is no event: look again after 1, 2, 4 … 64 ms.
             self._wait(pause_s)
             pause_s = min(2 * pause_s, 0.064)
 
     def _send_last(self) -> int:
         """Send what the dead side has left; return how much is not delivered yet."""
-        way = self._direction
-        if way.pipe is not None and way.in_pipe:
-            way.rest = memoryview(os.read(way.pipe.read_fd, way.in_pipe))
-            way.in_pipe = 0
+        onward = self._onward
+        if onward.pipe is not None and onward.in_pipe:
+            onward.rest = memoryview(os.read(onward.pipe.read_fd, onward.in_pipe))
+            onward.in_pipe = 0
         while True:
-            if way.rest:
-                way.send_rest(way.rest)
-            if way.rest:
+            if onward.rest:
+                onward.send_rest(onward.rest)
+            if onward.rest:
                 break
             try:
-                data = way.from_sock.recv(BUFFER_BYTES)
+                data = onward.from_sock.recv(BUFFER_BYTES)
             except OSError:  # it is dead, and all has been read
                 break
             if not data:
                 break
-            way.rest = memoryview(data)
-        return way.undelivered()
+            onward.rest = memoryview(data)
+        return onward.undelivered()
 
     def _wait(self, pause_s: float) -> None:
         """Wait until the survivor takes or sends something, for `pause_s` at most."""
-        way, back = self._direction, self._back
-        if way.end_passed and back.source_ended:
+        onward, back = self._onward, self._back
+        if onward.end_passed and back.from_ended:
             time.sleep(pause_s)  # both ends have passed: poll says POLLHUP for ever
             return
-        mask = 0 if back.source_ended else POLLIN
-        mask |= POLLOUT if way.rest else 0
-        self._poll.register(way.to_sock.fileno(), mask)
+        mask = 0 if back.from_ended else POLLIN
+        mask |= POLLOUT if onward.rest else 0
+        self._poll.register(onward.to_sock.fileno(), mask)
         for _, ready in self._poll.poll(pause_s * 1000):
             if ready & POLLIN:
                 self._drop()
             elif ready & (POLLERR | POLLHUP):
-                raise SideDiedError(way.to_name, ConnectionResetError())
+                raise SideDiedError(onward.to_name, ConnectionResetError())
 
     def _drop(self) -> None:
         """Read what the survivor sends to the dead side, and forget it."""
@@ -2317,7 +2356,7 @@ class Burial:
             return
         except OSError as error:
             raise SideDiedError(self._back.from_name, error) from None
-        self._back.source_ended = not data
+        self._back.from_ended = not data
         self._back.dropped += len(data)
 
 
@@ -2346,8 +2385,8 @@ class ThreadWorker(Worker):
         self._crew = Crew(frontend.options, frontend.pool.counters, *calls)
 
     def start(self) -> None:
-        """Start the thread "spare", which starts the others."""
-        new_thread("spare", self._crew.keep_spare).start()
+        """Start the thread "starter", which starts the others."""
+        new_thread("starter", self._crew.start_threads_ahead).start()
 
     def assign(self, job: Job) -> bool:
         self._jobs.put(job)
@@ -2363,7 +2402,9 @@ class ThreadWorker(Worker):
 
 
 class ProcessWorker(Worker):
-    """A crew in a process of its own; the channel keeps message boundaries.
+    """A crew in a forked process, as the main process sees it.
+
+    The channel to it keeps message boundaries.
 
     `_lock` guards `_assigned` (the slots that the process has) and `_channel`. It is
     held while a client is passed on: when the process dies, it has it, or not.
@@ -2377,7 +2418,7 @@ class ProcessWorker(Worker):
         super().__init__(max_sessions)
         self._frontend, self._pool = frontend, frontend.pool
         self._number = len(self._pool.workers) + 1
-        self._stopping = threading.Event()
+        self._end_wanted = threading.Event()
         self._lock = threading.Lock()
         self._assigned: set[int] = set()
         self._pid_lock = threading.Lock()
@@ -2397,12 +2438,19 @@ class ProcessWorker(Worker):
         not touch the pool, the log or the frontend, and closes all their descriptors.
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        # A signal to the new process must not reach us by the descriptor that wakes
+        # our thread "signals".
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, handled_signals())
+        pid = -1
         try:
             pid = os.fork()
         except OSError:
             ours.close()
             theirs.close()
             raise
+        finally:
+            if pid != 0:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
         if pid == 0:
             worker_main(theirs.detach(), self._pool.options, self._pool.counters)
         theirs.close()
@@ -2433,7 +2481,7 @@ class ProcessWorker(Worker):
                 return
 
     def _hear(self, message: bytes, fds: list[int]) -> None:
-        """Understand what the `WorkerProcess` has sent."""
+        """Understand what the `CrewProcess` has sent."""
         kind, *words = pickle.loads(message)
         if kind == LIMIT:
             self._frontend.limit_worker(self, *words)
@@ -2460,9 +2508,9 @@ class ProcessWorker(Worker):
         with self._pid_lock:
             code = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
             self._pid = 0
-        if not self._stopping.is_set():
+        if not self._end_wanted.is_set():
             self._frontend.worker_died(self._number, code, slots)
-        return self._stopping.is_set()
+        return self._end_wanted.is_set()
 
     def _restart(self) -> bool:
         """Fork again, once a second at most; False when there is no need to."""
@@ -2477,7 +2525,7 @@ class ProcessWorker(Worker):
                 continue
             with self._lock, self._pid_lock:
                 self._channel, self._pid = channel, pid
-            if self._stopping.is_set():
+            if self._end_wanted.is_set():
                 self._end_channel()
             self._pool.set_capacity(self, None)
             self._pool.set_alive(self, True)
@@ -2490,7 +2538,7 @@ class ProcessWorker(Worker):
 
     def stop(self) -> None:
         """End the process: it leaves when its channel ends."""
-        self._stopping.set()
+        self._end_wanted.set()
         self._end_channel()
 
     def _end_channel(self) -> None:
@@ -2504,7 +2552,7 @@ class ProcessWorker(Worker):
             self._thread.join()
 
     def kill(self) -> None:
-        self._stopping.set()  # it is not replaced
+        self._end_wanted.set()  # it is not replaced
         self._kill()
 
     def _kill(self) -> None:
@@ -2527,8 +2575,8 @@ def receive(channel: socket.socket) -> tuple[bytes, list[int]]:
 ENDED, UNCONNECTED, NAMED, LIMIT = "ended", "unconnected", "named", "limit"
 
 
-class WorkerProcess:
-    """The other end of a `ProcessWorker`'s channel: a crew that speaks in messages."""
+class CrewProcess:
+    """The forked process, at the other end of the channel of a `ProcessWorker`."""
 
     def __init__(
         self, channel: socket.socket, options: Options, counters: Counters
@@ -2538,8 +2586,8 @@ class WorkerProcess:
         self._crew = Crew(options, counters, *calls)
 
     def run(self) -> None:
-        """Serve sessions: the first thread of the process is its "spare" one."""
-        self._crew.keep_spare()
+        """Serve sessions: the MainThread of the process is its starter."""
+        self._crew.start_threads_ahead()
 
     def _next_job(self) -> Job:
         """Wait for the next job; the end of the channel ends the process."""
@@ -2548,8 +2596,9 @@ class WorkerProcess:
             if not message:
                 os._exit(0)  # live sessions end with us: the kernel closes all
             slot, number, *target = pickle.loads(message)
-            if slot is None:
-                self._crew.cut(number)
+            if slot is None:  # from `ProcessWorker.cut`
+                how = number
+                self._crew.cut(how)
             elif not fds:  # none was free here: the kernel dropped it (unix(7))
                 self._finish(slot, NO_DESCRIPTOR)
             else:
@@ -2587,12 +2636,13 @@ def worker_main(channel_fd: int, options: Options, counters: Counters) -> NoRetu
         for number in handled_signals():
             signal.signal(number, signal.SIG_IGN)
         signal.set_wakeup_fd(-1)  # the main process decides what a signal means
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, handled_signals())
         os.closerange(3, channel_fd)
         os.closerange(channel_fd + 1, raise_descriptor_limit() or MAX_SLOTS)
         do_not_preempt()
         sys.setswitchinterval(1.0)  # all threads wait in calls: none need be made yield
         channel = socket.socket(fileno=channel_fd)
-        WorkerProcess(channel, options, counters).run()
+        CrewProcess(channel, options, counters).run()
     finally:
         os._exit(1)  # a defect; never back into what was copied from the main process
 
@@ -2609,12 +2659,12 @@ class Checks:
     def __init__(self, frontend: Frontend) -> None:
         self._options, self._pool = frontend.options, frontend.pool
         self._log, self._queue = frontend.log, frontend.queue
-        self._over = threading.Event()
+        self._stopped = threading.Event()
 
     def start(self) -> None:
         """Start a thread for every server, or one for all; one for moving names."""
         servers = self._pool.servers()
-        names = {s.option for s in servers}
+        names = {s.name for s in servers}
         moving = sorted(n for n in names if not is_literal(parse_address(n)[0]))
         if self._options.no_checks:
             new_thread("forgive", self._forgive).start()
@@ -2624,7 +2674,7 @@ class Checks:
 
     def stop(self) -> None:
         """Tell the threads to end; one that is checking ends after its timeout."""
-        self._over.set()
+        self._stopped.set()
 
     def _watch(self, servers: list[Server]) -> None:
         if not self._options.no_checks:
@@ -2636,7 +2686,7 @@ class Checks:
         """Thread "check-HOST:PORT": check once per interval, first within it."""
         interval_s = self._options.check_interval
         pause_s = random.uniform(0, interval_s)  # so that checks do not come in step
-        while not self._over.wait(pause_s) and self._pool.has(server):
+        while not self._stopped.wait(pause_s) and self._pool.has(server):
             pause_s = interval_s * random.uniform(0.95, 1.05)
             if self._pool.wants_check(server):
                 began = time.monotonic()
@@ -2679,18 +2729,18 @@ class Checks:
 
     def _forgive(self) -> None:
         """Thread "forgive", with --no-checks: end the penalties of DOWN servers."""
-        while not self._over.wait(1.0):
+        while not self._stopped.wait(1.0):
             for line in self._pool.forgive():
                 self._log_change(line)
 
     def _log_change(self, line: str) -> None:
-        if line and not self._over.is_set():
+        if line and not self._stopped.is_set():
             self._log.line(line)
             self._queue.wake()
 
     def _follow(self, names: list[str]) -> None:
         """Thread "resolve": every interval, look where the names point now."""
-        while not self._over.wait(self._options.check_interval):
+        while not self._stopped.wait(self._options.check_interval):
             for name in names:
                 try:
                     addresses = resolve(*parse_address(name))
@@ -2748,7 +2798,7 @@ class Log:
         self._said: dict[str, float] = {}  # by kind of warning, when it was said last
         self._stamp = (0, "")  # a second, and how it is written
         self._lines: queue.SimpleQueue[tuple[float, str] | None] = queue.SimpleQueue()
-        self._over = threading.Event()
+        self._closing = threading.Event()
         self._thread = new_thread("log", self._write_lines)
 
     def start(self) -> None:
@@ -2779,7 +2829,7 @@ class Log:
         if self._path is None:
             return
         try:
-            new = open_to_append(self._path)
+            new = open_to_append(self._path, waits=False)
         except OSError as error:
             self.line(f"cannot reopen {self._path}: {say_why(error)}")
             return
@@ -2788,7 +2838,7 @@ class Log:
 
     def close(self) -> None:
         """Write what is left, for two seconds at most."""
-        self._over.set()
+        self._closing.set()
         self._lines.put(None)
         if self._thread.ident:  # it was started
             self._thread.join(2.0)
@@ -2796,11 +2846,11 @@ class Log:
     def _write_lines(self) -> None:
         """Thread "log": write until `close` was called and no line is left."""
         written_s, burst = -1.0, 0
-        while not (self._over.is_set() and self._lines.empty()):
+        while not (self._closing.is_set() and self._lines.empty()):
             entry = self._lines.get()
             burst = burst + 1 if time.monotonic() - written_s < LOG_BATCH_S else 0
             if burst > LOG_BURST_WRITES:
-                self._over.wait(LOG_BATCH_S)  # more come, for one write
+                self._closing.wait(LOG_BATCH_S)  # more come, for one write
             batch = [entry]
             while len(batch) < LOG_BATCH_LINES and not self._lines.empty():
                 batch.append(self._lines.get())
@@ -2835,12 +2885,20 @@ class Log:
                 written = os.write(self._file, rest)
                 self._torn = rest[written - 1] != ord("\n")
                 rest = rest[written:]
-        return min(rest, data, key=len).count(b"\n")
+        return min(rest, data, key=len).count(b"\n")  # without the `ending`
 
 
-def open_to_append(path: str) -> int:
-    """Return the descriptor of a file that every write extends."""
-    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+def open_to_append(path: str, waits: bool = True) -> int:
+    """Return the descriptor of a file that every write extends.
+
+    A FIFO that nobody reads is waited for, or an OSError (open(2), ENXIO).
+    """
+    at_once = 0 if waits else getattr(os, "O_NONBLOCK", 0)
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | at_once
+    descriptor = os.open(path, flags, 0o644)
+    if at_once:
+        os.set_blocking(descriptor, True)
+    return descriptor
 
 
 def say_lost(lines: int) -> str:
@@ -2857,7 +2915,7 @@ def figures_of(snapshot: Snapshot) -> dict[str, Any]:
     """Return the figures of a moment as /status.json has them."""
     rows = [live.row for live in snapshot.live]
     for live in snapshot.live:
-        if live.server is not None:
+        if live.server in snapshot.servers:
             snapshot.servers[live.server].add_row(live.row)
     servers, now_s = list(snapshot.servers.values()), snapshot.now_s
     totals = snapshot.totals
@@ -3121,9 +3179,11 @@ function show(s) {
   note.className = up && !s.stopping ? "soft" : "bad";
   note.textContent = s.stopping ? "stopping"
     : up ? up + " of " + s.servers.length + " servers UP"
-    : "no server is UP: every server is tried";
+    : s.servers.some(x => x.state === "DOWN" && x.weight)
+    ? "no server is UP: every server is tried"
+    : "no server may be sent clients: they wait";
   const totals = [["live now", count(c.active)], ["queued", count(c.queued)],
-    ["total", count(c.total)], ["failed", count(c.failed)],
+    ["accepted", count(c.total)], ["not connected", count(c.failed)],
     ["refused", count(c.refused)], ["to servers", amount(s.bytes.to_servers)],
     ["to clients", amount(s.bytes.to_clients)]];
   byId("totals").replaceChildren(...totals.map(([name, value]) => {
@@ -3146,7 +3206,7 @@ function show(s) {
     one.state.className = "state " + x.state;
     one.lines[0].textContent = [
       count(x.active) + (x.max ? " of " + count(x.max) : "") + " live",
-      count(x.total) + " total", count(x.connect_failures) + " failed connects",
+      count(x.total) + " connected", count(x.connect_failures) + " failed connects",
       count(x.retries) + " retries"].join(", ");
     one.lines[1].textContent = "weight " + x.weight + (x.backup ? ", backup" : "") +
       "; " + x.last_check + "; " + x.state + " for " + time(x.last_change_s);
@@ -3160,7 +3220,7 @@ function show(s) {
     : "the oldest " + s.live.length + " of " + count(c.active);
   byId("live").replaceChildren(...s.live.map(x => {
     const row = make("tr");
-    const cells = [x.client, x.server || "waiting", time(x.age_s), time(x.idle_s),
+    const cells = [x.client, x.server || "–", time(x.age_s), time(x.idle_s),
       amount(x.to_server), amount(x.to_client)];
     row.append(...cells.map(text => make("td", text)));
     return row;
@@ -3224,9 +3284,10 @@ class StatusHandler(http.server.BaseHTTPRequestHandler):
             text = render_metrics(figures_of(pool.snapshot()))
             self._reply(200, "text/plain; version=0.0.4", text)
         elif path == "/healthz":
-            up = pool.is_up() and not pool.stopping.is_set()
-            words = "ok\n" if up else "no server is UP\n"
-            self._reply(200 if up else 503, "text/plain", words)
+            words = "ok\n" if pool.is_up() else "no server is UP\n"
+            if pool.stopping.is_set():
+                words = "stopping\n"
+            self._reply(200 if words == "ok\n" else 503, "text/plain", words)
         else:
             words = "try /, /status.json, /metrics or /healthz\n"
             self._reply(404, "text/plain", words)
@@ -3256,11 +3317,13 @@ class StatusHandler(http.server.BaseHTTPRequestHandler):
 
     def _is_own_host(self) -> bool:
         """Refuse a name that only a foreign DNS would give us (DNS rebinding)."""
-        host = None
+        given, host = self.headers.get("Host"), None
+        if given is None and self.command != "POST":
+            return True  # no browser: those always name it (RFC 9112, 3.2)
         with contextlib.suppress(ValueError):  # "[" is none
-            host = urllib.parse.urlsplit("//" + self.headers.get("Host", "")).hostname
-        address = self.connection.getsockname()[0].partition("%")[0]
-        if host in (address, "localhost", self.server.host):
+            host = urllib.parse.urlsplit(f"//{given or ''}").hostname
+        address = str(plain_ip(self.connection.getsockname()[0]))
+        if host in (address, "localhost", self.server.host.lower()):
             return True
         self._reply(421, "text/plain", "this is not the host that you asked for\n")
         return False
@@ -3295,7 +3358,7 @@ class StatusHandler(http.server.BaseHTTPRequestHandler):
 
 
 class StatusServer(http.server.ThreadingHTTPServer):
-    """The status page; a slow client is cut off when there are too many.
+    """The status page; its oldest client is cut off when there are too many.
 
     `_lock` guards `_open`, the connections that are being served, oldest first.
     """
@@ -3357,7 +3420,7 @@ class StatusServer(http.server.ThreadingHTTPServer):
             traceback.print_exc()
 
     def set_admin(self, address_text: str, admin: str) -> bool:
-        """Drain, stop or ready a server; False when there is none at the address."""
+        """Set a server ready, drain or maint; False when there is none there."""
         line = self.pool.set_admin(address_text, admin)
         if line is None:
             return False
@@ -3601,7 +3664,7 @@ class Signals:
     """SIGTERM or Ctrl-C asks to stop, a second one to exit at once; SIGHUP: a new log.
 
     Signals become bytes of a socket (signal.set_wakeup_fd) that thread "signals" reads:
-    so they are obeyed whatever the first thread is waiting for.
+    so they are obeyed whatever the MainThread is waiting for.
     """
 
     def __init__(self) -> None:
@@ -3779,7 +3842,7 @@ def open_listener(host: str, port: int) -> socket.socket:
         family, address = resolve(host, port)[0]
         both = host == "::" and socket.has_dualstack_ipv6()
         listener = socket.create_server(
-            address[:2], family=family, backlog=LISTEN_BACKLOG, dualstack_ipv6=both
+            address[:2], family=family, backlog=LISTEN_QUEUE, dualstack_ipv6=both
         )
     prepare(listener)  # accepted sockets inherit it
     return listener
@@ -3798,4 +3861,7 @@ def notify(message: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_status = main()
+    for signal_number in handled_signals():  # none that comes late changes the status
+        signal.signal(signal_number, signal.SIG_IGN)
+    sys.exit(exit_status)

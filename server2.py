@@ -5,11 +5,11 @@
        ▲                                          (server_log.txt)               │
        └─────────────────────────────────────────────────────────────────────────┘
 
-Wire: a message is a line, all bytes up to and including "\\n". The confirmation is
-"Server <port> received: " and the same bytes. Messages may come in any pieces and
-many at once; they are confirmed in order. At end of file, what came without "\\n"
-is the last message. A client that never sends a "\\n" is served too: up to 1,024
-bytes and then 0.2 s of silence are a message, confirmed without a line ending.
+Wire: a message is a line, all bytes up to and including "\\n". The confirmation (the
+client's reply) is "Server <port> received: " and the same bytes. Messages may come in
+any pieces and many at once; they are confirmed in order. At end of file, what came
+without "\\n" is the last message. A client that never sends a "\\n" is served too: up
+to 1,024 bytes and then 0.2 s of silence are a message, confirmed without a line ending.
 
 Log: one line per event (connected, received, replied, closed), appended with one
 write for all messages that arrived together, always before their confirmations:
@@ -21,14 +21,14 @@ sends a byte leaves no record.
 Threads of the one process:
     MainThread      Server.run      waits on one socket for signals, and for word that
                                     threads are short, which it starts, or all ended
-    connection-N    Server._work    accepts a client (_accept), serves it from first
+    serving-N    Server._work    accepts a client (_accept), serves it from first
                                     byte to last (Connection.serve), accepts the next
     printer         Printer._run    writes to the terminal, so that a stalled one
                                     stalls nothing else
 
-Stop (Server._stop): SIGTERM or Ctrl-C. Accept who is connected already, and nobody
-else; confirm what was received, for GRACE_S at most; cut what goes on; exit with 0.
-A second signal ends the process at once.
+Stop (Server._stop): SIGTERM or Ctrl-C. Accept who is connected already (up to
+--max-connections), and nobody else; confirm what was received, for GRACE_S at most; cut
+what goes on; exit with 0. A second signal ends the process at once.
 
     python server2.py 9991
     python server2.py 9991 --log /var/log/lab.txt --fsync --max-connections 500
@@ -81,8 +81,8 @@ LINGER_BYTES = 64 << 20  # ... and how much, before the connection is closed
 LAST_S = 0.5  # at the stop: to accept the clients in the listen queue, ...
 GRACE_S = 2.0  # ... then for messages that are being received or confirmed, ...
 CUT_S = 1.0  # ... then for threads to end after their connections were cut
-DRAIN_S = 2.0  # at the stop, for a client's kernel to acknowledge what was sent
-BACK_OFF_S = 0.1  # after accept or a thread's start failed for want of resources
+DELIVERY_S = 2.0  # at the stop, for a client's kernel to acknowledge what was sent
+BACKOFF_S = 0.1  # after accept or a thread's start failed for want of resources
 LISTEN_QUEUE = 4_096  # clients that wait for accept; the kernel caps it (somaxconn)
 MIN_SPARE = 2  # threads in accept at least, so that a client finds one ready
 MAX_SPARE = 64  # threads in accept at most; further ones end
@@ -425,14 +425,18 @@ class Log:
         """Close the file. No other method may be called after it."""
         os.close(self._file)
 
-    def _open(self) -> int:
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+    def _open(self, at_once: int = 0) -> int:
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | at_once
         flags |= getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-        return os.open(self.path, flags, 0o644)
+        descriptor = os.open(self.path, flags, 0o644)
+        if at_once:
+            os.set_blocking(descriptor, True)
+        return descriptor
 
     def _replace(self) -> None:
         """Put the file that has the path now behind the descriptor."""
-        new = self._open()
+        # Not waiting for somebody to read a FIFO (open(2), ENXIO).
+        new = self._open(getattr(os, "O_NONBLOCK", 0))
         try:
             if not is_quick(new):
                 self._is_quick = False
@@ -561,6 +565,7 @@ MESSAGE = re.compile(HEAD + rb"(?:replied: Server \d+ )?received: (.*)")
 # Both begin with a literal, for speed, and then look back at what must be before it.
 GLUED = re.compile(rb",(?<=[^\n]\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,)\d{3} - \d+ - ")
 OF_PORT = rb",(?<=^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,)\d{3} - %b - "
+COMMA_AT = len(b"2026-11-23 14:50:15")  # in a record: where OF_PORT begins
 
 
 def may_begin_record(data: bytes) -> bool:
@@ -614,12 +619,14 @@ def torn_records(file: io.FileIO, size: int, port: int) -> Iterator[tuple[int, i
                 for start, end in torn_in_line(before, line, after):
                     yield offset + start, offset + end
             offset += len(line) + 1
-        if of_port.search(data, low - first + len("2026-11-23 14:50:15")):
+        if of_port.search(data, low - first + COMMA_AT):
             return
 
 
 def mend(path: str, port: int = 0) -> None:
     """Blank the torn records in the log's end, or raise OSError.
+
+    Of which server, `port` says: its last whole record ends the search. 0: of all.
 
     What looks torn may be a write under way. So a line ending is appended first:
     that waits for such a write (inode lock), and what is torn then stays torn.
@@ -660,7 +667,7 @@ def set_timeouts(sock: socket.socket, receive_s: float) -> None:
         sock.setsockopt(socket.SOL_SOCKET, option, timeval)
 
 
-def is_gone(error: OSError) -> bool:
+def has_vanished(error: OSError) -> bool:
     """Tell whether it is not our deadline but TCP's: the peer answers no more."""
     return error.errno == errno.ETIMEDOUT
 
@@ -676,7 +683,7 @@ def unacknowledged(sock: socket.socket) -> int:
 
 
 class Connection:
-    """One client's connection. Its own thread calls all but `shut_down`."""
+    """One client's connection. Its thread calls it, another one only `shut_down`."""
 
     _batch_size = BATCH_MESSAGES
 
@@ -711,7 +718,7 @@ class Connection:
         except ConnectionOver as over:
             reason = str(over)
         except TIMEOUTS as error:
-            is_there = not is_gone(error)
+            is_there = not has_vanished(error)
             reason = "idle" if is_there else "client vanished"
         except OSError:
             is_there = False
@@ -721,7 +728,7 @@ class Connection:
             reason = "shutdown"
         self._record_end(reason)
         if stopping and is_there:
-            self._drain()
+            self._await_delivery()
 
     def shut_down(self, how: int) -> None:
         """Make `serve` end: by SHUT_RD after what was received, by SHUT_RDWR now.
@@ -729,7 +736,7 @@ class Connection:
         Another thread calls it only while the server's lock keeps this connection
         among the live ones: they are not closed.
         """
-        with contextlib.suppress(OSError):  # the client has gone
+        with contextlib.suppress(OSError):  # the client has left
             self.sock.shutdown(how)
 
     def _exchange(self) -> None:
@@ -754,7 +761,7 @@ class Connection:
             try:
                 return self.sock.recv(RECEIVE_BYTES)
             except TIMEOUTS as error:
-                if is_gone(error):
+                if has_vanished(error):
                     raise
                 self._confirm_all([self._framer.take_rest()])
             finally:
@@ -795,14 +802,14 @@ class Connection:
             records.append(f"{before}{text}{between}{text}\n".encode())
         records[0] = self._start_record() + records[0]
         logged, reason = self.server.log.append(records)
-        confirmations = [self.server.prefix + message for message in messages[:logged]]
+        answers = [self.server.prefix + message for message in messages[:logged]]
         if logged:
             self._start_is_logged = True
         if reason:
             error = f"Server {port} error: cannot log: {reason}\n"
-            confirmations += [error.encode()] * (len(messages) - logged)
+            answers += [error.encode()] * (len(messages) - logged)
             self.server.printer.warn("log", f"cannot log: {reason}")
-        return b"".join(confirmations)
+        return b"".join(answers)
 
     def _send(self, data: bytes) -> None:
         """Send all of `data`; a client that reads nothing for too long is given up."""
@@ -811,7 +818,7 @@ class Connection:
             if sent < len(data):
                 self.sock.sendall(data[sent:])
         except TIMEOUTS as error:
-            if is_gone(error):
+            if has_vanished(error):
                 raise
             raise ConnectionOver("by server (client does not read)") from None
         self.bytes_out += len(data)
@@ -860,16 +867,16 @@ class Connection:
                 self.bytes_in += len(data)
         raise ConnectionOver("by server (message too long)")
 
-    def _drain(self) -> None:
-        """Let the client's kernel have all we sent before we close, DRAIN_S at most.
+    def _await_delivery(self) -> None:
+        """Let the client's kernel have all we sent before we close, DELIVERY_S at most.
 
         Closing with bytes unread sends a reset, which overtakes what was sent. So drop
         what still comes, until nothing does and all is acknowledged. The kernel has no
         event for that: ask again after 1, 2, 4 … 64 ms.
         """
-        deadline, pause_s = time.monotonic() + DRAIN_S, 0.001
+        deadline, pause_s = time.monotonic() + DELIVERY_S, 0.001
         self.shut_down(socket.SHUT_RD)  # from here on, recv does not wait
-        with contextlib.suppress(OSError):  # the client has gone
+        with contextlib.suppress(OSError):  # the client has left
             came = True
             while (came or unacknowledged(self.sock)) and time.monotonic() < deadline:
                 came = False
@@ -1054,7 +1061,7 @@ class Server:
                 if not self._is_short_of_threads_locked():
                     return None
             if not self._start_thread():
-                return BACK_OFF_S
+                return BACKOFF_S
 
     def _is_short_of_threads_locked(self) -> bool:
         few = self._threads - len(self._live) < MIN_SPARE
@@ -1063,7 +1070,7 @@ class Server:
     def _start_thread(self, connection: Connection | None = None) -> bool:
         """Start a thread, for a connection or for the next; tell whether one could."""
         self._started += 1
-        name = f"connection-{self._started}"
+        name = f"serving-{self._started}"
         thread = threading.Thread(
             target=self._work, args=(connection,), name=name, daemon=True
         )
@@ -1079,22 +1086,25 @@ class Server:
         return True
 
     def _work(self, connection: Connection | None) -> None:
-        """Accept a client and serve it, again and again. Runs on connection-N."""
+        """Accept a client and serve it, again and again. Runs on serving-N."""
         while connection := connection or self._accept():
             try:
                 connection.serve()
             except Exception as error:  # a defect here must not end the others
                 text = f"{connection.client}: {traceback.format_exc().rstrip()}"
                 self.printer.warn(f"defect: {type(error).__name__}", text)
-            is_spare = self._becomes_spare(connection)
+            goes_on = self._leave_client(connection)
             connection.sock.close()
-            if not is_spare:
+            if not goes_on:
                 return
             connection = None
-        self._becomes_spare(None)
+        self._leave_client(None)
 
-    def _becomes_spare(self, connection: Connection | None) -> bool:
-        """Take a served connection off; tell whether its thread is spare, or to end."""
+    def _leave_client(self, connection: Connection | None) -> bool:
+        """Take a served connection off; tell whether its thread goes on, as a spare.
+
+        None: it served none, and ends because the server stops.
+        """
         with self._lock:
             self._live.discard(connection)
             enough = self._threads - len(self._live) > MAX_SPARE
@@ -1115,7 +1125,7 @@ class Server:
                 if not self.stopping.is_set():
                     reason = getattr(error, "strerror", "") or "out of memory"
                     self.printer.warn("accept", f"{reason}: new clients wait")
-                    self.stopping.wait(BACK_OFF_S)
+                    self.stopping.wait(BACKOFF_S)
         return None
 
     def _accept_one(self) -> Connection:
@@ -1363,4 +1373,8 @@ def run_server(listener: socket.socket, args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_status = main()
+    for signal_number in filter(None, (*STOP_SIGNALS, SIGHUP)):
+        # None that comes late changes the exit status.
+        signal.signal(signal_number, signal.SIG_IGN)
+    sys.exit(exit_status)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import base64
 import contextlib
 import csv
+import io
 import json
+import math
 import os
 import re
 import select
 import signal
+import socket
 import struct
 import subprocess
 import time
@@ -17,12 +20,14 @@ import unittest
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stderr
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any, ClassVar
 
+import client2
 from tests.support import (
     DEADLINE_S,
     Backend,
@@ -663,6 +668,15 @@ class Failures(ClientTestCase):
             result = self.client(9, "--target", address)
         self.assert_one_line(result, 1, address, "load_balancer.py")
 
+    def test_a_schedule_counts_connects_that_nobody_answers(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            target = f"127.0.0.1:{listener.getsockname()[1]}"
+        options = ("--rate", 10, "--duration", 1, "--target", target)
+        result = self.client(2, *options, "--json", "run.json")
+        self.assertEqual(result.returncode, 1, result)
+        document = json.loads((self.folder / "run.json").read_text())
+        self.assertEqual(document["failures"]["connect"], 2)
+
     def test_a_socket_that_cannot_be_made_is_a_failed_connect(self) -> None:
         env = self.without()
         Path(env["PYTHONPATH"], "sitecustomize.py").write_text(
@@ -802,18 +816,29 @@ class Limits(ClientTestCase):
         merged = json.loads((self.folder / "sum.json").read_text())
         self.assertEqual(merged["wall_s"], 120.0)  # two side by side, one later
 
-    def test_what_a_file_names_cannot_become_markup(self) -> None:
-        self.measure(self.backend(confirm()), 2)
+    def test_a_file_that_is_not_ours_is_said_in_one_line(self) -> None:
+        self.measure(self.backend(confirm(name="9991")), 2)
         (path,) = self.folder.glob("run-*.json")
         document = json.loads(path.read_text())
+        latency = document["latency_ns"]
         for change in (
-            {"servers": {"<img src=x>": document["servers"].popitem()[1]}},
+            {"servers": {"<img src=x>": document["servers"]["9991"]}},
             {"timestamps": "<h1>"},
             {"started": "<b>"},
+            {"version": "\x1b[2J"},
+            {"clients": math.inf},
+            {"wall_s": math.inf},
+            {"latency_ns": {**latency, "max": -1}},
+            {"latency_ns": {**latency, "max": 10**40}},
+            {"latency_ns": {**latency, "count": 10**30}},
         ):
-            path.write_text(json.dumps({**document, **change}))
-            result = self.client("--merge", path)
-            self.assert_one_line(result, 2, "not written by --json")
+            with self.subTest(change):
+                path.write_text(json.dumps({**document, **change}))
+                with redirect_stderr(io.StringIO()) as stderr:
+                    self.assertEqual(client2.main(["--merge", str(path)]), 2)
+                said = stderr.getvalue()
+                self.assertRegex(said, r"^client2.py: .*not written by --json: .*\n$")
+                self.assertTrue(said[:-1].isprintable(), said)
 
     def test_direct_exchanges_are_paired_with_those_through_the_balancer(self) -> None:
         direct = self.backend(confirm(0.002))
@@ -866,6 +891,23 @@ class Files(ClientTestCase):
         self.assertEqual(
             sorted(row["outcome"] for row in rows), ["confirmed", "reset", "reset"]
         )
+
+    @unittest.skipUnless(Path("/dev/full").exists(), "needs /dev/full")
+    def test_a_file_that_cannot_be_written_after_all_loses_no_summary(self) -> None:
+        target = self.backend(confirm()).address
+        path = self.folder / "full"
+        path.symlink_to("/dev/full")
+        result = self.client(2, "--target", target, "--json", path)
+        self.assertEqual(result.returncode, 1, result)
+        self.assertIn("2 of 2 confirmed", result.stdout)
+        self.assertIn("full: no space left on device\n", result.stderr)
+        self.assertTrue(Path("/dev/full").is_char_device())
+
+    @unittest.skipUnless(Path("/dev/stdout").exists(), "needs /dev/stdout")
+    def test_json_on_standard_output_comes_whole(self) -> None:
+        target = self.backend(confirm()).address
+        result = self.client(2, "--quiet", "--target", target, "--json", "/dev/stdout")
+        self.assertEqual(json.loads(result.stdout)["clients"], 2)
 
     def test_csv_says_how_long_a_failed_exchange_waited(self) -> None:
         backend = self.backend(silent)

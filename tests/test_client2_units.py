@@ -443,10 +443,10 @@ class Connections(unittest.TestCase):
         gates, inbox = client2.Gates(), queue.SimpleQueue[object]()
         gates.stop.set()
         client = client2.Client(1, config(), gates, inbox)
-        client.retry_s = client2.LAST_RETRY_S
+        client.pause_s = client2.LAST_PAUSE_S
         with mock.patch.object(client.connection, "connect", return_value=1):
             client._connect()
-        self.assertEqual(client.retry_s, client2.FIRST_RETRY_S)
+        self.assertEqual(client.pause_s, client2.FIRST_PAUSE_S)
 
     def test_a_new_connection_forgets_who_answered_on_the_old_one(self) -> None:
         gates, inbox = client2.Gates(), queue.SimpleQueue[object]()

@@ -391,6 +391,16 @@ class Page(BalancerTestCase):
         for host in (self.where, f"localhost:{port}"):
             self.assertEqual(self.ask("/status.json", Host=host)[0], 200)
 
+    def test_health_is_told_to_who_names_no_host_as_no_browser_does(self) -> None:
+        with dial(self.where) as client:
+            client.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
+            self.assertIn(b" 200 ", read_to_end(client).partition(b"\r\n")[0])
+        with dial(self.where) as client:
+            path = f"/servers/{self.server.address}/drain".encode()
+            head = b"HTTP/1.0\r\nX-Requested-With: x\r\n\r\n"
+            client.sendall(b"POST " + path + b" " + head)
+            self.assertIn(b" 421 ", read_to_end(client).partition(b"\r\n")[0])
+
     def test_foreign_host_cannot_change_a_state(self) -> None:
         path = f"/servers/{self.server.address}/drain"
         headers = {"Host": "evil.example", "Origin": "http://evil.example"}

@@ -235,6 +235,13 @@ class PenaltiesWithoutChecks(unittest.TestCase):
             self.assertIn(f'state=UP reason="tried again after {penalty_s} s', line)
             self.take_down()
 
+    def test_log_tells_how_many_failures_in_a_row_it_were(self) -> None:
+        self.now_s += 10.1
+        self.pool.forgive()
+        line = self.pool.record_connect_failure(self.server, "refused")
+        self.assertIn("state=DOWN", line)
+        self.assertIn("checks=1/3", line)
+
     def test_server_that_has_recovered_is_not_demoted_by_its_old_penalty(self) -> None:
         for _ in range(2):
             self.now_s += 1
@@ -262,14 +269,34 @@ class NamesThatMove(unittest.TestCase):
         here, there = (
             (int(socket.AF_INET), (host, 9991)) for host in ("127.0.0.1", "127.0.0.2")
         )
-        (new,), lines = pool.move_name(server.option, [there])
+        (new,), lines = pool.move_name(server.name, [there])
         self.assertEqual(self.states(lines), ["state=DRAIN", "state=UP"])
-        added, lines = pool.move_name(server.option, [here])
+        added, lines = pool.move_name(server.name, [here])
         self.assertEqual(added, [])
         self.assertEqual(self.states(lines), ["state=UP", "state=DRAIN"])
         self.assertEqual(pool.servers(), [server])
         self.assertFalse(pool.has(new))
         self.assertIsNone(pool.pick(admit(pool)), "a second place at max=1")
+
+    def test_names_that_take_each_others_addresses_keep_servers(self) -> None:
+        hosts = ("127.0.0.1", "127.0.0.2", "127.0.0.3")
+        here, there, away = ((int(socket.AF_INET), (host, 9991)) for host in hosts)
+        one, two = "--server=127.0.0.1:9991", "--server=127.0.0.2:9991"
+        options = load_balancer.parse_args([one, two])
+        for server, name in zip(options.servers, ("a:9991", "b:9991"), strict=True):
+            server.name = name
+        pool = Pool(options, 20)
+        pool.move_name("a:9991", [there])  # as b has, too
+        pool.move_name("b:9991", [there])
+        pool.move_name("a:9991", [there])  # its own is gone, and remembered
+        pool.move_name("b:9991", [here])
+        pool.move_name("a:9991", [there])  # now they have changed places
+        self.assertEqual(
+            sorted((s.name, s.address[0]) for s in pool.servers()),
+            [("a:9991", "127.0.0.2"), ("b:9991", "127.0.0.1")],
+        )
+        pool.move_name("a:9991", [away])
+        self.assertEqual(len(figures_of(pool.snapshot())["servers"]), 2)
 
     def states(self, lines: list[str]) -> list[str]:
         """Return the states that lines of the log tell."""
@@ -446,6 +473,14 @@ class TheQueue(unittest.TestCase):
         (session,) = self.pool.newly_queued()
         self.frontend.queue._add(session)
         self.assertEqual([s for s, _ in self.pool.sessions()], self.waiting)
+
+    def test_without_a_timeout_who_waited_is_not_remembered(self) -> None:
+        queue = self.frontend.queue
+        queue._timeout_s, before = 0.0, len(queue._deadlines)
+        session = self.begin()
+        self.frontend.dispatch(session)
+        queue._add(session)
+        self.assertEqual(len(queue._deadlines), before)
 
     def begin_socket(self) -> socket.socket:
         """Return a client's socket that comes back from a worker."""

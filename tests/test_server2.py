@@ -622,6 +622,17 @@ class WhereTheLogGoes(ScriptTestCase):
                         break
             self.assertGreaterEqual(logged.count(b" - received: " + message), count)
 
+    @unittest.skipUnless(hasattr(os, "mkfifo"), "needs FIFOs")
+    def test_sighup_does_not_wait_for_a_reader_of_the_log(self) -> None:
+        fifo = self.folder / "fifo"
+        os.mkfifo(fifo)
+        reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+        server = self.start("server2.py", "0", "--log", fifo)
+        os.close(reader)
+        server.signal(signal.SIGHUP)
+        server.wait_for_error("cannot reopen")
+        self.assertEqual(server.stop(), 0)
+
     def test_with_fsync_a_failed_flush_is_no_confirmation(self) -> None:
         env = self.without()
         broken = (
