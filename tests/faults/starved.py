@@ -147,6 +147,13 @@ def join_group(folder: Path) -> None:
     (folder / "cgroup.procs").write_text(str(os.getpid()))
 
 
+def has_settled(pid: int) -> bool:
+    """Tell whether a process has as many threads as a moment ago."""
+    before = threads(pid)
+    threading.Event().wait(0.2)
+    return threads(pid) == before
+
+
 @scenario(6, short_s=0)
 def few_threads(lab: Lab) -> None:
     """Allow few threads and send more clients: live ones go on, the rest is served."""
@@ -160,6 +167,8 @@ def few_threads(lab: Lab) -> None:
                 servers = lab.servers(1)
                 target = lab.balancer(servers, preexec_fn=join)
             lab.expect(confirm_once(target), "no service before the limit")
+            # It serves before all its own threads are started.
+            wait_until(partial(has_settled, target.pid), what="its last thread")
             room = 12
             (group / "pids.max").write_text(str(threads(target.pid) + room))
             with contextlib.ExitStack() as stack:
