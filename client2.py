@@ -1465,7 +1465,7 @@ class ServerTally:
 
 @dataclass(slots=True)
 class Gap:
-    """The longest time in which a client waited and had no good reply, in ns."""
+    """The longest time in which a client waited for a confirmed reply, in ns."""
 
     length_ns: int = 0
     client: int = 0
@@ -1497,8 +1497,10 @@ class Tally:
         self.slowest: list[tuple[Any, ...]] = []  # by latency, the slowest first
         self.timeline: Timeline | None = None  # for the report
         self.gap = Gap()
-        self.last_good: dict[int, int] = {}  # by client: its last good reply
-        self.silent_since: dict[int, int] = {}  # by client: failures, and no good reply
+        self.last_confirmed: dict[int, int] = {}  # by client: its last confirmed reply
+        self.silent_since: dict[
+            int, int
+        ] = {}  # by client: failures, and no confirmed reply
         self.retransmits = self.merged_segments = self.unstamped = 0
         self.slow_connects = 0
         self.recent: deque[int] = deque(maxlen=RECENT)  # latencies, for the progress
@@ -1585,28 +1587,28 @@ class Tally:
         if way in self.examples or len(self.examples) < 20:
             examples = self.examples.setdefault(way, [])
             if len(examples) < 10:
-                message = chunk.messages_before + len(chunk.rows) // ROW_FIELDS
-                examples.append((chunk.client, message))
+                number = chunk.messages_before + len(chunk.rows) // ROW_FIELDS
+                examples.append((chunk.client, number))
 
     def _find_gap(self, chunk: Chunk) -> None:
-        """Note the longest time in which this client waited for a good reply.
+        """Note the longest time in which this client waited for a confirmed reply.
 
-        It begins with the last good reply, or when the next message was due if that
+        It begins with the last one, or when the next message was due if that
         was later, and goes on over failures.
         """
         client, rows = chunk.client, chunk.rows
         number = len(rows) // ROW_FIELDS - bool(chunk.failure)
         due, good = rows[0::ROW_FIELDS], rows[3::ROW_FIELDS][:number]
-        before = [self.last_good.get(client, 0), *good]
+        before = [self.last_confirmed.get(client, 0), *good]
         starts = list(map(max, before, due))
         starts[0] = self.silent_since.pop(client, starts[0])
         if good:
-            self.last_good[client] = good[-1]
+            self.last_confirmed[client] = good[-1]
             gaps = map(operator.sub, good, starts)
             self._note_gap(client, *max(zip(gaps, starts, strict=False)))
         if chunk.failure:
             self.silent_since[client] = starts[-1]
-            # If a good reply ends this gap, it is longer then, and takes its place.
+            # A confirmed reply that ends this gap makes it longer: it takes its place.
             self._note_gap(client, rows[-2] - starts[-1], starts[-1], True)
 
     def _note_gap(
@@ -1997,7 +1999,7 @@ def checks_of(summary: Summary) -> str:
         return "as each of the runs was"
     words = "clock steady, no stall"
     if summary.timestamps == "kernel":
-        words += ", arrival times from the kernel"
+        words += ", kernel arrival times"
     if tally.config.rate:
         words += ", all sent in time"
     elif can_keep_up_be_judged(tally):
@@ -2240,9 +2242,9 @@ def exchange_lines(tally: Tally) -> Iterator[str]:
     for chunk in sorted(tally.kept, key=by_client):
         sent_bytes = len(message_of(tally.config, chunk.client))
         replies = map(safe_text, chunk.replies)
-        for message, (due, sent, first, last, _, code) in chunk.exchanges():
+        for number, (due, sent, first, last, _, code) in chunk.exchanges():
             reply, outcome = next(replies), code & OUTCOME_MASK
-            line = f"{chunk.client:7}" + (f"{message:8}" if numbered else "")
+            line = f"{chunk.client:7}" + (f"{number:8}" if numbered else "")
             if outcome == CONFIRMED:
                 size = sent_bytes + (code >> BYTES_SHIFT)
                 throughput = format_throughput(size / max(1, last - due) * 1e9)
@@ -2406,7 +2408,7 @@ def failure_lines(summary: Summary) -> Iterator[str]:
 
 
 def gap_words(summary: Summary) -> str:
-    """Say how long a client waited for a good reply, if it failed or took long."""
+    """Say how long a client waited for a confirmed reply, if it failed or took long."""
     gap = summary.tally.gap if summary.tally else Gap()
     usual = summary.response_time.percentile(0.5)
     is_long = gap.length_ns > max(GAP_SHOWN_S * 1e9, 10 * usual)
@@ -2415,7 +2417,7 @@ def gap_words(summary: Summary) -> str:
     since, until = gap.from_ns / 1e9, (gap.from_ns + gap.length_ns) / 1e9
     end = "the end" if gap.until_the_end else f"{until:.2f} s"
     return (
-        f"longest wait for a good reply: {format_duration(gap.length_ns)}"
+        f"longest wait for a confirmed reply: {format_duration(gap.length_ns)}"
         f" (client {gap.client}, from {since:.2f} s to {end} of the run)"
     )
 
@@ -3079,13 +3081,13 @@ class CsvWriter:
     def write(self, chunk: Chunk) -> None:
         """Write the exchanges of a chunk."""
         message_bytes = len(message_of(self.tally.config, chunk.client))
-        for message, (due, sent, first, last, _, code) in chunk.exchanges():
+        for number, (due, sent, first, last, _, code) in chunk.exchanges():
             outcome, received = code & OUTCOME_MASK, code >> BYTES_SHIFT
             due_s = (due - self.tally.start_ns) / 1e9
             latency = first - sent if outcome == CONFIRMED else ""
             size = 0 if outcome in (CONNECT, SEND) else message_bytes
             self.file.write(
-                f"{chunk.client},{message},{chunk.server_of(code)},{due_s:.9f},"
+                f"{chunk.client},{number},{chunk.server_of(code)},{due_s:.9f},"
                 f"{latency},{last - due},{size},{received},{OUTCOMES[outcome]}\n"
             )
 

@@ -8,7 +8,7 @@
 A session is a client's connection together with the one to its server; the log, the
 figures and the page, made for people, call it a connection. Its life, by thread:
 
-    accept          Frontend._begin      takes the client from the listen queue
+    accept          Frontend._begin      takes a client that was accepted
                     Frontend.dispatch    sends it to the server that Pool.pick chooses
     connection-N    Crew._read_header    with --accept-proxy: first back to "queue"
                     connect              fails: back to "queue", and to another server;
@@ -1319,8 +1319,7 @@ class Frontend:
     def _assign(self, session: Session, server: Server | None) -> None:
         """Pass a session on to its worker: to connect a server, or to read a header."""
         client_sock, session.client_sock = session.client_sock, None
-        if client_sock is None:
-            return  # ended at shutdown
+        assert client_sock is not None  # whoever dispatches a session has its client
         target = self._target(session, client_sock, server) if server else None
         job = Job(client_sock, session.slot, session.number, target)
         while not session.worker.assign(job):  # its process died before it took it
@@ -1887,7 +1886,7 @@ class Crew:
         self._close(job, Relay(self._options, cells, *socks, self._cutting).run(died))
 
     def _close_unconnected(self, job: Job, end: End) -> None:
-        """Close a session that its client has ended, or that only looks so: a cut."""
+        """Close a session that has no server: by its client's end, or by the cut."""
         self._close(job, CUT_CONNECTING if self._cutting.is_set() else end)
 
     def _close(self, job: Job, end: End) -> None:
