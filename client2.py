@@ -16,8 +16,9 @@ is there; in an open loop (--rate) every message has its moment in one schedule.
 
 Latency ends when the reply's first byte reaches this machine's kernel, by its receive
 timestamp (`Connection._arrival`, inlined in `exchange_many`): how late the client's
-thread wakes up is on a line of its own. `Tally._add_part` subtracts for all percentiles
-(for single exchanges `exchange_lines`, `CsvWriter` and `draw_dots` do).
+thread wakes up is on a line of its own. `Tally._add_part` subtracts for the percentiles
+(`Client._compare_direct` for --direct; for single exchanges `exchange_lines`,
+`CsvWriter` and `draw_dots`).
 
 Data flow: options → Config → N × Client, each with a Connection → rows (an exchange
 each), handed over as a Chunk → Tally adds up → Summary, with the verdict
@@ -126,9 +127,9 @@ TCP_INFO_BYTES = 160  # up to tcpi_data_segs_out, linux/tcp.h
 TCP_INFO_RETRANSMITS, TCP_INFO_DATA_SEGMENTS_IN = 100, 152
 TIMED_OUT = (BlockingIOError, TimeoutError)  # by a kernel's deadline, by Python's
 
-# A client hands its rows over this often (the progress' age): many do it less often,
-# and all at the same moments: it takes the interpreter lock for a while, and one
-# disturbance is better than many.
+# A client hands its rows over every HANDOVER_NS: so old is the progress line. Many do
+# so less often, and all at the same moments: a hand-over holds the interpreter lock:
+# one disturbance is better than many.
 HANDOVER_NS, HANDOVER_NS_PER_CLIENT, HANDOVER_MOST_NS = 5 * 10**8, 2 * 10**6, 2 * 10**9
 MOST_REPEATS = 4096  # exchanges between two looks at the stop, whatever the clock does
 CLOCK_STEP_NS = 500_000_000  # slewing and a late thread stay below this
@@ -695,9 +696,10 @@ def say_why(error: OSError) -> str:
 
 
 # ---- One connection, one client ------------------------------------------------------
-# The measuring itself; nothing is shared. A connection's first reply is read one byte
-# first, to have the first byte's own stamp. Where replies come in one piece, the next
-# ones cost one send and one receive (`exchange_many`); others go to `_complete`.
+# The measuring itself; nothing is shared but the socket, for the cut. A connection's
+# first reply is read one byte first, to have the first byte's own stamp. Where replies
+# come in one piece, the next ones cost one send and one receive (`exchange_many`);
+# others go to `_complete`.
 
 
 # When the message was handed to the kernel, when the reply's first and last byte
@@ -1510,7 +1512,8 @@ class Tally:
         self.connect_time.extend(chunk.connects)
         self.slow_connects += sum(took >= SYN_RETRY_NS for took in chunk.connects)
         self.send_delay.extend(chunk.send_delays)
-        if self.balancer_cost.count < EXACT_LIMIT:  # a histogram has no place below 0
+        pairs = self.balancer_cost.count + len(chunk.differences)
+        if pairs <= EXACT_LIMIT:  # a histogram has no place for what is below 0
             self.balancer_cost.extend(chunk.differences)
         self.direct_failed += chunk.direct_failed
         self.retransmits += chunk.retransmits
@@ -2001,7 +2004,7 @@ def checks_of(summary: Summary) -> str:
     if summary.timestamps == "kernel":
         words += ", kernel arrival times"
     if tally.config.rate:
-        words += ", all sent in time"
+        words += ", sent in time"
     elif can_keep_up_be_judged(tally):
         words += ", client2 kept up"
     return words
@@ -2415,10 +2418,10 @@ def gap_words(summary: Summary) -> str:
     if not gap.length_ns or not (summary.failed or is_long):
         return ""
     since, until = gap.from_ns / 1e9, (gap.from_ns + gap.length_ns) / 1e9
-    end = "the end" if gap.until_the_end else f"{until:.2f} s"
+    rest = ", and none came" if gap.until_the_end else ""
     return (
         f"longest wait for a confirmed reply: {format_duration(gap.length_ns)}"
-        f" (client {gap.client}, from {since:.2f} s to {end} of the run)"
+        f" (client {gap.client}, from {since:.2f} s to {until:.2f} s{rest})"
     )
 
 
@@ -2735,12 +2738,14 @@ def draw_percentiles(plot: Plot, timeline: Timeline, x: Scale, y: Scale) -> None
 
 def draw_dots(plot: Plot, tally: Tally, x: Scale, y: Scale) -> None:
     """Draw one path per server with a dot per exchange, and a legend."""
-    names = sorted(tally.servers) or [""]
+    names = sorted(tally.servers)
     paths: defaultdict[str, list[str]] = defaultdict(list)
     for chunk in tally.kept:
         for _, (_, sent, first, _, _, code) in chunk.exchanges():
             if code & OUTCOME_MASK == CONFIRMED:
                 name = chunk.server_of(code)
+                if name not in names:  # "": no server's, with --any-reply
+                    names.append(name)
                 shape = SHAPES[names.index(name) % len(SHAPES)][1]
                 at = x((first - tally.start_ns) / 1e9)
                 paths[name].append(shape.format(x=at, y=y(first - sent)))
@@ -3530,7 +3535,8 @@ def signals_to(inbox: Inbox) -> Iterator[None]:
     """Turn the first Ctrl-C or SIGTERM into an event; a second one ends at once."""
 
     def send(signum: int, frame: Any) -> None:
-        signal.signal(signum, signal.SIG_DFL)
+        for number in before:
+            signal.signal(number, signal.SIG_DFL)
         inbox.put(("signal", signum))  # SimpleQueue.put may interrupt itself
 
     if threading.current_thread() is not threading.main_thread():

@@ -29,7 +29,7 @@ The other threads:
     MainThread      run                            starts all, waits, stops all
     signals         Signals._obey                  SIGHUP; SIGTERM, and a second one
     starter         Crew.start_threads_ahead       starts connection-N before they are
-                                                   needed: with them it is a crew
+                                                   needed; it and they are a crew
     check-…         Checks._keep_checking          one per server HOST:PORT
     forgive         Checks._forgive                instead of them, with --no-checks
     resolve         Checks._follow                 names whose addresses change
@@ -40,8 +40,9 @@ The other threads:
 With `--workers N`, N above 1, there are N crews, each in a process of its own whose
 MainThread is the starter. The main process forks them, and still accepts, picks,
 limits, counts and logs. It passes the accepted socket on (unix(7), SCM_RIGHTS); the
-worker reports how the session ended. A process that dies takes its sessions with it
-and is replaced. The byte counts of live sessions are in shared memory.
+crew, called a worker on this side, reports how the session ended. A process that dies
+takes its sessions with it and is replaced. The byte counts of live sessions are in
+shared memory.
 
 To stop (`run`): `stopping`, no session begins; --grace seconds for the live ones; then
 `cutting`, those left are reset (closed, if not connected yet); then `over`, threads and
@@ -465,8 +466,8 @@ def read_proxy_header(sock: socket.socket, timeout_s: float) -> Header:
 
 
 # ---- Servers: who is next ------------------------------------------------------------
-# A server's settings, health and figures, and the rules by which one is chosen. All of
-# it is called by the pool, under its lock.
+# A server's settings, health and figures, and the rules by which one is chosen. Called
+# by the pool, under its lock; the status page has copies.
 
 
 @dataclass(eq=False, slots=True)
@@ -766,7 +767,7 @@ class Closing(NamedTuple):
 
     session: Session
     row: Row
-    health: str  # a line for the log when it brought its server UP
+    up_line: str  # for the log, when it brought its server UP
     others_wait: bool
 
 
@@ -1004,13 +1005,13 @@ class Pool:
             self._totals.to_clients += row.to_client
             self._totals.refused += end.code == "PC"
             self._totals.failed += not row.connect_ns and end.is_failure
-            health = ""
+            up_line = ""
             if session.server is not None:
                 session.server.places_taken -= 1
                 session.server.add_row(row)
-                health = self._note_success_locked(session, session.server, row)
+                up_line = self._note_success_locked(session, session.server, row)
             self._changed.notify_all()
-            return Closing(session, row, health, bool(self._queued))
+            return Closing(session, row, up_line, bool(self._queued))
 
     def sessions(self) -> list[tuple[Session, Row]]:
         """Return the live sessions and their counters, the oldest first."""
@@ -1399,7 +1400,7 @@ class Frontend:
         closing = self.pool.end(slot, end)
         if closing is None:
             return  # all were ended at shutdown
-        session, row, health, others_wait = closing
+        session, row, up_line, others_wait = closing
         if session.client_sock is not None and not self._exits:
             session.client_sock.close()
         self._warn_of_shortage(end)
@@ -1408,7 +1409,7 @@ class Frontend:
             seconds = time.monotonic() - session.accepted_s
             server = session.server
             self.log.line(end_line(session.source, server, tries, row, seconds, end))
-        self.log.line(health)
+        self.log.line(up_line)
         if others_wait:
             self.queue.wake()
 
@@ -1471,7 +1472,8 @@ class Frontend:
 class Queue:
     """Sessions without a server, in the order in which they came.
 
-    They came back from reading a PROXY header or from a connect that failed, or wait
+    Each has its `client_sock`; the tests for None are for the type checker. They came
+    back from reading a PROXY header or from a connect that failed, or wait
     for a place. Only thread "queue" touches the fields; `_lock` guards the second
     socket of `_wake_pair`, which anybody may use until it is closed.
     """
@@ -2246,7 +2248,7 @@ class Relay:
         return End(code, f"{side} silent for {limit} after the other side ended")
 
     def _bury(self, death: SideDiedError) -> End:
-        """Deliver what the dead side had sent; then reset the other side, too."""
+        """Deliver what the dead side sent; reset the other if more was to follow."""
         patience_s = self._options.half_close_timeout or math.inf
         from_dead, to_dead = self.upstream, self.downstream
         if death.side == "server":

@@ -5,11 +5,12 @@
        ▲                                          (server_log.txt)               │
        └─────────────────────────────────────────────────────────────────────────┘
 
-Wire: a message is a line, all bytes up to and including "\\n". The confirmation (the
-client's reply) is "Server <port> received: " and the same bytes. Messages may come in
-any pieces and many at once; they are confirmed in order. At end of file, what came
-without "\\n" is the last message. A client that never sends a "\\n" is served too: up
-to 1,024 bytes and then 0.2 s of silence are a message, confirmed without a line ending.
+Wire: a message is a line, all bytes up to and including "\\n". The confirmation
+(client2.py calls it the reply) is "Server <port> received: " and the same bytes.
+Messages may come in any pieces and many at once; they are confirmed in order. At end of
+file, what came without "\\n" is the last message. A client that never sends a "\\n" is
+served too: up to 1,024 bytes and then 0.2 s of silence are a message, confirmed without
+a line ending.
 
 Log: one line per event (connected, received, replied, closed), appended with one
 write for all messages that arrived together, always before their confirmations:
@@ -380,12 +381,13 @@ class Log:
         self._is_quick = is_quick(self._file)
         self._torn = threading.Event()  # set: `mend` before the next write
 
-    def append(self, records: Sequence[bytes]) -> tuple[int, str]:
-        """Append whole records by one write; leave no torn one behind.
+    def append(self, entries: Sequence[bytes]) -> tuple[int, str]:
+        """Append entries by one write; leave no torn one behind.
 
-        Return how many are in the log, and why not all: "" when all are.
+        An entry is what stands or falls together, as a message's two records. Return
+        how many are in the log, and why not all: "" when all are.
         """
-        data = b"".join(records)
+        data = b"".join(entries)
         try:
             if self._calls.count_links(self._file) == 0:  # deleted: all would be lost
                 self._replace()
@@ -396,15 +398,16 @@ class Log:
         except OSError as error:
             return 0, error.strerror or str(error)
         if written == len(data):
-            return len(records), ""
-        whole, end = 0, 0  # records that are in the log, their bytes
-        while end + len(records[whole]) <= written:
-            end += len(records[whole])
+            return len(entries), ""
+        whole, end = 0, 0  # entries that are in the log, their bytes
+        while end + len(entries[whole]) <= written:
+            end += len(entries[whole])
             whole += 1
         if end < written and not self._blank(data[:written], end):
             self._torn.set()
         # A write that is too short does not say why: the next one does, or succeeds.
-        more, reason = Log.append(self, records[whole:])  # by no group
+        # (Not self.append: a FlushedLog's would wait for the group that it leads.)
+        more, reason = Log.append(self, entries[whole:])
         return whole + more, reason
 
     def reopen(self) -> None:
@@ -476,8 +479,8 @@ class Log:
 class Share:
     """What one thread brings to a group, and gets back from its leader."""
 
-    def __init__(self, records: Sequence[bytes]) -> None:
-        self.records = records
+    def __init__(self, entries: Sequence[bytes]) -> None:
+        self.entries = entries
         self.done = False  # True: `result` is what `append` returns
         self.result = (0, "internal error")  # unless the leader says better
         # Taken until the share is done, or it is its thread's turn to lead. (A lock,
@@ -487,7 +490,7 @@ class Share:
 
 
 class FlushedLog(Log):
-    """A log whose records are on disk when `append` returns (--fsync): group commit.
+    """A log whose entries are on disk when `append` returns (--fsync): group commit.
 
     The first to come leads: it writes and flushes for its group. Meanwhile others
     queue as the next group, the first of which leads as soon as the leader is done:
@@ -508,9 +511,9 @@ class FlushedLog(Log):
         self._next_group: list[Share] = []
         self._has_leader = False  # a thread leads, or was woken to lead
 
-    def append(self, records: Sequence[bytes]) -> tuple[int, str]:
-        """Do as Log.append does, and return when the records are on disk."""
-        share = Share(records)
+    def append(self, entries: Sequence[bytes]) -> tuple[int, str]:
+        """Do as Log.append does, and return when the entries are on disk."""
+        share = Share(entries)
         with self._queueing:
             self._next_group.append(share)
             leads, self._has_leader = not self._has_leader, True
@@ -537,15 +540,15 @@ class FlushedLog(Log):
 
     def _write_and_flush(self, group: list[Share]) -> None:
         with self._flushing:
-            records = [record for share in group for record in share.records]
-            written, reason = super().append(records)
+            entries = [entry for share in group for entry in share.entries]
+            written, reason = super().append(entries)
             try:
                 os.fsync(self._file)
             except OSError as error:
                 written, reason = 0, error.strerror or str(error)
         for share in group:
-            logged = min(written, len(share.records))
-            share.result = logged, "" if logged == len(share.records) else reason
+            logged = min(written, len(share.entries))
+            share.result = logged, "" if logged == len(share.entries) else reason
             written -= logged
 
     def _replace(self) -> None:
@@ -653,10 +656,11 @@ class ConnectionOver(Exception):  # noqa: N818 - a way out, often not an error
 
 
 def set_timeouts(sock: socket.socket, receive_s: float) -> None:
-    """Bound a blocking socket's calls, by 0 s not at all. They raise one of TIMEOUTS.
+    """Bound a blocking socket's receives (0 s: not at all), and its sends.
 
-    By the kernel where it can (socket(7)): Python's own timeouts cost a second
-    system call each time.
+    They raise one of TIMEOUTS. By the kernel where it can (socket(7)), sends by
+    SEND_TIMEOUT_S: Python's own timeout costs a second system call each time, and is
+    the same for both.
     """
     if not hasattr(socket, "SO_RCVTIMEO") or sys.platform == "win32":
         sock.settimeout(receive_s or None)
@@ -763,9 +767,9 @@ class Connection:
             except TIMEOUTS as error:
                 if has_vanished(error):
                     raise
-                self._confirm_all([self._framer.take_rest()])
             finally:
                 set_timeouts(self.sock, self.args.idle_timeout)
+            self._confirm_all([self._framer.take_rest()])
         return self.sock.recv(RECEIVE_BYTES)
 
     def _confirm_all(self, messages: list[bytes]) -> None:
@@ -785,7 +789,7 @@ class Connection:
         self._send(self._record(messages))
 
     def _record(self, messages: list[bytes]) -> bytes:
-        """Append two records per message, by one write; return the confirmations.
+        """Append an entry of two records per message; return the confirmations.
 
         An error line stands for each message that could not be recorded.
         """
@@ -796,12 +800,12 @@ class Connection:
         port = self.server.port
         before = f"{self._head(received)}received: "
         between = f"\n{self._head(replied)}replied: Server {port} received: "
-        records = []
+        entries = []
         for message in messages:
             text = printable(message.removesuffix(b"\n").removesuffix(b"\r"))
-            records.append(f"{before}{text}{between}{text}\n".encode())
-        records[0] = self._start_record() + records[0]
-        logged, reason = self.server.log.append(records)
+            entries.append(f"{before}{text}{between}{text}\n".encode())
+        entries[0] = self._start_record() + entries[0]
+        logged, reason = self.server.log.append(entries)
         answers = [self.server.prefix + message for message in messages[:logged]]
         if logged:
             self._start_is_logged = True

@@ -737,6 +737,18 @@ class TheReport(unittest.TestCase):
         self.assertEqual(page.count("<svg"), 4)
         self.assertLess(len(page.encode()), 500_000)
 
+    def test_a_reply_of_no_server_has_its_dot_beside_those_of_named_ones(self) -> None:
+        tally = Tally(config(messages=2, any_reply=True))
+        tally.timeline = Timeline()
+        tally.take(chunk_of((0, 0, MS, MS, MS, 0)))
+        unnamed = chunk_of((MS, MS, 2 * MS, 2 * MS, 2 * MS, 0))
+        unnamed.rows[5] |= client2.UNKNOWN_SERVER << 4
+        tally.take(unnamed)
+        seen = client2.Course(connected=1, wall_s=0.1)
+        run = mock.Mock(config=tally.config, tally=tally, course=seen)
+        page = client2.render_report(client2.summarize(run, ["client2.py"]), None, "")
+        self.assertIn('class="dots square c1"', page)
+
     def test_a_report_can_be_read_back(self) -> None:
         tally = Tally(config(message=b"</script>"))
         tally.take(chunk_of((0, 0, MS, MS, MS, 0)))
