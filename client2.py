@@ -758,7 +758,7 @@ class Connection:
         self.expected: bytes | None = None  # what it will answer again
         self.in_one_piece = False  # so the last reply came
         self.ended_by_eof = False  # so the last reply ended
-        self.replies = self.retransmits = self.merged_segments = self.unstamped = 0
+        self.reply_count = self.retransmits = self.merged_segments = self.unstamped = 0
 
     def connect(self) -> int:
         """Connect and return the connect time in ns; raise ExchangeError."""
@@ -774,7 +774,7 @@ class Connection:
                 self._drop_socket()
                 continue
             took = time_ns() - began
-            self.expected, self.in_one_piece, self.replies = None, False, 0
+            self.expected, self.in_one_piece, self.reply_count = None, False, 0
             self.ended_by_eof, self.server = False, ""
             return took
         raise ExchangeError(CONNECT, reason)
@@ -784,7 +784,7 @@ class Connection:
         sock = socket.socket(family, socket.SOCK_STREAM)
         with self.lock:
             self.sock = sock
-        if self.is_cut.is_set():  # too early for cut() to see this socket
+        if self.is_cut.is_set():  # made after cut() had looked
             raise ConnectionAbortedError
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         ask_for_stamps(sock)  # before the first segment
@@ -854,7 +854,7 @@ class Connection:
         except OSError as error:
             raise self._failure(error, sending, sent) from None
         finally:
-            self.replies += (len(rows) - before) // ROW_FIELDS
+            self.reply_count += (len(rows) - before) // ROW_FIELDS
         return None
 
     def _receive_awake(self, size: int, space: int) -> tuple[bytes, Control, int, Any]:
@@ -875,7 +875,7 @@ class Connection:
     def _complete(self, sent: int, data: bytes, control: Control, seen: int) -> Times:
         """Read what is missing of a reply, and check it; raise ExchangeError."""
         first = self._arrival(control, sent, seen) if data else seen
-        self.replies += 1
+        self.reply_count += 1
         if data == self.expected:
             return sent, first, first, seen, len(data)
         try:
@@ -992,7 +992,7 @@ class Connection:
         resent, came = segments_of(self.sock)
         self.retransmits += resent
         if self.in_one_piece and came:
-            self.merged_segments += max(0, came - self.replies)
+            self.merged_segments += max(0, came - self.reply_count)
         self._drop_socket()
 
     def _drop_socket(self) -> None:
@@ -1012,8 +1012,8 @@ class Connection:
 class Gates:
     """What a group's threads go by. Each event is set by the order of its name.
 
-    The order `cut` sets them all, its own first: a socket made before `Connection.cut`
-    is called sees it. Plain fields are written before `go` is set.
+    The order `cut` sets them all, its own first, then calls `Connection.cut`: a socket
+    made after that call finds `cut` set. Else plain fields are written before `go` is.
     """
 
     connect: threading.Event = field(default_factory=threading.Event)

@@ -988,7 +988,7 @@ class Pool:
             return server
 
     def end(self, slot: int, end: End) -> Closing | None:
-        """End a session: count it, free its place at its server and its worker.
+        """End a session: count it, free its place at its server, relieve its worker.
 
         None when it has ended already: at shutdown that happens.
         """
@@ -1189,8 +1189,12 @@ class Pool:
                 for family, address in resolved
                 if address not in taken
             ]
+            others = [s.address for s in self._servers if not s.gone and s.name != name]
             changed = [
-                s for s in known if s.gone == ((s.family, s.address) in resolved)
+                s
+                for s in known
+                if s.gone == ((s.family, s.address) in resolved)
+                and not (s.gone and s.address in others)
             ]
             for server in changed:
                 server.gone = not server.gone
@@ -1416,7 +1420,7 @@ class Frontend:
     # Stopping -------------------------------------------------------------------------
 
     def stop_accepting(self) -> None:
-        """Take no more clients; those that wait in the listen queue are refused."""
+        """Take no more clients; those in the listen queue are reset, if it is ours."""
         self.pool.stop()
         self._wake_pair[1].send(b".")
         self._thread.join()
@@ -1543,9 +1547,9 @@ class Queue:
     def _dispatch_all(self) -> None:
         """Dispatch who can be, in order, until there is no place left.
 
-        A place may be none for the first in the queue: it has tried that server, or is
-        not to go there (source). Whoever is behind it passes only if it has tried other
-        servers, or if with source each has one of its own.
+        A session may find none while others would: it has tried that server, or is not
+        to go there (source). Once one that has tried no server finds none, only those
+        that have may still pass; with source, anybody may.
         """
         index, only_retries = 0, False
         while index < len(self._sessions):
@@ -1555,7 +1559,7 @@ class Queue:
             if stays or not self._frontend.dispatch(session):
                 if not self._pool.has_free_place():
                     break
-                only_retries = not self._by_source
+                only_retries |= not (self._by_source or session.tried)
                 index += 1
             else:
                 self._remove(session, fd)
@@ -1888,7 +1892,7 @@ class Crew:
         self._close(job, Relay(self._options, cells, *socks, self._cutting).run(died))
 
     def _close_unconnected(self, job: Job, end: End) -> None:
-        """Close a session that has no server: by its client's end, or by the cut."""
+        """Close a session that is not connected: with `end`, or at the cut as cut."""
         self._close(job, CUT_CONNECTING if self._cutting.is_set() else end)
 
     def _close(self, job: Job, end: End) -> None:
@@ -2084,13 +2088,13 @@ class Direction:
         return True
 
     def _pull_spliced(self, pipe: Pipe) -> bool:
+        self.cells[LAST_NS] = time.monotonic_ns()
         for _ in range(SPLICE_ROUNDS):
             if not self._fill_pipe(pipe):
                 break
             self._empty_pipe(pipe)
             if self.in_pipe:
                 return True
-        self.cells[LAST_NS] = time.monotonic_ns()
         return self.from_ended and self._pass_end()
 
     def _fill_pipe(self, pipe: Pipe) -> bool:
@@ -2176,7 +2180,7 @@ class Relay:
         poll = self._poll.poll
         upstream.pull()  # most clients have spoken by now
         timeout_ms = self._watch()
-        # What moved last: the other side's turn came then.
+        # The direction that moved last: if both go idle, its receiver is the silent one
         latest = upstream if upstream.cells[upstream.cell] else downstream
         while not (upstream.end_passed and downstream.end_passed):
             ready = poll(timeout_ms)
@@ -2273,10 +2277,10 @@ class Relay:
         """End at shutdown; a reset, lest half a reply be taken for a whole one."""
         both = (self.upstream, self.downstream)
         lost = sum(direction.undelivered() for direction in both)
+        # The cut's SHUT_RDWR has sent an end of file behind the bytes that are stuck:
+        # `undelivered` took it for a byte, as `end_passed` does not know of it.
         if isinstance(death.error, BrokenPipeError):
-            lost -= (
-                1  # by SHUT_RDWR: its end of file counts as a byte (`unacknowledged`)
-            )
+            lost -= 1
         for direction in both:
             if not direction.end_passed:
                 reset_at_close(direction.to_sock)
@@ -2564,11 +2568,15 @@ class ProcessWorker(Worker):
 
 def receive(channel: socket.socket) -> tuple[bytes, list[int]]:
     """Return the next message (b"" = the end) and the descriptor that came with it."""
-    try:
-        message, fds, _, _ = socket.recv_fds(channel, 65536, 1)
-    except OSError:
-        return b"", []
-    return message, fds
+    for _ in range(2):
+        try:
+            message, fds, _, _ = socket.recv_fds(channel, 65536, 1)
+        except ConnectionResetError:  # told once, before what is still to be received
+            continue
+        except OSError:
+            break
+        return message, fds
+    return b"", []
 
 
 # What a worker process says: an `End` without a client, one with a client, a `Header`
@@ -3648,9 +3656,9 @@ def make_servers(
     except (OSError, UnicodeError) as error:
         parser.error(f"--server: cannot resolve {host!r}: {error.args[-1]}")
     settings = (server_given["weight"], server_given["backup"], server_given["max"])
-    health = (options.rise, options.fall)
+    thresholds = (options.rise, options.fall)
     return [
-        Server(format_address(where), family, address, *settings, *health)
+        Server(format_address(where), family, address, *settings, *thresholds)
         for family, address in resolved
     ]
 
@@ -3785,7 +3793,8 @@ def start_threads(
 ) -> None:
     """Start what runs in threads; the worker processes were forked while none did.
 
-    Who speaks to the frontend starts after it, and is stopped before it.
+    Checks and status wake the frontend's queue: they start after it, and are stopped
+    before it.
     """
     for worker in frontend.pool.workers:
         worker.start()

@@ -22,7 +22,7 @@ sends a byte leaves no record.
 Threads of the one process:
     MainThread      Server.run      waits on one socket for signals, and for word that
                                     threads are short, which it starts, or all ended
-    serving-N    Server._work    accepts a client (_accept), serves it from first
+    serving-N       Server._work    accepts a client (_accept), serves it from first
                                     byte to last (Connection.serve), accepts the next
     printer         Printer._run    writes to the terminal, so that a stalled one
                                     stalls nothing else

@@ -258,6 +258,20 @@ class PenaltiesWithoutChecks(unittest.TestCase):
         self.assertEqual(len(self.pool.forgive()), 1)
 
 
+class LastReports(unittest.TestCase):
+    """What a worker process has said before its end is heard."""
+
+    @unittest.skipUnless(load_balancer.CAN_SEND_SOCKETS, "needs Linux")
+    def test_reports_before_an_unread_job_are_not_lost(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with ours:
+            ours.send(b"a job that it does not read")
+            theirs.send(b"a report")
+            theirs.close()
+            self.assertEqual(load_balancer.receive(ours), (b"a report", []))
+            self.assertEqual(load_balancer.receive(ours), (b"", []))
+
+
 class NamesThatMove(unittest.TestCase):
     """An address that is back is the server that it was."""
 
@@ -297,6 +311,8 @@ class NamesThatMove(unittest.TestCase):
         )
         pool.move_name("a:9991", [away])
         self.assertEqual(len(figures_of(pool.snapshot())["servers"]), 2)
+        pool.move_name("a:9991", [here])  # that b has now
+        self.assertEqual([s.name for s in pool.servers()], ["b:9991"])
 
     def states(self, lines: list[str]) -> list[str]:
         """Return the states that lines of the log tell."""
@@ -474,6 +490,27 @@ class TheQueue(unittest.TestCase):
         self.frontend.queue._add(session)
         self.assertEqual([s for s, _ in self.pool.sessions()], self.waiting)
 
+    def test_session_that_has_tried_a_server_keeps_no_place_from_new_ones(self) -> None:
+        options = ["--server=127.0.0.1:9991,max=1", "--server=127.0.0.1:9992,max=1"]
+        pool = Pool(load_balancer.parse_args(options), 20)
+        pool.add_worker(IdleWorker(20))
+        frontend = Frontend(
+            socket.create_server(("127.0.0.1", 0)), pool, Log(None, True)
+        )
+        self.addCleanup(frontend.close)
+        self.pool = pool
+        first, second = self.begin(), self.begin()
+        for session in (first, second):
+            frontend.dispatch(session)
+        refused = load_balancer.End("SC", "refused")
+        pool.requeue(first.slot, self.begin_socket(), refused)  # the other one is full
+        newcomer = self.begin()
+        self.assertFalse(frontend.dispatch(newcomer))  # behind it, at first
+        for session in pool.newly_queued():
+            frontend.queue._add(session)
+        frontend.queue._dispatch_all()
+        self.assertIs(newcomer.server, first.tried[0])
+
     def test_without_a_timeout_who_waited_is_not_remembered(self) -> None:
         queue = self.frontend.queue
         queue._timeout_s, before = 0.0, len(queue._deadlines)
@@ -485,5 +522,6 @@ class TheQueue(unittest.TestCase):
     def begin_socket(self) -> socket.socket:
         """Return a client's socket that comes back from a worker."""
         client_sock, other = socket.socketpair()
+        self.addCleanup(client_sock.close)
         self.addCleanup(other.close)
         return client_sock
