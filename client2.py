@@ -1553,7 +1553,10 @@ class Tally:
         self.response_time.extend(array("q", map(operator.sub, last, due)))
         self.wake_delay.extend(array("q", map(operator.sub, seen, last)))
         self.bytes_sent += number * len(message_of(self.config, chunk.client))
-        self.bytes_received += sum(code >> BYTES_SHIFT for code in codes)
+        if codes.count(codes[0]) == number:
+            self.bytes_received += number * (codes[0] >> BYTES_SHIFT)
+        else:
+            self.bytes_received += sum(code >> BYTES_SHIFT for code in codes)
         if name:
             server = self.server(name)
             server.confirmed += number
@@ -1607,8 +1610,9 @@ class Tally:
         starts[0] = self.silent_since.pop(client, starts[0])
         if good:
             self.last_confirmed[client] = good[-1]
-            gaps = map(operator.sub, good, starts)
-            self._note_gap(client, *max(zip(gaps, starts, strict=False)))
+            gaps = list(map(operator.sub, good, starts))
+            longest = max(gaps)
+            self._note_gap(client, longest, starts[gaps.index(longest)])
         if chunk.failure:
             self.silent_since[client] = starts[-1]
             # A confirmed reply that ends this gap makes it longer: it takes its place.
