@@ -400,6 +400,7 @@ class Distribution:
         self._sorted = True
 
     def extend(self, values: array[int]) -> None:
+        """Add durations in ns."""
         if not values:
             return
         self.count += len(values)
@@ -469,6 +470,7 @@ class Distribution:
         return ranks and (self.at_rank(ranks[0]), self.at_rank(ranks[1]))
 
     def as_json(self) -> dict[str, Any]:
+        """Return what --json has of a metric, in ns; `from_json` reads it back."""
         empty = not self.count
         return {
             "count": self.count,
@@ -1268,6 +1270,7 @@ class Group:
         getattr(self, name)(*arguments)
 
     def connect(self) -> None:
+        """Let all connect, unless they ramp up."""
         self.gates.connect.set()
 
     def go(self, start_mono_ns: int) -> None:
@@ -1585,6 +1588,7 @@ class Tally:
             del self.free_since[chunk.client]
 
     def server(self, name: str) -> ServerTally:
+        """Return a server's own tally, a new one at first."""
         return self.servers.setdefault(name, ServerTally())
 
     def _add_example(self, chunk: Chunk) -> None:
@@ -1634,10 +1638,12 @@ class Tally:
 
     @property
     def confirmed(self) -> int:
+        """How many exchanges were confirmed."""
         return self.outcomes[CONFIRMED]
 
     @property
     def failed(self) -> int:
+        """How many exchanges were not."""
         return self.outcomes.total() - self.confirmed
 
 
@@ -1836,6 +1842,7 @@ class Summary:
 
     @property
     def failed(self) -> int:
+        """How many exchanges failed."""
         return sum(self.failures.values())
 
     @property
@@ -1851,6 +1858,7 @@ class Summary:
 
     @property
     def verdict(self) -> str:
+        """Whether to trust the run: "valid", or "doubtful"."""
         return "doubtful" if self.reasons else "valid"
 
     def as_json(self) -> dict[str, Any]:
@@ -2644,16 +2652,19 @@ class Plot:
         self.parts: list[str] = []
 
     def path(self, style: str, way: str, hint: str = "") -> None:
+        """Draw along `way` (SVG path data), with a text to show when hovered over."""
         hint = f"<title>{hint}</title>" if hint else ""
         self.parts.append(f'<path class="{style}" d="{way}">{hint}</path>')
 
     def line(self, style: str, points: Iterable[tuple[float, float]]) -> None:
+        """Draw from point to point; nothing without points."""
         way = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
         if way:
             self.path(f"line {style}", f"M{way}")
 
     def text(self, x: float, y: float, words: str, anchor: str = "start",
              style: str = "", turn: int = 0) -> None:  # fmt: skip
+        """Write words at a point, turned by so many degrees."""
         at = f"translate({x:.1f} {y:.1f})" + (f" rotate({turn})" if turn else "")
         head = f'<text class="{style}" transform="{at}" text-anchor="{anchor}">'
         self.parts.append(f"{head}{words}</text>")

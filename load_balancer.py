@@ -2394,10 +2394,12 @@ class ThreadWorker(Worker):
         new_thread("starter", self._crew.start_threads_ahead).start()
 
     def assign(self, job: Job) -> bool:
+        """Queue the session for the next spare thread."""
         self._jobs.put(job)
         return True
 
     def cut(self, how: int) -> None:
+        """End all its sessions."""
         self._crew.cut(how)
 
     def stop(self) -> None:
@@ -2464,6 +2466,7 @@ class ProcessWorker(Worker):
         return ours, pid
 
     def assign(self, job: Job) -> bool:
+        """Send the session's client to the process; False when it takes none."""
         message = pickle.dumps((job.slot, job.number, *(job.target or ())))
         with self._lock:
             try:
@@ -2538,6 +2541,7 @@ class ProcessWorker(Worker):
         return False
 
     def cut(self, how: int) -> None:
+        """Have the process end all its sessions."""
         with self._lock, contextlib.suppress(OSError):
             self._channel.send(pickle.dumps((None, how)))
 
@@ -2551,13 +2555,15 @@ class ProcessWorker(Worker):
             self._channel.shutdown(socket.SHUT_WR)
 
     def join(self, timeout_s: float) -> None:
+        """Wait for the process to end, `timeout_s` at most, then kill it."""
         self._thread.join(timeout_s)
         if self._thread.is_alive():  # stopped by SIGSTOP, for one
             self._kill()
             self._thread.join()
 
     def kill(self) -> None:
-        self._end_wanted.set()  # it is not replaced
+        """Kill the process; it is not replaced."""
+        self._end_wanted.set()
         self._kill()
 
     def _kill(self) -> None:
@@ -3405,6 +3411,7 @@ class StatusServer(http.server.ThreadingHTTPServer):
         self._thread.join()
 
     def process_request(self, request: Any, client_address: Any) -> None:
+        """Take in a client; beyond STATUS_CONNECTIONS the oldest is cut off."""
         with self._lock:
             self._open[request] = None
             if len(self._open) > STATUS_CONNECTIONS:
@@ -3419,6 +3426,7 @@ class StatusServer(http.server.ThreadingHTTPServer):
         super().process_request_thread(request, client_address)
 
     def shutdown_request(self, request: Any) -> None:
+        """Close a client's connection, and count it no longer."""
         with self._lock:
             self._open.pop(request, None)
         super().shutdown_request(request)
