@@ -34,8 +34,9 @@ Threads of the main process:
 Threads of a worker process:
     MainThread   serve_as_worker: passes its clients' events to the main process
     orders       follow_orders: carries out what the main process says
-The only lock is Connection's; the rest is handed over through one queue (Inbox), or
-written before an event is set (Gates).
+The only lock is Connection's; the rest is handed over through queues (the Inbox of a
+process; Child.address) and the workers' pipes, or is written before an event is set
+(Gates).
 
 To stop: --duration ends with the order `stop`, nothing more is sent; Ctrl-C or SIGTERM
 is `cut`, which ends the waits, too; a second one ends the program at once.
@@ -1490,7 +1491,7 @@ class Tally:
         self.latency, self.response_time = Distribution(), Distribution()
         self.connect_time, self.balancer_cost = Distribution(), Distribution()
         self.wake_delay = Distribution()  # last byte in the kernel → client saw it
-        self.send_delay = Distribution()  # open loop: due and free → sent
+        self.send_delay = Distribution()  # open loop: due and free → awake to send it
         self.backlog_ns = 0  # open loop: due, but the client's last reply was not there
         self.waiting_ns = 0  # closed loop: sent → last byte in the kernel
         self.own_ns = 0  # closed loop: all other time between a client's messages

@@ -21,8 +21,9 @@ figures and the page, made for people, call it a connection. Its life, by thread
                     Queue._dispatch_all  who waits: first come, first served
     any             Frontend.finish      frees the place, one line for the log
 
-A server has `max` *places*, of which a session takes one from pick to end. A *slot* is
-a session's row in the shared counters, and its name between processes.
+A server has `max` *places*, of which a session takes one from pick to end, or until its
+connect fails. A *slot* is a session's row in the shared counters, and its name between
+processes.
 
 The other threads:
 
@@ -855,7 +856,8 @@ class Pool:
             if session.tried and not asked:
                 raise NoServerError
             is_new = session.slot not in self._queued
-            # Without a `max` nobody waits for a place: who is queued is on its way.
+            # Without a `max` nobody waits while a server may be asked: who is queued is
+            # on its way.
             overtakes = self._queued and is_new and any(s.max for s in asked)
             server = None
             if not overtakes:
@@ -2633,6 +2635,8 @@ class CrewProcess:
             self._send(client_sock, UNCONNECTED, slot, outcome.code, outcome.words)
 
     def _limit_threads(self, threads: int | None, why: str) -> None:
+        if threads is not None:
+            threads -= 1  # a spare one has to hear `cut` (`_next_job`)
         self._send(None, LIMIT, threads, why)
 
     def _send(self, client_sock: socket.socket | None, *message: Any) -> None:

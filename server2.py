@@ -12,12 +12,12 @@ file, what came without "\\n" is the last message. A client that never sends a "
 served too: up to 1,024 bytes and then 0.2 s of silence are a message, confirmed without
 a line ending.
 
-Log: one line per event (connected, received, replied, closed), appended with one
-write for all messages that arrived together, always before their confirmations:
-Connection._confirm. Several servers append to the same file. SIGHUP reopens it, for
-log rotation. A record that SIGKILL tore is blanked when a server starts on the log,
-one that a full disk tore at once: a line of blanks marks it. A connection that never
-sends a byte leaves no record.
+Log: one line per event (connected, received, replied, closed), appended with one write
+for the messages that arrived together (BATCH_MESSAGES at most), always before their
+confirmations: Connection._confirm. Several servers append to the same file. SIGHUP
+reopens it, for log rotation. A record that SIGKILL tore is blanked when a server starts
+on the log, one that a full disk tore at once: a line of blanks marks it. A connection
+that never sends a byte leaves no record.
 
 Threads of the one process:
     MainThread      Server.run      waits on one socket for signals, and for word that
@@ -906,6 +906,7 @@ class Connection:
             try:
                 more = self.sock.recv(RECEIVE_BYTES)
             except TIMEOUTS:
+                self.bytes_in += len(data)  # what came of it; of nothing no record
                 raise ConnectionOver("by server (no PROXY line in time)") from None
             data += more
             if not more or len(data) >= PROXY_LINE_BYTES:
