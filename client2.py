@@ -776,7 +776,7 @@ class Connection:
                 reason = late if isinstance(error, TIMED_OUT) else say_why(error)
                 self._drop_socket()
                 continue
-            took = time_ns() - began
+            took = max(0, time_ns() - began)  # the clock may have been set back
             self.expected, self.in_one_piece, self.reply_count = None, False, 0
             self.ended_by_eof, self.server = False, ""
             return took
@@ -1551,11 +1551,11 @@ class Tally:
             if self.timeline:
                 self.timeline.add_failures(self.start_ns, due, seen)
             return
-        latency = array("q", map(operator.sub, first, sent))
+        latency = durations(first, sent)
         self.latency.extend(latency)
         self.recent.extend(latency[-100:])
-        self.response_time.extend(array("q", map(operator.sub, last, due)))
-        self.wake_delay.extend(array("q", map(operator.sub, seen, last)))
+        self.response_time.extend(durations(last, due))
+        self.wake_delay.extend(durations(seen, last))
         self.bytes_sent += number * len(message_of(self.config, chunk.client))
         if codes.count(codes[0]) == number:
             self.bytes_received += number * (codes[0] >> BYTES_SHIFT)
@@ -1646,6 +1646,12 @@ class Tally:
     def failed(self) -> int:
         """How many exchanges were not."""
         return self.outcomes.total() - self.confirmed
+
+
+def durations(ends: array[int], begins: array[int]) -> array[int]:
+    """Return the times between; 0 where the clock was set back meanwhile."""
+    values = array("q", map(operator.sub, ends, begins))
+    return values if min(values) >= 0 else array("q", (max(0, v) for v in values))
 
 
 def split_rows(rows: array[int]) -> dict[int, array[int]]:

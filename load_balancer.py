@@ -2272,7 +2272,9 @@ class Relay:
         vanished = isinstance(death.error, TimeoutError)
         who = death.side[0] if vanished else death.side[0].upper()
         down = self.downstream
-        last = death.side == "client" and down.from_ended and not down.end_passed
+        # Its end of file may have been passed on, and its last bytes not have arrived.
+        missed = not down.end_passed or down.undelivered() > 0
+        last = death.side == "client" and down.from_ended and missed
         return who + ("L" if last else "D")
 
     def _cut(self, death: SideDiedError) -> End:

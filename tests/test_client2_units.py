@@ -520,6 +520,13 @@ class TheTally(unittest.TestCase):
         self.assertEqual((tally.bytes_sent, tally.bytes_received), (21, 43))
         self.assertEqual(tally.servers["9991"].confirmed, 1)
 
+    def test_a_clock_that_is_set_back_makes_no_negative_duration(self) -> None:
+        tally = Tally(config())
+        tally.take(chunk_of((1000, 1000, 700, 700, 700, client2.CONFIRMED)))
+        for metric in (tally.latency, tally.response_time):
+            self.assertEqual(metric.minimum, 0)
+            self.assertEqual(Distribution.from_json(metric.as_json()).count, 1)
+
     def test_failures_are_counted_and_left_out_of_latency(self) -> None:
         tally = Tally(config(messages=2))
         tally.take(
