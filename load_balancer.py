@@ -2346,7 +2346,7 @@ class Burial:
         """Wait until the survivor takes or sends something, for `pause_s` at most."""
         onward, back = self._onward, self._back
         if onward.end_passed and back.from_ended:
-            time.sleep(pause_s)  # both ends have passed: poll says POLLHUP for ever
+            onward.cutting.wait(pause_s)  # poll would say POLLHUP for ever
             return
         mask = 0 if back.from_ended else POLLIN
         mask |= POLLOUT if onward.rest else 0

@@ -417,6 +417,25 @@ class Closing(OneServer):
                 received += piece
         self.assertEqual((len(received), digest(received)), (60_000, digest(data)))
 
+    def test_client_that_resets_before_a_finished_server_has_arrived_missed_its_end(
+        self,
+    ) -> None:
+        def send_and_end(visit: Visit) -> None:
+            visit.socket.sendall(bytes(60_000))
+
+        self.behave(send_and_end)
+        client = socket.socket()
+        self.addCleanup(client.close)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect((self.running.host, self.running.port))
+        name = local_address(client)
+        wait_until(lambda: self.visit().done.is_set(), what="the server's end")
+        threading.Event().wait(0.2)  # that the balancer, too, has passed it on
+        send_reset(client)
+        ending = self.ending(self.running, name)
+        self.assertEqual(ending.code, "CL")
+        self.assertGreater(int(ending.undelivered), 0)
+
     def test_client_reset_in_an_upload_is_a_reset_for_the_server(self) -> None:
         self.behave(sink)
         client, name = self.open()

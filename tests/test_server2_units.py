@@ -78,6 +78,21 @@ class Appending(ScriptTestCase):
         self.assertFalse(log._is_quick, "it changes once")
 
 
+class HalfAProxyLine(unittest.TestCase):
+    """Who sends half a line and stalls leaves a record; who sends nothing, none."""
+
+    def test_what_came_of_a_line_is_counted(self) -> None:
+        for sent in (b"", b"PROXY "):
+            ours, theirs = socket.socketpair()
+            with ours, theirs, mock.patch.object(server2, "PROXY_TIMEOUT_S", 0.05):
+                theirs.sendall(sent)
+                server = mock.Mock(args=server2.parse_args(["0"]))
+                connection = server2.Connection(server, ours, ("127.0.0.1", 50000))
+                with self.assertRaisesRegex(server2.ConnectionOver, "in time"):
+                    connection._read_proxy_line()
+                self.assertEqual(connection.bytes_in, len(sent))
+
+
 class Mending(ScriptTestCase):
     """A torn record is blanked; what a person wrote is kept."""
 
