@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import os
 import re
 import select
@@ -903,6 +904,7 @@ class Defaults(ScriptTestCase):
         count = threading.active_count()
         module = __import__("load_balancer")
         self.assertEqual(threading.active_count(), count)
-        with contextlib.redirect_stderr(None), self.assertRaises(SystemExit) as stopped:
+        quiet = contextlib.redirect_stderr(io.StringIO())
+        with quiet, self.assertRaises(SystemExit) as stopped:
             module.main(["--algorithm=fastest"])
         self.assertEqual(stopped.exception.code, 2)
