@@ -40,10 +40,12 @@ from typing import Any, Protocol
 
 ROOT = Path(__file__).resolve().parent.parent
 DEADLINE_S = 30.0  # for whatever takes milliseconds on a quiet machine
-SOCKET_TIMEOUT_S = 10.0
+SOCKET_TIMEOUT_S = 30.0
 POLL_INTERVAL_S = 0.01
 LONG = bool(os.environ.get("LAB_LONG"))
 DEV = bool(os.environ.get("LAB_DEV"))
+# What a system may refuse is refused to every script: tests/refused/sitecustomize.py.
+REFUSED = bool(os.environ.get("LAB_REFUSED"))
 LISTENING = re.compile(r"listening on (\S+):(\d+)")
 # What the surroundings must not decide for a script under test.
 FOREIGN_VARIABLES = ("LISTEN_", "NOTIFY_SOCKET", "PYTHON", "NO_COLOR", "COLUMNS")
@@ -641,7 +643,16 @@ def script_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]
         for name, value in os.environ.items()
         if not name.startswith(FOREIGN_VARIABLES)
     }
-    return environment | dict(extra or {})
+    environment |= dict(extra or {})
+    if REFUSED:
+        folders = [str(ROOT / "tests/refused"), environment.get("PYTHONPATH", "")]
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, folders))
+    return environment
+
+
+def needs_permission(what: str) -> Callable[[Any], Any]:
+    """Skip a test of what LAB_REFUSED refuses."""
+    return unittest.skipIf(REFUSED, f"LAB_REFUSED refuses {what}")
 
 
 class _Drain(threading.Thread):
