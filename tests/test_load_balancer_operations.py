@@ -817,7 +817,7 @@ class BadOptions(ScriptTestCase):
             ("color", listen, "--server=127.0.0.1:1,color=red"),
             ("backup", listen, "--server=127.0.0.1:1,backup=maybe"),
             ("more than once", listen, *["--server=127.0.0.1:1"] * 2),
-            ("more than once", *["--server=localhost:1", "--server=127.0.0.1:1"]),
+            ("more than once", *["--server=127.1:1", "--server=127.0.0.1:1"]),
             ("fastest", listen, "--algorithm=fastest"),
             ("--check-interval", listen, "--check-interval=0"),
             ("--check-interval", listen, "--check-interval=nan"),
