@@ -187,6 +187,14 @@ def free_port(host: str = "127.0.0.1") -> int:
         return int(probe.getsockname()[1])
 
 
+def localhost_resolves() -> bool:
+    """Tell whether the system knows the name: a bare root has no /etc/hosts."""
+    try:
+        return bool(socket.getaddrinfo("localhost", 0))
+    except OSError:
+        return False
+
+
 @contextlib.contextmanager
 def refusing_address(host: str = "127.0.0.1") -> Iterator[str]:
     """Give an address that refuses connections, and stays taken meanwhile."""

@@ -40,6 +40,7 @@ from tests.support import (
     black_hole,
     confirm,
     in_parallel,
+    localhost_resolves,
     refusing_address,
     reset_after,
     reset_at_once,
@@ -274,9 +275,10 @@ class TheExchange(ClientTestCase):
 
     def test_names_and_ipv6_addresses_can_be_targets(self) -> None:
         backend = self.backend(confirm())
-        self.assertEqual(
-            self.client(2, "--target", f"localhost:{backend.port}").returncode, 0
-        )
+        if localhost_resolves():
+            self.assertEqual(
+                self.client(2, "--target", f"localhost:{backend.port}").returncode, 0
+            )
         try:
             other = self.backend(confirm(), host="::1")
         except OSError:
