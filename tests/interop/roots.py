@@ -11,27 +11,30 @@ mirror is the one that this machine's apt uses. What cannot be had is skipped by
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 COMMAND = "python3 -m unittest"  # README's
+ANSWER_TIMEOUT_S = 20  # for a mirror's first word
 BUILD_TIMEOUT_S = 300  # half a minute on a quiet machine
 SUITE_TIMEOUT_S = 900
 # In namespaces of their own; the host's /dev, for terminals and shared memory.
 INSIDE = """
 mount -t proc proc "$0/proc" && mount --rbind /dev "$0/dev" || exit 99
-exec chroot --userspec="$1" "$0" env -i HOME=/home/lab PATH=/usr/sbin:/usr/bin:/sbin:/bin \
-  /bin/sh -c "$2"
+exec chroot --userspec="$1" "$0" env -i HOME=/home/lab \
+  PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin /bin/sh -c "$2"
 """
 
 
-class Unavailable(Exception):
+class Unavailable(Exception):  # noqa: N818 - a reason to skip
     """Something that this machine cannot do or have, in a line."""
 
 
@@ -51,7 +54,7 @@ def run(*command: object, timeout: float = 60, **options: Any) -> str:
     if done.returncode:
         last = done.stdout.strip().rpartition("\n")[2]
         raise Unavailable(f"{words[0]} failed: {last}")
-    return done.stdout
+    return str(done.stdout)
 
 
 def mirror() -> str:
@@ -65,11 +68,29 @@ def mirror() -> str:
     raise Unavailable("this machine's apt knows no mirror of Debian")
 
 
-def proxy() -> dict[str, str]:
+def apt_settings() -> str:
+    """Return how this machine's apt downloads: proxies, time limits, what it checks."""
+    lines = run("apt-config", "dump").splitlines()
+    wanted = re.compile(r"Acquire::(http|https|ftp|Check|Max|Retries)\S* ")
+    return "".join(f"{line}\n" for line in lines if wanted.match(line))
+
+
+def proxy(settings: str) -> dict[str, str]:
     """Return apt's own HTTP proxy as the variable that other programs read."""
-    line = run("apt-config", "shell", "proxy", "Acquire::http::Proxy").strip()
-    address = line.removeprefix("proxy=").strip("'")
-    return {"http_proxy": address} if address else {}
+    match = re.search(r'(?m)^Acquire::http::Proxy "(http[^"]+)";', settings)
+    return {"http_proxy": match[1]} if match else {}
+
+
+def ask(mirror: str, release: str, proxies: dict[str, str]) -> None:
+    """Raise Unavailable unless the mirror answers, and has the release."""
+    through = {"http": proxies["http_proxy"]} if proxies else None
+    handler = urllib.request.ProxyHandler(through)
+    address = f"{mirror.rstrip('/')}/dists/{release}/Release"
+    try:
+        opener = urllib.request.build_opener(handler)
+        opener.open(address, timeout=ANSWER_TIMEOUT_S).close()
+    except OSError as error:
+        raise Unavailable(f"{mirror} does not give it: {error}") from None
 
 
 class DebianRoot:
@@ -85,19 +106,25 @@ class DebianRoot:
         self.folder = Path(tempfile.mkdtemp(prefix=f"lab-{release}-"))
         try:
             self.folder.chmod(0o755)
-            self.mirror = mirror()
-            run(
-                *("debootstrap", "--variant=minbase", "--include=python3", release),
-                *(self.folder, self.mirror),
-                env=os.environ | proxy(), timeout=BUILD_TIMEOUT_S,
-            )  # fmt: skip
-            self.inside("useradd --create-home lab", user="root")
+            self._make(release)
             clone = self.folder / "home/lab/clone"
             run("git", "clone", "--quiet", "--no-hardlinks", ROOT, clone)
-            self.inside("chown -R lab: /home/lab/clone", user="root")
+            self.inside("a clone of one's own", "chown -R lab: /home/lab/clone")
         except BaseException:
             self.remove()
             raise
+
+    def _make(self, release: str) -> None:
+        """Install Debian, with an ordinary user and apt as it is set up here."""
+        address, settings = mirror(), apt_settings()
+        ask(address, release, proxy(settings))
+        run(
+            *("debootstrap", "--variant=minbase", "--include=python3", release),
+            *(self.folder, address),
+            env=os.environ | proxy(settings), timeout=BUILD_TIMEOUT_S,
+        )  # fmt: skip
+        (self.folder / "etc/apt/apt.conf.d/99lab").write_text(settings)
+        self.inside("an ordinary user", "useradd --create-home lab")
 
     def __enter__(self) -> DebianRoot:
         return self
@@ -130,12 +157,12 @@ class DebianRoot:
             out.seek(0)
             return code, out.read()
 
-    def inside(self, command: str, user: str, timeout: float = 60) -> None:
-        """Run a shell command that prepares the root; Unavailable if it fails."""
-        code, output = self.enter(command, user, timeout)
+    def inside(self, what: str, command: str, timeout: float = 60) -> None:
+        """Run a shell command as root; Unavailable, naming `what`, if it fails."""
+        code, output = self.enter(command, "root", timeout)
         if code:
             last = output.strip().rpartition("\n")[2]
-            raise Unavailable(f"{command.split()[0]} in a chroot ended with {last!r}")
+            raise Unavailable(f"{what} in a chroot: {last or f'exit code {code}'}")
 
     def suite(self, command: str = COMMAND) -> tuple[int, str]:
         """Run the suite in the clone as the user; return exit code and output."""
@@ -155,7 +182,8 @@ def main() -> int:
         built = time.monotonic()
         with root:
             code, output = root.suite()
-        seconds = f"root in {built - began:.0f} s, suite in {time.monotonic() - built:.0f} s"
+        took = time.monotonic() - built
+        seconds = f"root in {built - began:.0f} s, suite in {took:.0f} s"
         last = output.strip().rpartition("\n")[2]
         if code:
             failed = 1
