@@ -232,7 +232,7 @@ class Stopping(BalancerTestCase):
         start = time.monotonic()
         balancer.signal(signal.SIGTERM)
         self.assertEqual(balancer.wait(), 0)
-        self.assertLess(time.monotonic() - start, 1)
+        self.assertLess(time.monotonic() - start, 4)  # stalled for 5 s is killed anyway
         wait_until(lambda: not group_members(balancer.pid), what="no process")
         found = [self.ending(balancer, local_address(client)) for client in clients]
         self.assertEqual([ending.code for ending in found], ["KD", "KD"])
