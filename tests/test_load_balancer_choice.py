@@ -19,6 +19,7 @@ from tests.balancer import (
     wait_for_endings,
 )
 from tests.support import (
+    DEADLINE_S,
     Running,
     Target,
     accept_then_close,
