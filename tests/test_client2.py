@@ -370,9 +370,10 @@ class TheFigures(ClientTestCase):
         delays_ms = [(number * 7) % 30 * 4 + 4 for number in range(30)]
         self.assertEqual(sorted(delays_ms), list(range(4, 124, 4)))
         backend = self.backend(confirm(lambda number: delays_ms[number] / 1000))
-        rows = self.rows(backend, 1, "--messages", 30)
+        path = self.folder / "run.json"
+        rows = self.rows(backend, 1, "--messages", 30, "--json", path)
         samples = sorted(int(row["latency_ns"]) for row in rows)
-        latency = json.loads((self.folder / "run.json").read_text())["latency_ns"]
+        latency = json.loads(path.read_text())["latency_ns"]
         self.assertEqual(latency["count"], 30)
         self.assertEqual(latency["p50"], samples[15 - 1])
         self.assertEqual(latency["p90"], samples[27 - 1])
