@@ -1,7 +1,7 @@
 """The suite under Pythons that are not here: the newest one, and one without the GIL.
 
-Both in a root of Debian testing (roots.py), as an ordinary user. They take downloads
-and a quarter of an hour, so they run with LAB_LONG=1 only.
+Each in a root of Debian's (roots.py), as an ordinary user. They take downloads and a
+quarter of an hour, so they run with LAB_LONG=1 only.
 """
 
 from __future__ import annotations
@@ -32,10 +32,11 @@ ln -s /opt/python/bin/python3 /usr/local/bin/python3
 """
 
 
-class NewestPython(unittest.TestCase):
-    """Debian testing's Python, as it comes and built without the GIL."""
+class InARoot(unittest.TestCase):
+    """The suite in a root of this class's own."""
 
     alone = True
+    RELEASE: ClassVar[str]
     root: ClassVar[DebianRoot]
 
     @classmethod
@@ -44,30 +45,44 @@ class NewestPython(unittest.TestCase):
         if not LONG:
             raise unittest.SkipTest("takes downloads and minutes: set LAB_LONG=1")
         try:
-            cls.root = DebianRoot("testing")
+            cls.root = DebianRoot(cls.RELEASE)
         except Unavailable as reason:
-            raise unittest.SkipTest(f"Debian testing: {reason}") from None
+            raise unittest.SkipTest(f"Debian {cls.RELEASE}: {reason}") from None
         cls.addClassCleanup(cls.root.remove)
 
     def check(self, command: str) -> None:
         """Run the suite by this command."""
         code, output = self.root.suite(command)
-        self.assertEqual(code, 0, output[-8000:])
+        self.assertEqual(code, 0, f"\n{output}")
+
+
+class NewestPython(InARoot):
+    """Debian testing's Python."""
+
+    RELEASE = "testing"
 
     def test_the_suite_passes_under_the_newest_python(self) -> None:
         self.check("python3 -X dev -W error -m unittest")
 
+
+class FreeThreadedPython(InARoot):
+    """Debian 13's Python, built without the GIL."""
+
+    RELEASE = "trixie"
+
     def test_the_suite_passes_without_the_gil(self) -> None:
         try:
-            self.root.inside("the build", BUILD, BUILD_TIMEOUT_S)
+            self.root.inside("a Python without the GIL", BUILD, BUILD_TIMEOUT_S)
         except Unavailable as reason:
-            self.skipTest(f"a Python without the GIL: {reason}")
+            self.skipTest(str(reason))
         self.check(
             "export PYTHON_GIL=0;"
             " python3 -c 'import sys; sys.exit(sys._is_gil_enabled())' &&"
             " python3 -m unittest"
         )
 
+
+del InARoot  # so that unittest does not find it
 
 if __name__ == "__main__":
     unittest.main()
