@@ -36,6 +36,7 @@ from tests.support import (
     echo,
     family,
     in_parallel,
+    needs_permission,
     read_exactly,
     send_reset,
     wait_until,
@@ -372,6 +373,7 @@ class StarvationWithTwoWorkers(Starvation):
 class DescriptorLimit(BalancerTestCase):
     """The start line says how many connections the descriptor limit allows."""
 
+    @needs_permission("raised limits")
     def test_limit_is_raised_to_the_hard_limit_and_told(self) -> None:
         backend = self.backend()
         allowed = []
