@@ -589,7 +589,7 @@ class TheRepository(ScriptTestCase):
         result = subprocess.run(
             [sys.executable, "-c", probe],
             cwd=self.folder,
-            env=script_environment(),
+            env=script_environment() | {"PYTHONPATH": ""},  # it reads /proc itself
             capture_output=True,
             text=True,
             timeout=60,
