@@ -1130,7 +1130,8 @@ class Clients:
         self.left_over: deque[int] = deque()  # clients whose connection had more bytes
         # Of each client how its first connect went (words, or ""), and at its end 1 and
         # its messages; 0 is the order to end at once.
-        self.events: queue.SimpleQueue[str | int] = queue.SimpleQueue()
+        # Not a SimpleQueue: a signal makes its get() wait longer than its timeout.
+        self.events: queue.Queue[str | int] = queue.Queue()
         self.lock = threading.Lock()
         self.schedule = arrivals(options) if options.rate else iter(())
         self.schedule = itertools.islice(self.schedule, number, None, options.workers)
@@ -1170,7 +1171,7 @@ class Clients:
         """
         return sum(
             come - due for due, come in self.late
-            if any(due <= moment <= come + 0.1 for moment in CONTINUED)
+            if any(due <= moment <= come + 0.05 for moment in CONTINUED)
         )  # fmt: skip
 
 
@@ -1178,9 +1179,14 @@ CONTINUED: deque[float] = deque(maxlen=10_000)  # moments of CLOCK_MONOTONIC
 
 
 def note_continuations() -> None:
-    """Have it noted when this process goes on after a stop (main thread)."""
+    """Have it noted when this process goes on after a stop (main thread).
+
+    All others have the signal blocked: a main thread that waits hears it at once only
+    when the kernel gives it to this thread.
+    """
     with contextlib.suppress(AttributeError, ValueError):  # Windows; another thread
         signal.signal(signal.SIGCONT, lambda *_: CONTINUED.append(time.monotonic()))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCONT})
 
 
 def throttled_s() -> float:
@@ -1207,7 +1213,6 @@ def serve_group(pipe: Any, options: argparse.Namespace, numbers: range, k: int) 
         raise_descriptor_limit()
         sys.setswitchinterval(1.0)  # threads wait in calls: none need be made to yield
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        note_continuations()
     clients = Clients(options, k)
     threading.stack_size(STACK_BYTES)
     try:
@@ -1222,6 +1227,8 @@ def serve_group(pipe: Any, options: argparse.Namespace, numbers: range, k: int) 
         target=follow_orders, args=(pipe, clients), name="orders", daemon=True
     )
     orders.start()
+    if options.workers > 1:
+        note_continuations()
     first = [clients.events.get() for _ in numbers if options.connects_first]
     pipe.send(Counter(map(str, first)))
     clients.go.wait()
@@ -1270,11 +1277,12 @@ class Group:
             target=serve_group, args=arguments, name=f"group-{number}"
         )
         self.worker.daemon = True
-        with deaf_to_ctrl_c():
+        reader = threading.Thread(target=self.read, name=f"reader-{number}", daemon=True)
+        with without_signals():
             self.worker.start()
+            reader.start()
         if options.workers > 1:
             self.far_end.close()  # the pipe ends with the process
-        threading.Thread(target=self.read, name=f"reader-{number}", daemon=True).start()
 
     def read(self) -> None:
         """Pass on what the group reports, until it ends (thread reader-K)."""
@@ -1287,12 +1295,13 @@ class Group:
 
 
 @contextlib.contextmanager
-def deaf_to_ctrl_c() -> Iterator[None]:
-    """Start a process that Ctrl-C does not reach: only this one hears it."""
+def without_signals() -> Iterator[None]:
+    """Start threads and processes that leave Ctrl-C and SIGCONT to this thread."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    signals = {signal.SIGINT, signal.SIGCONT}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield
     finally:
