@@ -141,7 +141,7 @@ SCARCE = {errno.EADDRNOTAVAIL: "local ports", errno.EMFILE: "descriptors",
           errno.ENOBUFS: "memory"}  # fmt: skip
 READ_BYTES = 1 << 16
 LONGEST_REPLY = 64 << 20  # with --any-reply
-SILENCE_S = 0.05  # ends a reply of several lines, with --any-reply
+SILENCE_S = 0.02  # ends a reply of several lines, with --any-reply
 SAME_CLOCK_NS = 20_000  # readings of two clocks differ by less
 
 TICK_S = 0.25  # a group reports so often, and the progress line moves
@@ -273,8 +273,8 @@ def open_missing_streams() -> None:
 
 def hdr_index(value: int) -> int:
     """Return the counter of a value: 2,048 linear sub-buckets, 1,024 per doubling."""
-    shift = max(0, value.bit_length() - 11)
-    return (shift << 10) + (value >> shift)
+    shift = value.bit_length() - 11
+    return (shift << 10) + (value >> shift) if shift > 0 else value
 
 
 def hdr_highest(index: int) -> int:
@@ -346,6 +346,11 @@ class Slices:
     first: int = sys.maxsize  # moments, ns; a slice starts at a multiple of its length
     last: int = 0
     counts: Counter[tuple[int, Any]] = field(default_factory=Counter)  # (slice, thing)
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """The first moment and the last."""
+        return self.first, self.last
 
     def add(self, moments: Sequence[int], things: Iterable[Any]) -> None:
         """Count a thing per moment."""
@@ -437,18 +442,19 @@ class Distribution:
     slices: Slices = field(default_factory=Slices)
     read: dict[str, list[float]] = field(default_factory=dict)
 
-    def extend(self, values: Sequence[int], moments: Sequence[int] = ()) -> None:
-        """Add durations, and when each was."""
+    def extend(self, values: Sequence[int], moments: Sequence[int] = ()) -> list[int]:
+        """Add durations, and when each was; return their levels, if that is known."""
         if not values:
-            return
-        if min(values) < 0:  # the clock was set back
-            values = [max(0, value) for value in values]
-        indices = list(map(hdr_index, values))
+            return []
+        if (least := min(values)) < 0:  # the clock was set back
+            values, least = [max(0, value) for value in values], 0
+        indices, levels = list(map(hdr_index, values)), list[int]()
         self.counts.update(indices)
         if moments:
-            levels = map(operator.rshift, indices, itertools.repeat(LEVEL))
+            levels = list(map(operator.rshift, indices, itertools.repeat(LEVEL)))
             self.slices.add(moments, levels)
-        self._include(len(values), sum(values), min(values), max(values), values)
+        self._include(len(values), sum(values), least, max(values), values)
+        return levels
 
     def merge(self, other: Distribution) -> None:
         """Add another distribution."""
@@ -1478,12 +1484,21 @@ class Results:
 
     def _add_confirmed(self, good: list[Exchange], options: argparse.Namespace) -> None:
         """Add confirmed exchanges, column by column."""
-        client, _, due, sent, first, last, seen, outcome, _, _, late, direct = zip(
+        _, _, due, sent, first, last, seen, outcome, _, _, late, _ = zip(
             *good, strict=True
         )
-        minus = operator.sub
-        self.latency.extend(array("q", map(minus, first, sent)), sent)
-        self.response_time.extend(array("q", map(minus, last, due)), due)
+        minus, kinds = operator.sub, Counter(outcome)
+        by_server = {kind.server: good for kind in kinds}
+        if len(by_server) > 1:
+            for name in by_server:
+                by_server[name] = [e for e in good if e.outcome.server == name]
+        for name, mine in by_server.items():
+            self._add_server(name, mine, options)
+        response = array("q", map(minus, last, due))
+        if response == array("q", map(minus, first, sent)):
+            self.response_time.merge(self.latency)
+        else:
+            self.response_time.extend(response, due)
         self.wake_delay.extend(array("q", map(minus, seen, last)))
         if TIMESTAMP_OPTION is not None:
             self.unstamped = sum(map(operator.eq, seen, last))
@@ -1491,22 +1506,9 @@ class Results:
             self.send_delay.extend(late)
             backlog = map(minus, map(minus, sent, due), late)
             self.waited_for_client = sum(ns > 1_000_000 for ns in backlog)
-        for kind, number in Counter(outcome).items():
+        for kind, number in kinds.items():
             self.bytes_sent += number * kind.sent
             self.bytes_received += number * kind.received
-        for name in {kind.server for kind in set(outcome)} - {""}:
-            mine = [e for e in good if e.outcome.server == name]
-            self.servers[name] = server = ServerResults(len(mine))
-            server.latency.slices.reach(self.latency.slices.first, mine[0].sent)
-            latency = array("q", [e.first - e.sent for e in mine])
-            server.latency.extend(latency, [e.sent for e in mine])
-            server.connections = sum(e.connect > 0 for e in mine)
-            if not options.reconnect:
-                levels = [hdr_index(max(0, ns)) >> LEVEL for ns in latency]
-                groups = [e.client % CONNECTION_GROUPS for e in mine]
-                server.groups.update(zip(groups, levels, strict=True))
-            if options.clients <= CLIENTS_SHOWN:
-                server.clients = {e.client for e in mine}
         if options.direct:
             pairs = [e for e in good if e.direct is not None]
             both = [e for e in pairs if e.direct and e.direct >= 0]
@@ -1514,6 +1516,24 @@ class Results:
             more = [e.first - e.sent - (e.direct or 0) for e in both]
             self.faster_through = sum(ns < 0 for ns in more)
             self.difference.extend(more, [e.sent for e in both])
+
+    def _add_server(
+        self, name: str, mine: list[Exchange], options: argparse.Namespace
+    ) -> None:
+        """Add exchanges that one server confirmed; "" is one that did not say who."""
+        server = ServerResults(len(mine), sum(e.connect > 0 for e in mine))
+        server.latency.slices.reach(*self.latency.slices.span)
+        latency = array("q", [e.first - e.sent for e in mine])
+        levels = server.latency.extend(latency, [e.sent for e in mine])
+        self.latency.merge(server.latency)
+        if not name:
+            return
+        self.servers[name] = server
+        if not options.reconnect:
+            groups = [e.client % CONNECTION_GROUPS for e in mine]
+            server.groups.update(zip(groups, levels, strict=True))
+        if options.clients <= CLIENTS_SHOWN:
+            server.clients = {e.client for e in mine}
 
     def _add_failed(self, failed: Iterable[Exchange]) -> None:
         """Add failed exchanges."""
