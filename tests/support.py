@@ -960,6 +960,25 @@ def run_main(
 
 # ---- Test cases ------------------------------------------------------------------
 
+TAKE_AWAY = """
+import importlib, sys
+class Missing:
+    def __get__(self, *_):
+        raise AttributeError("taken away by a test")
+for name in {names!r}:
+    head, *path = name.split(".")
+    if not path:
+        sys.modules[name] = None
+        continue
+    owner = importlib.import_module(head)
+    for part in path[:-1]:
+        owner = getattr(owner, part)
+    if path[-1] in vars(owner):
+        delattr(owner, path[-1])
+    if hasattr(owner, path[-1]):  # inherited of a type in C
+        setattr(owner, path[-1], Missing())
+"""
+
 
 class ScriptTestCase(unittest.TestCase):
     """A test with a temporary folder and scripts that end when it ends."""
@@ -1128,21 +1147,13 @@ class ScriptTestCase(unittest.TestCase):
     def without(self, *names: str) -> dict[str, str]:
         """Return an environment where Python lacks the named things.
 
-        "os.splice" takes a name from a module, "resource" a whole module: what a
-        system without it looks like to a script. By a `sitecustomize` module, which
-        Python imports before any script (docs: site).
+        "os.splice" takes a name from a module, "socket.socket.recvmsg" from a class,
+        "resource" a whole module: what a system without it looks like to a script.
+        By a `sitecustomize` module, which Python imports before any script (docs:
+        site).
         """
         folder = Path(tempfile.mkdtemp(prefix="lab-without-", dir=self.folder))
-        lines = ["import sys"]
-        for name in names:
-            module, _, attribute = name.rpartition(".")
-            if module:
-                lines.append(f"import {module}")
-                lines.append(f"if hasattr({module}, {attribute!r}):")
-                lines.append(f"    delattr({module}, {attribute!r})")
-            else:
-                lines.append(f"sys.modules[{name!r}] = None")
-        (folder / "sitecustomize.py").write_text("\n".join(lines) + "\n")
+        (folder / "sitecustomize.py").write_text(TAKE_AWAY.format(names=names))
         return {"PYTHONPATH": str(folder)}
 
 
