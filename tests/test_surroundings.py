@@ -710,7 +710,10 @@ try:
     resolver.recv(512)
     os.killpg(script.pid, signal.SIGINT)
     began = time.monotonic()
-    said, _ = script.communicate(timeout=60)
+    try:
+        said, _ = script.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        said = "nothing"
     print(json.dumps([script.returncode, time.monotonic() - began, said]))
 finally:
     script.kill()

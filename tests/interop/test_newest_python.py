@@ -26,7 +26,7 @@ apt-get -qq install -y --no-install-recommends {TOOLS}
 mkdir /build && cd /build && chmod 777 .
 apt-get -qq source "$package"
 cd "$package"*/
-./configure -q --disable-gil --prefix=/opt/python --disable-test-modules
+./configure -q --disable-gil --prefix=/opt/python --disable-test-modules --without-ensurepip
 make -s -j "$(nproc)" && make -s install
 ln -s /opt/python/bin/python3 /usr/local/bin/python3
 """
