@@ -1402,6 +1402,7 @@ class Results:
     wake_delay: Distribution = field(default_factory=Distribution)  # in kernel → seen
     send_delay: Distribution = field(default_factory=Distribution)  # open loop
     waited_for_client: int = 0  # messages due while all clients were busy
+    backlog_ns: int = 0  # for which these waited
     unstamped: int = 0
     left_over: int = 0  # connections that had more bytes than replies
     warmed_up: int = 0  # exchanges left out of all figures
@@ -1484,9 +1485,8 @@ class Results:
 
     def _add_confirmed(self, good: list[Exchange], options: argparse.Namespace) -> None:
         """Add confirmed exchanges, column by column."""
-        _, _, due, sent, first, last, seen, outcome, _, _, late, _ = zip(
-            *good, strict=True
-        )
+        columns = zip(*good, strict=True)
+        _, _, due, sent, first, last, seen, outcome, _, connect, late, _ = columns
         minus, kinds = operator.sub, Counter(outcome)
         by_server = {kind.server: good for kind in kinds}
         if len(by_server) > 1:
@@ -1504,8 +1504,9 @@ class Results:
             self.unstamped = sum(map(operator.eq, seen, last))
         if options.rate:
             self.send_delay.extend(late)
-            backlog = map(minus, map(minus, sent, due), late)
-            self.waited_for_client = sum(ns > 1_000_000 for ns in backlog)
+            waits = list(map(minus, map(minus, map(minus, sent, due), late), connect))
+            self.waited_for_client = sum(ns > 1_000_000 for ns in waits)
+            self.backlog_ns = sum(ns for ns in waits if ns > 0)
         for kind, number in kinds.items():
             self.bytes_sent += number * kind.sent
             self.bytes_received += number * kind.received
@@ -1550,7 +1551,7 @@ class Results:
                      "send_delay", "difference", "events"):  # fmt: skip
             getattr(self, name).merge(getattr(other, name))
         for name in ("bytes_sent", "bytes_received", "confirmed", "unstamped",
-                     "direct_failed", "faster_through", "waited_for_client", "kept",
+                     "direct_failed", "faster_through", "waited_for_client", "backlog_ns", "kept",
                      "left_over", "warmed_up", "never_started",
                      "clients", "planned"):  # fmt: skip
             setattr(self, name, getattr(self, name) + getattr(other, name))
@@ -1889,10 +1890,9 @@ def judge_open_loop(
     everybody = f"all {counted(r.clients, 'client')} were busy"
     everybody = "the only client was busy" if r.clients == 1 else everybody
     share = r.waited_for_client / max(1, r.confirmed)
-    waiting = r.response_time.total - r.latency.total - r.send_delay.total
     sent_share = (r.confirmed + r.failed) / max(1, r.planned)
     late_ns = r.send_delay.percentile(0.99)
-    if r.waited_for_client and waiting > 0.5 * r.response_time.total:
+    if r.backlog_ns > 0.5 * r.response_time.total:
         sent = f"; {sent_share:.0%} were sent" if r.not_sent else ""
         doubt(f"{everybody} when {share:.0%} of the messages were due{sent}: response"
             " time is mostly that; use more clients, unless this is to show a target"
