@@ -308,7 +308,7 @@ class TheFigures(ClientTestCase):
             set(document),
             {
                 *("version", "command", "started", "target", "clients", "wall_s"),
-                *("title", "workers", "rate", "arrivals", "seed", "warmup_s"),
+                *("title", "workers", "rate", "arrivals", "seed", "warmup_s", "load"),
                 *("comparison", "direct", "notices"),
                 *("timestamps", "interrupted", "exchanges", "bytes", "latency_ns"),
                 *("response_time_ns", "connect_ns", "servers", "failures"),
@@ -346,7 +346,8 @@ class TheFigures(ClientTestCase):
         self.assertEqual(document["version"], 1)
         self.assertEqual(document["command"][:2], ["client2.py", "9"])
         self.assertIn(self.target, document["command"])
-        self.assertRegex(document["started"], r"\A\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z\Z")
+        moment = r"\A\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z\Z"
+        self.assertRegex(document["started"], moment)
         self.assertEqual(document["target"], self.target)
         self.assertEqual(document["clients"], 9)
         self.assertIs(document["interrupted"], False)

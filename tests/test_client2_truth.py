@@ -486,7 +486,7 @@ class TheOutput(ClientTestCase):
         self.assertIn("Response time by rate", page)
         again = self.client(2, "--rate", 20, "--duration", 1, "--baseline", "k.json",
                             "--target", backend.address)  # fmt: skip
-        self.assertIn("baseline not like this run: other rate", again.stdout)
+        self.assertIn("baseline not like this run: other rate:", again.stdout)
 
     def test_no_word_claims_a_confidence(self) -> None:
         target = self.backend(confirm()).address

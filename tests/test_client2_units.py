@@ -378,7 +378,7 @@ class Comparisons(unittest.TestCase):
         ours, theirs = self.run_of(1000), self.run_of(1000)
         theirs.clients, theirs.interrupted, theirs.reasons = 5, True, ["it stood still"]
         words = client2.baseline_doubts([ours], [theirs, theirs])
-        self.assertEqual(words, ["other clients", "it was interrupted",
+        self.assertEqual(words, ["other clients: 1, 5", "it was interrupted",
             "its own verdict was doubtful", "the same run was given twice"])  # fmt: skip
 
 
