@@ -1840,13 +1840,18 @@ def judge(results: Results, options: argparse.Namespace) -> None:
             doubt("replies came before their messages were sent: an earlier message was"
                 " confirmed twice, or its reply had more bytes")  # fmt: skip
         if "left over" in words:
-            doubt("bytes were left over after a reply: more was confirmed than sent")
+            doubt("bytes were left over after a reply: a message was confirmed twice, or"
+                " before it was sent")  # fmt: skip
     if r.left_over:
         doubt(f"bytes were left over on {counted(r.left_over, 'connection')}: more came"
             " than replies, so that some may belong to other messages")  # fmt: skip
+    pairs = r.direct_failed + r.difference.count
     if r.direct_failed > r.difference.count:
         doubt(f"most direct exchanges failed ({grouped(r.direct_failed)} of"
-            f" {grouped(r.direct_failed + r.difference.count)}): is --direct right?")
+            f" {grouped(pairs)}): is --direct right?")  # fmt: skip
+    if options.direct and r.confirmed and not pairs:
+        doubt(f"no direct exchange was made: the servers that answered"
+            f" ({', '.join(r.servers)}) are none of --direct's ports")  # fmt: skip
     slow = r.connect_time.between(SYN_RETRY_NS, sys.maxsize)
     if slow and r.overflows > 0:
         doubt(f"{counted(slow, 'connect')} took 1 s or longer and this machine's listen"
@@ -2542,8 +2547,8 @@ first byte in this machine's kernel. <b>Response time</b>: from the moment the m
 was due (<code>--rate</code>; else sent) to the arrival of the reply's last byte.
 <b>Throughput</b>: message and reply bytes of confirmed exchanges over the wall time.
 <b>Connect</b>: TCP connect alone, in neither. Percentiles are nearest rank, of
-confirmed exchanges; p90 needs 29 of them, p95 59, p99 299, p99.9 2,995. <b>Tenths</b>: the run
-is cut, in order of time, into ten parts of equal number; a range goes from the least to
+confirmed exchanges; p90 needs 29 of them, p95 59, p99 299, p99.9 2,995.
+<b>Tenths</b>: the run is cut, in order of time, into ten parts of equal number; a range goes from the least to
 the greatest of the parts' own percentiles. It says how much the run wavered.</p>
 <script type="application/json" id="run">{data}</script></body></html>
 """
