@@ -120,7 +120,8 @@ FEWEST_PARTS = 6  # for a range or a difference
 MOST_SLICES = 128  # of time; then two become one
 CONNECTION_GROUPS = 32  # of a server's connections, at most
 SHUFFLES = 1000
-CHANCE = 0.05  # at most, of a difference that is none
+CHANCE = 0.05  # at most, of a difference that is none, in time or of runs, ...
+CHANCE_OF_CONNECTIONS = 0.01  # ... and of servers that differ by their connections
 LEAST_RATIO = 1.05  # of two servers, to be worth a sentence
 
 CONFIRMED = "confirmed"
@@ -705,6 +706,7 @@ class Connection:
         self.outcome = Outcome(CONFIRMED)  # of it
         self.server = ""  # that sent it
         self.in_one_piece = False  # so it came
+        self.has_ended = False  # no more will come
         self.ends_by_silence: bool | None = None  # so replies do; None: not known yet
         self.clocks = 0, 0  # when it connected: CLOCK_MONOTONIC, and what to add
 
@@ -721,7 +723,7 @@ class Connection:
                 began = time_ns()
                 sock.connect(address)
                 took = max(1, time_ns() - began)
-                self.reply, self.in_one_piece = b"", False
+                self.reply, self.in_one_piece, self.has_ended = b"", False, False
                 return took
             except TIMED_OUT:
                 outcome, reason = "connect", f"no answer in {self.timeout_s:g} s"
@@ -785,6 +787,7 @@ class Connection:
                 continue
             reply += data
             reads += 1
+        self.has_ended = not data
         if reads > 1 or silent:
             self._set_deadline(self.timeout_s)
         self.in_one_piece = reads <= 2 and first == last and not self.ends_by_silence
@@ -1017,7 +1020,7 @@ class Client(threading.Thread):
                 self.waits_since or sent, self.connect_ns, late, direct)
         )  # fmt: skip
         self.connect_ns = self.waits_since = 0
-        if self.options.reconnect or not connection.reply.endswith(b"\n"):
+        if self.options.reconnect or connection.has_ended:
             self._close(may_have_more=True)
 
     def _repeat(self) -> Times | None:
@@ -1609,7 +1612,9 @@ class Results:
         absent = [name for name, parts in known.items() if None in parts or not parts]
         names = sorted(set(self.servers) - set(absent), key=self.p50_of)
         lines = [self.servers[name].medians for name in names]
-        if len(names) < 2 or (all(lines) and chance(lines) > CHANCE):
+        if len(names) < 2 or (
+            all(lines) and chance(lines) > CHANCE_OF_CONNECTIONS
+        ):
             return [], absent
         fast, slower = names[0], []
         for name in names[:0:-1]:
@@ -1782,8 +1787,12 @@ def finish_run(total: Results, options: argparse.Namespace) -> None:
     part_of = total.latency.slices.cut()
     for server in total.servers.values():
         server.finish(part_of)
-    expected = options.server_names if total.confirmed else []
-    total.silent_servers = [name for name in expected if name not in total.servers]
+    expected = options.server_names
+    usual = [str(port) for port in USUAL_PORTS[:3]]
+    if total.target.endswith(":9990") and total.connect_time.count > 2:
+        expected = expected or usual * (set(total.servers) < set(usual))
+    if total.servers:
+        total.silent_servers = sorted(set(expected) - set(total.servers))
 
 
 def listen_overflows() -> int:
@@ -1850,8 +1859,8 @@ def judge(results: Results, options: argparse.Namespace) -> None:
         doubt(f"most direct exchanges failed ({grouped(r.direct_failed)} of"
             f" {grouped(pairs)}): is --direct right?")  # fmt: skip
     if options.direct and r.confirmed and not pairs:
-        doubt(f"no direct exchange was made: the servers that answered"
-            f" ({', '.join(r.servers)}) are none of --direct's ports")  # fmt: skip
+        doubt(f"no direct exchange was made: the servers that answered,"
+            f" {', '.join(r.servers)}, are none of --direct's")  # fmt: skip
     slow = r.connect_time.between(SYN_RETRY_NS, sys.maxsize)
     if slow and r.overflows > 0:
         doubt(f"{counted(slow, 'connect')} took 1 s or longer and this machine's listen"
@@ -2548,8 +2557,8 @@ was due (<code>--rate</code>; else sent) to the arrival of the reply's last byte
 <b>Throughput</b>: message and reply bytes of confirmed exchanges over the wall time.
 <b>Connect</b>: TCP connect alone, in neither. Percentiles are nearest rank, of
 confirmed exchanges; p90 needs 29 of them, p95 59, p99 299, p99.9 2,995.
-<b>Tenths</b>: the run is cut, in order of time, into ten parts of equal number; a range goes from the least to
-the greatest of the parts' own percentiles. It says how much the run wavered.</p>
+<b>Tenths</b>: the run is cut, in order of time, into ten parts of equal number; a range
+goes from the least to the greatest of the parts' own percentiles. It says how much the run wavered.</p>
 <script type="application/json" id="run">{data}</script></body></html>
 """
 SHAPES = (

@@ -151,7 +151,8 @@ class TheVerdict(ClientTestCase):
             port = address.rpartition(":")[2]
             through = self.backend(confirm(name=port))
             document = self.measure(through, 3, "--messages", 4, "--direct", address)
-            other = self.measure(self.backend(confirm(name="1")), 3, "--direct", address)
+            unnamed = self.backend(confirm(name="1"))
+            other = self.measure(unnamed, 3, "--direct", address)
         self.assertIn("most direct exchanges failed (12 of 12)", document["reasons"][0])
         self.assertIn("no direct exchange was made", other["reasons"][0])
         self.assertEqual((document["verdict"], other["verdict"]), ("doubtful",) * 2)
@@ -208,6 +209,16 @@ class TheReply(ClientTestCase):
         body = b"$300000\r\n" + b"x" * 300_000 + b"\r\n"
         rows = self.rows(self.backend(answer(body)), 1, "--messages", 3, "--any-reply")
         self.assertEqual([row["bytes_received"] for row in rows], [str(len(body))] * 3)
+
+    def test_a_reply_that_ends_with_its_connection_is_one(self) -> None:
+        def page(visit: Visit) -> None:
+            visit.read_line()
+            visit.send(b"HTTP/1.0 200 OK\r\n\r\n<p>\n")
+
+        backend = self.backend(page)
+        rows = self.rows(backend, 1, "--messages", 3, "--any-reply")
+        self.assertEqual([row["outcome"] for row in rows], ["confirmed"] * 3)
+        self.assertEqual(backend.total, 3)
 
     def test_replies_of_one_line_do_not_wait(self) -> None:
         backend = self.backend(answer(b"+PONG\r\n"))

@@ -766,6 +766,16 @@ class TheResults(unittest.TestCase):
         run = results_of(made, 1, "--rate", 10, "--duration", 1, rate=10)
         self.assertEqual((run.wall_s, run.per_s), (1.0, 10.0))
 
+    def test_a_server_of_the_usual_three_that_answers_nobody_is_named(self) -> None:
+        made = [exchange(k, k + 9, client=k, connect=5) for k in range(1, 10)]
+        options = options_of(9)
+        run = Results.of(made, options, 0)
+        run.target = "127.0.0.1:9990"
+        client2.finish_run(run, options)
+        client2.notice(run, options)
+        self.assertEqual(run.silent_servers, ["9992", "9993"])
+        self.assertIn("9992 answered nobody: is it running?", run.notices[0])
+
     def test_in_flight_is_never_more_than_the_clients(self) -> None:
         reset = Outcome("reset", text="r")
         made = [exchange(k * MS + c, (k + 1) * MS - 9 + c, client=c,
