@@ -1849,8 +1849,8 @@ def judge(results: Results, options: argparse.Namespace) -> None:
             doubt("replies came before their messages were sent: an earlier message was"
                 " confirmed twice, or its reply had more bytes")  # fmt: skip
         if "left over" in words:
-            doubt("bytes were left over after a reply: a message was confirmed twice, or"
-                " before it was sent")  # fmt: skip
+            doubt("bytes were left over after a reply: a message was confirmed twice,"
+                " or before it was sent")  # fmt: skip
     if r.left_over:
         doubt(f"bytes were left over on {counted(r.left_over, 'connection')}: more came"
             " than replies, so that some may belong to other messages")  # fmt: skip
@@ -2558,7 +2558,8 @@ was due (<code>--rate</code>; else sent) to the arrival of the reply's last byte
 <b>Connect</b>: TCP connect alone, in neither. Percentiles are nearest rank, of
 confirmed exchanges; p90 needs 29 of them, p95 59, p99 299, p99.9 2,995.
 <b>Tenths</b>: the run is cut, in order of time, into ten parts of equal number; a range
-goes from the least to the greatest of the parts' own percentiles. It says how much the run wavered.</p>
+goes from the least to the greatest of the parts' own percentiles, and says how much the
+run wavered.</p>
 <script type="application/json" id="run">{data}</script></body></html>
 """
 SHAPES = (
