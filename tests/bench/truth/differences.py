@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from tests.bench.machine import Stage
-from tests.bench.truth.system import Figure, Options, System, say
+from tests.bench.subjects import CLIENT
+from tests.bench.truth.system import Figure, Json, Options, System, say
 
 SLOWER = re.compile(r"(\d+) is slower than (\d+)")
 RUN_S = 1.5
@@ -16,6 +19,10 @@ DIFFERENT_RUNS = 12
 LONG_S, LONG_RUNS = 10.0, 5
 PER_SYSTEM = 5  # runs against the same processes
 DELAY_S = 0.005
+REPEATED_RUNS = 32
+EACH_SIDE = 4  # runs, when several are compared with several
+COMPARE_S = 60.0
+COMMON = {"version": 1, "command": ["client2.py"], "verdict": "valid", "reasons": []}
 
 
 # ---- Servers of one run ----------------------------------------------------------
@@ -83,5 +90,46 @@ def called(
 
 
 def repeats(options: Options) -> Iterator[Figure]:
-    """Wait for the client's way to say it."""
-    yield from ()
+    """Repeat one run; yield how often --baseline calls repetitions different."""
+    count = 2 * EACH_SIDE if options.short else options.runs_or(REPEATED_RUNS)
+    seconds = 0.3 if options.short else options.seconds_or(RUN_S)
+    with Stage() as stage:
+        system = System(stage, options)
+        target = system.behind_balancer([""] * 3).address
+        words = ("9", "--duration", str(seconds))
+        found = [system.measure(target, *words, seconds=seconds) for _ in range(count)]
+        say(f"repeats: {count} runs made")
+        pairs = list(itertools.pairwise(found))
+        said = Counter(compare(system, [new], [old]) for old, new in pairs)
+        say(f"repeats: one against one: {dict(said)}")
+        several = [
+            compare(system, runs[0::2], runs[1::2])
+            for k in range(0, count - 2 * EACH_SIDE + 1, 2)
+            for runs in [found[k : k + 2 * EACH_SIDE]]
+        ]
+        say(f"repeats: {EACH_SIDE} against {EACH_SIDE}: {dict(Counter(several))}")
+    different = said["slower"] + said["faster"]
+    what = f"the same run again, {seconds:g} s, --baseline of one run: called different"
+    yield Figure(what, different, len(pairs), "≤ 5 %")
+    if several:
+        different = sum(text in ("slower", "faster") for text in several)
+        what = f"the same, {EACH_SIDE} runs against {EACH_SIDE} in turns: different"
+        yield Figure(what, different, len(several), "≤ 5 %", "groups overlap")
+
+
+def compare(system: System, ours: Sequence[Json], theirs: Sequence[Json]) -> str:
+    """Return what client2.py says of the p50 of runs beside others, by --baseline.
+
+    Several runs of ours stand in one file, as --runs writes them.
+    """
+    folder = system.stage.folder
+    own = dict(ours[0]) if len(ours) == 1 else {**COMMON, "runs": list(ours)}
+    files = [folder / f"side-{number}.json" for number in range(len(theirs) + 1)]
+    for file, document in zip(files, [own, *theirs], strict=True):
+        file.write_text(json.dumps(document))
+    out = folder / "compared.json"
+    command = [*system.command(CLIENT), "--merge", str(files[0])]
+    command += ["--baseline", *map(str, files[1:]), "--json", str(out), "--quiet"]
+    system.stage.run(command, COMPARE_S)
+    said: str = json.loads(out.read_text())["baseline"]["p50"]["said"]
+    return said

@@ -121,7 +121,9 @@ def real(options: Options) -> Iterator[Figure]:
         names = PERCENTILES if place == "all" else ["p50"]
         target = "≥ 80 %" if place == "all" else ""
         for name in names:
-            what = f"windows of {WINDOW_S:g} s of real runs of {seconds:g} s"
+            what = (
+                f"windows of {min(WINDOW_S, seconds):g} s of real runs of {seconds:g} s"
+            )
             what += "" if place == "all" else f", {place}"
             goal = target if name == "p50" else ""
             yield tally.figure(name, f"{what}: the range of {name} holds its", goal)
@@ -153,7 +155,7 @@ def windows(
     """Yield the ranges of each window of a run, with the whole run's percentiles."""
     if not exchanges:
         return
-    whole = nearest_rank(latency for *_, latency in exchanges)
+    whole = nearest_rank(latency for _, latency in exchanges)
     length = min(WINDOW_S, seconds)
     cut: defaultdict[int, list[Sent]] = defaultdict(list)
     for exchange in exchanges:
@@ -172,12 +174,9 @@ NOISE = 0.1  # of a latency's logarithm
 PAUSE_S = 0.001  # between two exchanges
 
 
-def sent(latencies: Sequence[float], clients: int = 1) -> list[Sent]:
-    """Return exchanges of these latencies, clients in turn, one server."""
-    return [
-        (k * PAUSE_S, "9991", k % clients, round(latency))
-        for k, latency in enumerate(latencies)
-    ]
+def sent(latencies: Sequence[float]) -> list[Sent]:
+    """Return exchanges of these latencies, one after the other."""
+    return [(k * PAUSE_S, round(latency)) for k, latency in enumerate(latencies)]
 
 
 def autocorrelated(choices: random.Random) -> tuple[list[Sent], float]:
@@ -199,7 +198,7 @@ def offset(choices: random.Random, clients: int = 30) -> tuple[list[Sent], float
             for k in range(count)
         ]
 
-    return sent(draw(COUNT), clients), statistics.median(draw(20 * COUNT))
+    return sent(draw(COUNT)), statistics.median(draw(20 * COUNT))
 
 
 def other_clients(choices: random.Random) -> tuple[list[Sent], float]:

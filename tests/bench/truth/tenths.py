@@ -15,7 +15,7 @@ from tests.bench.machine import RunError
 
 PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 Range = tuple[float, float]
-Sent = tuple[float, str, int, int]  # moment in s, server, client, latency in ns
+Sent = tuple[float, int]  # moment in s, latency in ns
 
 
 @cache
@@ -26,27 +26,19 @@ def client2(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
-    if not hasattr(module, "Parts"):
-        raise RunError(f"{path} has no class Parts: its ranges are not tenths")
+    if not hasattr(module.Distribution, "tenths"):
+        raise RunError(f"the ranges of {path} are not tenths")
     return module
 
 
 def ranges(path: Path, exchanges: Sequence[Sent]) -> dict[str, Range | None]:
-    """Return the range of each percentile as client2.py prints it, None for none.
-
-    The exchanges are in order of time; the client's own class gets them by client and
-    server, as its threads report them.
-    """
-    module = client2(path)
-    parts = module.Parts()
-    grouped: dict[tuple[int, str], tuple[array[int], array[int]]] = {}
-    for moment, server, client, latency in exchanges:
-        sent, latencies = grouped.setdefault((client, server), (array("q"), array("q")))
-        sent.append(int(moment * 1e9))
-        latencies.append(latency)
-    for (client, server), (sent, latencies) in grouped.items():
-        parts.add(client, server, sent, latencies)
-    return {name: module.range_of(parts.values(p)) for name, p in PERCENTILES.items()}
+    """Return the range of each percentile as client2.py prints it, None for none."""
+    metric = client2(path).Distribution()
+    metric.extend(
+        array("q", [latency for _, latency in exchanges]),
+        array("q", [round(moment * 1e9) for moment, _ in exchanges]),
+    )
+    return {name: metric.tenths(name) for name in PERCENTILES}
 
 
 def nearest_rank(values: Iterable[int]) -> dict[str, int]:
