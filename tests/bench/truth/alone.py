@@ -27,7 +27,7 @@ WITHIN = 1.5  # times the plain client's p50
 def compared(options: Options) -> Iterator[Figure]:
     """Let both clients measure in turns; yield how often their p50 agree."""
     runs, seconds = options.runs_or(RUNS), options.seconds_or(RUN_S)
-    for busy in (0, 1, 2):
+    for busy in (0,) if options.short else (0, 1, 2):
         ratios = [one_turn(busy, options, seconds) for _ in range(runs)]
         say(f"alone: {busy} busy per core: {[f'{r:.2f}' for r in ratios]}")
         place = f"beside {busy * cores()} busy processes" if busy else "quiet"
