@@ -12,6 +12,7 @@ import threading
 import unittest
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -164,9 +165,8 @@ class Knockers:
                 number = next(self._numbers)
             with socket.socket() as sock:
                 # A host of its own: no two connections of a run have one address.
-                host = (
-                    f"127.{2 + (number >> 16) % 50}.{number >> 8 & 255}.{number & 255}"
-                )
+                high, middle, low = number >> 16, number >> 8 & 255, number & 255
+                host = f"127.{2 + high % 50}.{middle}.{low}"
                 sock.bind((host, 0))
                 client = "{}:{}".format(*sock.getsockname())
                 end = self._exchange(sock, b"%010d" % number)
@@ -194,6 +194,11 @@ class Knockers:
             return "cut"
 
 
+def deaths(balancer: Running) -> list[str]:
+    """Return the lines of the log about workers that died."""
+    return [line for line in balancer.stdout_lines() if " died by " in line]
+
+
 def check_knocks(lab: Lab, knockers: Knockers, lines: list[Ending]) -> None:
     """Expect one line for each connection, and a reason for each one that was cut."""
     by_client = Counter(line.client for line in lines)
@@ -210,7 +215,7 @@ def check_knocks(lab: Lab, knockers: Knockers, lines: list[Ending]) -> None:
         elif end == "cut" and codes[client].code not in ("ID", "KD"):
             lab.lost(f"{client}: cut, and logged as {codes[client].line}")
     unseen = lab.counts["cut and not in the log"]
-    kills = lab.counts["workers killed"]
+    kills = lab.counts["workers died"]
     # A worker that dies between accept and its row leaves no trace of that client.
     lab.expect(unseen <= kills, f"{unseen} clients left no line, {kills} kills")
 
@@ -227,7 +232,6 @@ def kill_one(lab: Lab, balancer: Running, choices: random.Random) -> bool:
     with contextlib.suppress(ProcessLookupError):
         os.kill(victim, signal.SIGKILL)
     wait_until(lambda: not is_live(victim), what=f"the end of process {victim}")
-    lab.count("workers killed")
     return True
 
 
@@ -264,6 +268,7 @@ def among_deaths(
     live = {name: status["connections"][name] for name in ("active", "queued")}
     lab.expect(not any(live.values()), f"not back at zero: {live}")
     in_parallel(*(peer.stop for peer in peers.live))
+    lab.count("workers died", len(deaths(balancer)))
     own = {trip.client for trip in trips}
     check_knocks(lab, knockers, [line for line in lines if line.client not in own])
     travelled = [line for line in lines if line.client in own]
@@ -316,23 +321,19 @@ def dying_at(lab: Lab, where: str, chance: float) -> dict[str, str]:
 def killed_inside_the_lock(lab: Lab) -> None:
     """Let workers die at any line of the board's code, most with its lock in hand."""
     environment = dying_at(lab, r"Board\.|BoardLock\.|Row\.|Server\.", 1 / 15_000)
-    died: set[int] = set()
 
     def die(balancer: Running, choices: random.Random) -> None:
         threading.Event().wait(0.3)
         for server in status_json(status_address(balancer))["servers"]:
             lab.expect(server["active"] <= 2, f"above its max of 2: {server}")
 
-    balancer = among_deaths(lab, die, most=2, env=environment)
-    del died
-    deaths = sum(" died by " in line for line in balancer.stdout_lines())
-    lab.count("workers killed", deaths)
-    lab.expect(deaths, "no worker died")
+    among_deaths(lab, die, most=2, env=environment)
+    lab.expect(lab.counts["workers died"], "no worker died")
 
 
 @scenario(3, share=0.5, short_s=LONG_ONLY)
 def stopped_worker(lab: Lab) -> None:
-    """Stop a worker with SIGSTOP under load: the others go on, it is freed or killed."""
+    """Stop a worker with SIGSTOP under load: others go on, it is freed or killed."""
 
     def die(balancer: Running, choices: random.Random) -> None:
         victim = choices.choice(workers_of(balancer))
@@ -361,7 +362,7 @@ def killed_desk(lab: Lab) -> None:
         for round_ in range(10 if lab.long else 2):
             desks = wait_until(lambda: desks_of(balancer), what="a desk")
             os.kill(desks[0], signal.SIGKILL)
-            wait_until(lambda pid=desks[0]: not is_live(pid), what="its end")
+            wait_until(partial(has_ended, desks[0]), what="its end")
             lab.count("desks killed")
             for sock in kept:
                 data = b"%010d" % round_
@@ -378,6 +379,11 @@ def killed_desk(lab: Lab) -> None:
     )
     check_figures(lab, balancer)
     lab.count("connections", served + len(kept))
+
+
+def has_ended(pid: int) -> bool:
+    """Tell whether a process has ended."""
+    return not is_live(pid)
 
 
 def answers(where: str) -> bool:
