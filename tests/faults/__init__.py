@@ -16,6 +16,7 @@ networks that the lab made itself (wires.py).
     hostile.py     5     clients that mean no good, on every port
     starved.py     6     too few descriptors, threads, ports; clocks that step
     played.py      7     server2.py --fault, seen through the balancer
+    processes.py         the processes of a balancer, by their kind
     records.py           reads server_log.txt and compares it with what was confirmed
     talkers.py           clients that remember what was confirmed to them
     disk.py              a disk that forgets what was not flushed (FUSE)

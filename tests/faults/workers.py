@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import os
 import random
+import re
 import signal
 import socket
 import threading
@@ -18,6 +19,13 @@ from typing import Any
 
 from tests.balancer import Ending, endings
 from tests.faults.lab import LONG_ONLY, Lab, scenario
+from tests.faults.processes import (
+    desks_of,
+    has_ended,
+    kill_worker,
+    status_address,
+    workers_of,
+)
 from tests.faults.relayed import (
     IDLE_TIMEOUT_S,
     STUCK_S,
@@ -27,12 +35,9 @@ from tests.faults.relayed import (
     check_held,
     check_trips,
     held,
-    is_live,
-    status_address,
 )
 from tests.support import (
     Running,
-    children,
     dial,
     in_parallel,
     read_exactly,
@@ -71,52 +76,6 @@ def call(frame, event, arg):
     return None
 threading.settrace(call)
 """
-
-
-def name_of(pid: int) -> str:
-    """Return the name that a process gave itself (proc(5), comm)."""
-    try:
-        return Path(f"/proc/{pid}/comm").read_text().strip()
-    except OSError:
-        return ""
-
-
-def workers_of(balancer: Running) -> list[int]:
-    """Return the worker processes of a balancer."""
-    found = children(balancer.pid)
-    named = [pid for pid in found if name_of(pid).startswith("worker")]
-    return named or [pid for pid in found if pid not in desks_of(balancer)]
-
-
-def desks_of(balancer: Running) -> list[int]:
-    """Return the process that serves the status: it listens there, its parent not."""
-    found = children(balancer.pid)
-    if named := [pid for pid in found if name_of(pid).startswith("desk")]:
-        return named
-    inode = listener_inode(status_address(balancer))
-    return [pid for pid in found if f"socket:[{inode}]" in open_files(pid)]
-
-
-def listener_inode(address: str) -> str:
-    """Return the number of a listening socket (proc(5), /proc/net/tcp)."""
-    host, port = split_address(address)
-    packed = int.from_bytes(socket.inet_aton(host), "little")
-    wanted = f"{packed:08X}:{port:04X}"
-    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-        fields = line.split()
-        if fields[1] == wanted and fields[3] == "0A":
-            return fields[9]
-    return ""
-
-
-def open_files(pid: int) -> set[str]:
-    """Return what the descriptors of a process are."""
-    found = set()
-    with contextlib.suppress(OSError):
-        for entry in Path(f"/proc/{pid}/fd").iterdir():
-            with contextlib.suppress(OSError):
-                found.add(os.readlink(entry))
-    return found
 
 
 def needs_workers() -> None:
@@ -196,7 +155,9 @@ class Knockers:
 
 def deaths(balancer: Running) -> list[str]:
     """Return the lines of the log about workers that died."""
-    return [line for line in balancer.stdout_lines() if " died by " in line]
+    return [
+        line for line in balancer.stdout_lines() if re.search(r"worker=\d+ died", line)
+    ]
 
 
 def check_knocks(lab: Lab, knockers: Knockers, lines: list[Ending]) -> None:
@@ -221,18 +182,6 @@ def check_knocks(lab: Lab, knockers: Knockers, lines: list[Ending]) -> None:
 
 
 # ---- Killed workers --------------------------------------------------------------
-
-
-def kill_one(lab: Lab, balancer: Running, choices: random.Random) -> bool:
-    """Kill one worker; tell whether there was one."""
-    found = workers_of(balancer)
-    if not found:
-        return False
-    victim = choices.choice(found)
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(victim, signal.SIGKILL)
-    wait_until(lambda: not is_live(victim), what=f"the end of process {victim}")
-    return True
 
 
 def among_deaths(
@@ -286,7 +235,7 @@ def killed_workers(lab: Lab) -> None:
 
     def die(balancer: Running, choices: random.Random) -> None:
         threading.Event().wait(choices.random() * 0.3)
-        kill_one(lab, balancer, choices)
+        kill_worker(balancer, choices)
 
     among_deaths(lab, die)
 
@@ -297,7 +246,7 @@ def killed_workers_with_a_queue(lab: Lab) -> None:
 
     def die(balancer: Running, choices: random.Random) -> None:
         threading.Event().wait(choices.random() * 0.5)
-        kill_one(lab, balancer, choices)
+        kill_worker(balancer, choices)
         for server in status_json(status_address(balancer))["servers"]:
             lab.expect(server["active"] <= 2, f"above its max of 2: {server}")
 
@@ -379,11 +328,6 @@ def killed_desk(lab: Lab) -> None:
     )
     check_figures(lab, balancer)
     lab.count("connections", served + len(kept))
-
-
-def has_ended(pid: int) -> bool:
-    """Tell whether a process has ended."""
-    return not is_live(pid)
 
 
 def answers(where: str) -> bool:
