@@ -117,7 +117,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--profile",
         type=row_names,
         metavar="ROW",
-        help="show where the CPU goes while a balancer's row runs, and measure nothing",
+        help="show where the CPU goes while a row runs, and measure nothing",
     )
     return parser.parse_args(argv)
 
