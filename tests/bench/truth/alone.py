@@ -19,8 +19,8 @@ from tests.bench.truth.system import (
     say,
 )
 
-RUN_S = 3.0
-RUNS = 8
+RUN_S = 2.0
+RUNS = 5
 WITHIN = 1.5  # times the plain client's p50
 
 

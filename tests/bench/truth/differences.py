@@ -14,9 +14,9 @@ from tests.bench.truth.system import Figure, Json, Options, System, say
 
 SLOWER = re.compile(r"(\d+) is slower than (\d+)")
 RUN_S = 1.5
-EQUAL_RUNS = 40
-DIFFERENT_RUNS = 12
-LONG_S, LONG_RUNS = 10.0, 5
+EQUAL_RUNS = 25
+DIFFERENT_RUNS = 10
+LONG_S, LONG_RUNS = 10.0, 4
 PER_SYSTEM = 5  # runs against the same processes
 DELAY_S = 0.005
 REPEATED_RUNS = 32
