@@ -30,12 +30,11 @@ def compared(options: Options) -> Iterator[Figure]:
     for busy in (0,) if options.short else (0, 1, 2):
         ratios = [one_turn(busy, options, seconds) for _ in range(runs)]
         say(f"alone: {busy} busy per core: {[f'{r:.2f}' for r in ratios]}")
-        place = f"beside {busy * cores()} busy processes" if busy else "quiet"
-        what = f"one client, {place}: its p50 is at most {WITHIN:g} times"
+        label = f"beside {busy * cores()} busy processes" if busy else "quiet"
         note = f"median {statistics.median(ratios):.2f} times"
         hits = sum(r <= WITHIN for r in ratios)
-        what += " that of a plain blocking client"
-        yield Figure(what, hits, runs, "≥ 90 %" if busy else "", note)
+        what = f"one client: p50 at most {WITHIN:g} times that of a plain blocking one"
+        yield Figure(what, hits, runs, "≥ 90 %", label, note)
 
 
 def one_turn(busy: int, options: Options, seconds: float) -> float:

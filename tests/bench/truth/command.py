@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import NoReturn
@@ -58,17 +58,34 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def row(figure: Figure) -> str:
-    """Return a line of the table."""
-    share = f"{figure.percent:.0f} %"
-    if 0 < figure.percent < 1:
-        share = f"{figure.percent:.1f} %"
+def share(figure: Figure) -> str:
+    """Return how often, in percent, marked when that is not what is to be reached."""
     if not figure.tries:
-        share = "–"
-    share += " **missed**" * figure.is_missed
-    note = figure.note and f"; {figure.note}"
-    cells = (f"{figure.what}{note}", share, f"{figure.tries:,}", figure.target)
-    return f"| {' | '.join(cells)} |"
+        return "–"
+    digits = 1 if 0 < figure.percent < 1 else 0
+    return f"{figure.percent:.{digits}f} %" + " **missed**" * figure.is_missed
+
+
+def joined(texts: Iterable[str]) -> str:
+    """Return texts side by side, or the one that all of them are."""
+    found = list(texts)
+    return found[0] if len(set(found)) == 1 else " / ".join(t or "–" for t in found)
+
+
+def table(figures: Sequence[Figure]) -> str:
+    """Return the Markdown: a line for all figures of the same thing."""
+    lines = [HEAD]
+    for what in dict.fromkeys(figure.what for figure in figures):
+        group = [figure for figure in figures if figure.what == what]
+        labels = " / ".join(f.label + f" ({f.note})" * bool(f.note) for f in group)
+        cells = (
+            f"{what}: {labels}" if labels else what,
+            " / ".join(map(share, group)),
+            joined(f"{figure.tries:,}" for figure in group),
+            joined(figure.target for figure in group),
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def unwind(number: int, frame: object) -> NoReturn:
@@ -96,7 +113,7 @@ def main(argv: Sequence[str]) -> int:
                     code = 1
     except KeyboardInterrupt:
         code = 130
-    print("\n".join([HEAD, *map(row, found)]))
+    print(table(found))
     took_s = time.monotonic() - began
     words = "Linux {kernel}, {cores} cores, load {load_average:.1f}, Python {python}"
     print(f"\n{words.format_map(describe_machine())}; took {took_s:.0f} s")

@@ -33,32 +33,33 @@ def servers(options: Options) -> Iterator[Figure]:
     equal, seconds = options.runs_or(EQUAL_RUNS), options.seconds_or(RUN_S)
     for name, delays, words in (
         ("kept connections", [""] * 3, []),
-        ("kept connections, servers of 5 ms", [f"{DELAY_S}"] * 3, []),
+        ("servers of 5 ms", [f"{DELAY_S}"] * 3, []),
         ("--reconnect", [""] * 3, ["--reconnect"]),
     ):
         if options.short and words:
             break
         named = called(delays, ["9", *words], equal, seconds, options)
-        what = f"three equal servers, {name}: one is called slower"
-        yield Figure(what, equal - named["nobody"], equal, "≤ 3 %")
+        what = f"three equal servers, 9 clients, {seconds:g} s: one is called slower"
+        yield Figure(what, equal - named["nobody"], equal, "≤ 3 %", name)
     if options.short:
         return
     several = options.runs_or(DIFFERENT_RUNS)
     for more in (5, 10, 20):
-        yield from one_slower(more, "9", several, seconds, options)
+        yield from one_slower(more, 9, several, seconds, options)
     count, long_s = options.runs_or(LONG_RUNS), options.seconds_or(LONG_S)
-    yield from one_slower(20, "30", count, long_s, options, "≥ 95 %")
+    yield from one_slower(20, 30, count, long_s, options, "≥ 95 %")
 
 
 def one_slower(
-    more: int, clients: str, runs: int, seconds: float, options: Options, goal: str = ""
+    more: int, clients: int, runs: int, seconds: float, options: Options, goal: str = ""
 ) -> Iterator[Figure]:
     """Yield how often the slow server is named, and how often another one."""
     delays = [f"{DELAY_S}", f"{DELAY_S * (1 + more / 100):.6f}", f"{DELAY_S}"]
-    named = called(delays, [clients], runs, seconds, options)
-    what = f"servers of 5 ms, one {more} % slower, {clients} clients, {seconds:g} s"
-    yield Figure(f"{what}: it is named", named["the slow one"], runs, goal)
-    yield Figure(f"{what}: another is", named["another"], runs, "≤ 1 %")
+    named = called(delays, [str(clients)], runs, seconds, options)
+    what = f"one of three servers of 5 ms is slower, {clients} clients, {seconds:g} s"
+    label = f"+{more} %"
+    yield Figure(f"{what}: it is named", named["the slow one"], runs, goal, label)
+    yield Figure(f"{what}: another is", named["another"], runs, "≤ 1 %", label)
 
 
 def called(
@@ -109,12 +110,12 @@ def repeats(options: Options) -> Iterator[Figure]:
         ]
         say(f"repeats: {EACH_SIDE} against {EACH_SIDE}: {dict(Counter(several))}")
     different = said["slower"] + said["faster"]
-    what = f"the same run again, {seconds:g} s, --baseline of one run: called different"
-    yield Figure(what, different, len(pairs), "≤ 5 %")
+    what = f"the same run again, {seconds:g} s, by --baseline: called different"
+    yield Figure(what, different, len(pairs), "≤ 5 %", "one run each")
     if several:
         different = sum(text in ("slower", "faster") for text in several)
-        what = f"the same, {EACH_SIDE} runs against {EACH_SIDE} in turns: different"
-        yield Figure(what, different, len(several), "≤ 5 %", "groups overlap")
+        label = f"{EACH_SIDE} runs each, in turns"
+        yield Figure(what, different, len(several), "≤ 5 %", label)
 
 
 def compare(system: System, ours: Sequence[Json], theirs: Sequence[Json]) -> str:

@@ -34,13 +34,17 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One line of the table: how often something was so, of how many tries."""
+    """How often something was so, of how many tries.
+
+    Figures of the same `what` make one line of the table, each with its `label`.
+    """
 
     what: str
     hits: int
     tries: int
     target: str = ""  # "≥ 80 %", "≤ 3 %"
-    note: str = ""
+    label: str = ""
+    note: str = ""  # shown behind the label
 
     @property
     def percent(self) -> float:
