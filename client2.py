@@ -6,46 +6,45 @@
     client-N ─┘  Server 9991 received: Hello from…   └─► server 9993
 
 Each client has its own thread and connection. An exchange is one message (a line) and
-its reply, which must be `Server <port> received: ` and the same bytes
-(`Connection._check`). In a closed loop a client sends the next message when the reply
-is there; in an open loop (--rate) every message has its moment in one schedule.
+its reply, which must be `Server <port> received: ` and the same bytes. In a closed loop
+a client sends the next message when the reply is there; in an open loop (--rate) every
+message has its moment in one schedule, and the next client that is free sends it.
 
     due ── sent ──► kernel … network, balancer, server … kernel ──► first … last byte
            ├────────────────── latency ───────────────────────────────┤
      ├──────────────────────── response time ──────────────────────────────────┤
 
 Latency ends when the reply's first byte reaches this machine's kernel, by its receive
-timestamp (`Connection._arrival`, inlined in `exchange_many`): how late the client's
-thread wakes up is on a line of its own. `Tally._add_part` subtracts for the percentiles
-(`Client._compare_direct` for --direct; for single exchanges `exchange_lines`,
-`CsvWriter` and `draw_dots`).
+timestamp: how late the client's thread wakes up is on a line of its own.
 
-Data flow: options → Config → N × Client, each with a Connection → rows (an exchange
-each), handed over as a Chunk → Tally adds up → Summary, with the verdict
-(`reasons_to_doubt`) and the exit status → terminal, JSON, HTML. --csv is written from
-the chunks, --merge begins with Summaries.
+Data flow: options → N × Client, each with a Connection → an Exchange each → the group's
+Results, a new one four times a second → added up (as --merge adds up files) → verdict
+and exit status → terminal, JSON, HTML. --csv is written as the run goes on. Ranges are
+tenths: a run is cut, in order of time, into ten parts of about equal number, and a
+percentile's range goes from the least to the greatest of the parts' own percentiles.
 
 Threads of the main process:
-    MainThread   main → measure → Run.execute: orders to the clients, their chunks into
-                 the Tally, the progress line; then all output
-    client-K     Client.run (with --workers: in the workers)
-    worker-K     WorkerGroup._read_events: passes on what a worker process sends
-    demo-…       Child._read_lines: lets what the demo's scripts print go by
-Threads of a worker process:
-    MainThread   serve_as_worker: passes its clients' events to the main process
-    orders       follow_orders: carries out what the main process says
-The only lock is Connection's; the rest is handed over through queues (the Inbox of a
-process; Child.address) and the workers' pipes, or is written before an event is set
-(Gates).
+    MainThread   main → measure → run: starts the groups together, adds up; all output
+    reader-K     Group.read: passes on what group K reports
+Of each group (in this process; where it takes several, in a process of its own):
+    group-K      serve_group: reports what its clients did, and watches for stalls
+    orders       follow_orders: the start, and the end before its time
+    client-K     Client.run
+Handed over through queues and pipes, or written before an event is set; the one lock is
+the schedule's.
 
-To stop: --duration ends with the order `stop`, nothing more is sent; Ctrl-C or SIGTERM
-is `cut`, which ends the waits, too; a second one ends the program at once.
+To stop: each client knows the end of --duration; Ctrl-C or SIGTERM ends the run at once,
+without waiting for replies; a second one ends the program.
 
-Usage:
-    python client2.py 9 --demo             servers, balancer and nine clients at once
-    python client2.py 1000 --messages 10   against the balancer at 127.0.0.1:9990
-    python client2.py 50 --rate 2000 --duration 10 --report run.html
-    python client2.py --merge a.json b.json
+    python3 client2.py 9 --demo             servers, balancer and nine clients at once
+    python3 client2.py 1000 --messages 10   against the balancer at 127.0.0.1:9990
+    python3 client2.py 50 --rate 500,1000,2000 --duration 10 --report run.html
+    python3 client2.py --merge a.json b.json
+
+--json has, beside what its names say: in each metric `tenths` (the ranges) and `parts`
+(the ten parts' percentiles, which --merge joins); `servers` with each one's p50 in the
+ten parts and of its connections; `comparison` (`slower`: which server than which one,
+by what ratio); `baseline`, `direct`; with several --rate or --runs, `runs`.
 
 It does not speak TLS or HTTP, send a message before the last one's reply (no
 pipelining), or load more than one target.
@@ -53,31 +52,44 @@ pipelining), or load more than one target.
 
 from __future__ import annotations
 
+import sys
+
+if sys.version_info < (3, 11):
+    found = ".".join(map(str, sys.version_info[:3]))
+    sys.stderr.write("client2.py needs Python 3.11 or newer, this is %s\n" % found)
+    sys.exit(2)
+
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) not in (signal.SIG_IGN, None):
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback from half an import
+
 import argparse
 import bisect
 import calendar
 import contextlib
 import dataclasses
 import errno
-import heapq
 import html
 import io
 import itertools
 import json
 import math
 import multiprocessing
+import multiprocessing.dummy
 import operator
 import os
 import platform
 import queue
+import random
 import re
+import select
 import shlex
-import signal
+import shutil
 import socket
+import statistics
 import struct
 import subprocess
-import sys
-import tempfile
 import textwrap
 import threading
 import time
@@ -85,114 +97,122 @@ import zlib
 from array import array
 from base64 import b64decode, b64encode
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection as MpConnection
 from pathlib import Path
 from time import time_ns
-from typing import Any, NoReturn, TextIO
+from typing import Any, NamedTuple, NoReturn, TextIO
 
 try:
     import resource
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
-# Percentiles are nearest rank; one is printed when the sample can carry its 95 % range,
-# the median always (its range from 6 exchanges on).
-PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99_9": 0.999}
-LABELS = {"p50": "p50", "p90": "p90", "p99": "p99", "p99_9": "p99.9"}
-NEEDED = {"p50": 1, "p90": 29, "p99": 299, "p99_9": 2995}
-CONFIDENCE = 0.95
-EXACT_LIMIT = 1_000_000  # samples kept one by one (8 bytes each), then a histogram
+VERSION = "2.0"
+# Percentiles are nearest rank. One is given when, if exchanges were independent, the
+# largest would lie above it in 95 of 100 runs: of ⌈log 0.05 / log p⌉ exchanges or more.
+PERCENTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p99_9": 0.999}
+LABELS = {name: name.replace("_", ".") for name in PERCENTILES}
+EXACT_LIMIT = 10_000  # so many values are kept as they are
 HDR_MOST_BYTES = 1 << 24  # of a histogram in a file
 
-# A row is an exchange: due, sent, first, last, seen (CLOCK_REALTIME, ns), and a code:
-# the outcome (4 bits), the server's index in the chunk (16), bytes received (the rest).
-# Of a failed one, first, last and seen are the moment when it was given up.
-ROW_FIELDS = 6
-FAILURES = ("connect", "send", "timeout", "reset", "closed", "mismatch", "error_reply")
-OUTCOMES = ("confirmed", *FAILURES)  # an outcome is an index of these
-CONFIRMED, CONNECT, SEND, TIMEOUT, RESET, CLOSED, MISMATCH, ERROR_REPLY = range(8)
-OUTCOME_MASK, KEY_MASK = 0xF, 0xFFFFF  # a code's key: outcome and server
-SERVER_SHIFT, BYTES_SHIFT = 4, 20
-UNKNOWN_SERVER = 0xFFFF
+PARTS = 10  # of a run: alike and independent, all lie on one side once in 512
+FEWEST_PARTS = 6  # for a range or a difference
+MOST_SLICES = 128  # of time; then two become one
+CONNECTION_GROUPS = 32  # of a server's connections, at most
+SHUFFLES = 1000
+CHANCE = 0.05  # at most, of a difference that is none
+LEAST_RATIO = 1.05  # of two servers, to be worth a sentence
+
+CONFIRMED = "confirmed"
+FAILURES = ("connect", "send", "timeout", "reset", "closed", "mismatch", "error_reply",
+            "local")  # fmt: skip
 
 LINUX = sys.platform == "linux"
 TWO_LONGS = struct.Struct("@ll")  # a timespec, a timeval
 # Linux stamps received segments when asked (socket(7), timestamping.rst 1.1). Python
 # has no name for option 35 of asm-generic/socket.h, which is also the message's type.
-TIMESTAMP_OPTION = 35 if LINUX else None
+TIMESTAMP_OPTION = 35 if LINUX and hasattr(socket.socket, "recvmsg") else None
 STAMP_SPACE = 64  # bytes for one control message of two longs
-TCP_INFO_BYTES = 160  # up to tcpi_data_segs_out, linux/tcp.h
-TCP_INFO_RETRANSMITS, TCP_INFO_DATA_SEGMENTS_IN = 100, 152
 TIMED_OUT = (BlockingIOError, TimeoutError)  # by a kernel's deadline, by Python's
+# What this machine can run out of, which says nothing about the target.
+SCARCE = {errno.EADDRNOTAVAIL: "local ports", errno.EMFILE: "descriptors",
+          errno.ENFILE: "descriptors", errno.ENOMEM: "memory",
+          errno.ENOBUFS: "memory"}  # fmt: skip
+READ_BYTES = 1 << 16
+LONGEST_REPLY = 64 << 20  # with --any-reply
+SILENCE_S = 0.05  # ends a reply of several lines, with --any-reply
+SAME_CLOCK_NS = 20_000  # readings of two clocks differ by less
 
-# A client hands its rows over every HANDOVER_NS: so old is the progress line. Many do
-# so less often, and all at the same moments: a hand-over holds the interpreter lock:
-# one disturbance is better than many.
-HANDOVER_NS, HANDOVER_NS_PER_CLIENT, HANDOVER_MOST_NS = 5 * 10**8, 2 * 10**6, 2 * 10**9
-MOST_REPEATS = 4096  # exchanges between two looks at the stop, whatever the clock does
+TICK_S = 0.25  # a group reports so often, and the progress line moves
+BEAT_S = 0.01  # a group looks so often whether it stood still
+STILL_S = 0.03  # a beat later than this was no busy processor
+STILL_SHARE = 0.05  # of the run: then its figures are doubtful
 CLOCK_STEP_NS = 500_000_000  # slewing and a late thread stay below this
-TICK_S = 0.25  # the main thread's heartbeat; waking later than it tells of a stop
-STALL_S = 0.5  # a heartbeat later than this: the client was stopped or starved
-REDRAW_S = 0.25  # between two progress lines
-RATE_LINES = 16  # progress lines over which it shows the rate
-RECENT = 2000  # latencies that the progress' p99 is taken from, at most
 GAP_SHOWN_S = 0.5  # a gap without a good reply is worth a line from here on
-FIRST_PAUSE_S, LAST_PAUSE_S = 0.05, 1.0  # pause after a connect that failed
+FIRST_PAUSE_S, LAST_PAUSE_S = 0.05, 1.0  # after a connect that failed
 STACK_BYTES = 256 * 1024  # a client's thread needs little, and there may be thousands
-# Of --workers auto: one lock serves so many clients well. Processes beyond one more
-# than there are cores cost as much as they bring, unless threads are very many.
-CLIENTS_PER_WORKER, MANY_CLIENTS_PER_WORKER, WORKERS_PER_CORE = 12, 160, 4
-AWAKE_TRIES = 150  # the only client asks so often, about 200 µs, before it sleeps
-REARM_BELOW = 0.99  # of the timeout left: the kernel's deadline must be set again
+CLIENTS_PER_WORKER = 12  # one interpreter lock serves so many well
+MANY_CLIENTS_PER_WORKER = 150
+WORKERS_PER_CORE = 4  # at most
 SPARE_DESCRIPTORS = 40  # standard streams, pipes, files besides the connections
 EXCHANGES_SHOWN = 120  # lines, for a dozen clients or fewer
 CLIENTS_SHOWN = 12
+HISTOGRAM_LEAST = 20  # exchanges
 SLOWEST_SHOWN = 10  # in the report
 DOTS_SHOWN = 4000  # in the report; more exchanges than this become a heat map
-TIME_BINS = 240  # of a timeline, at most; then two become one
-ANY_REPLY_BYTES = 64 * 1024 * 1024  # longest line taken with --any-reply
 SYN_RETRY_NS = 900_000_000  # Linux sends a lost SYN again after 1 s
-
-LARGEST = 1e9  # of numbers given on the command line, and of ...
-MOST_EXCHANGES, LONGEST_NS = 10**12, 2**62  # ... those in a file
-
-UTC_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
-
-REPLY = re.compile(rb"Server (\d{1,5}) received: ")
-ERROR = re.compile(rb"Server \d{1,5} error: ")
+HELD_SHARE = 0.98  # of a rate: then the target holds it
+LARGEST = 1e9  # of numbers given on the command line
+UTC_FORMAT = "%Y-%m-%dT%H:%M:%S"
 
 
-# ---- Text and numbers ----------------------------------------------------------------
-# What people read: three significant digits, a unit, and nothing that moves the cursor.
+# ---- Text: three significant digits, a unit, and nothing that moves the cursor -------
+
+TIMES = ((10**9, "s"), (10**6, "ms"), (1000, "µs"))
+RATES = ((10**9, "GB/s"), (10**6, "MB/s"), (1000, "kB/s"), (1, "B/s"))
+PLAIN = str.maketrans({
+    "✓": "+", "█": "#", "µ": "u", "→": "->", "–": "-", "…": "...", "\u2009": " ",
+    "·": "-", "←": "<-", "χ": "chi", "²": "^2", "ρ": "rho", "×": "x", "≥": ">=",
+    **dict.fromkeys("▏▎▍▌▋▊▉", "#"),
+})  # fmt: skip
 
 
-class Parser(argparse.ArgumentParser):
-    """Say what is wrong in one line; the whole usage is one `--help` away."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print one line on standard error; exit with status 2."""
-        self.exit(2, f"{self.prog}: {message} (see --help)\n")
+def grouped(number: float) -> str:
+    """Return a whole number with thin spaces between thousands: 10 000."""
+    return f"{number:,.0f}".replace(",", "\u2009")
 
 
-def parse_address(text: str) -> tuple[str, int]:
-    """Return (host, port) of "HOST:PORT" or "[IPv6]:PORT" (RFC 3986, 3.2.2)."""
-    host, _, port = text.rpartition(":")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    elif ":" in host:
-        host = ""  # an IPv6 address without brackets: its end is not a port
-    if not (host and port.isascii() and port.isdigit() and int(port) <= 65535):
-        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT (port 0 to 65535)")
-    return host, int(port)
+def digits(value: float | None) -> str:
+    """Return a number with three significant digits: 0.0123, 1.62, 431, 1 020."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    if abs(value) >= 999.5:
+        return grouped(float(f"{value:.3g}"))
+    return f"{value:#.3g}".rstrip(".") if value else "0"
 
 
-def format_address(address: tuple[Any, ...]) -> str:
-    """Return "host:port" of a socket address, an IPv6 host in brackets."""
-    host, port = address[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+def with_unit(value: float | None, units: Sequence[tuple[int, str]] = TIMES) -> str:
+    """Return a duration in ns, or a rate, with its unit: 1.62 ms."""
+    if value is None:
+        return "–"
+    size, name = next((u for u in units if abs(value) >= 0.9995 * u[0]), units[-1])
+    return f"{digits(value / size)} {name}"
+
+
+def from_to(values: tuple[float, float] | None) -> str:
+    """Return a range of durations: 1.43–1.80 ms."""
+    low, high = map(with_unit, values or (None, None))
+    if low == high:
+        return low
+    same = low.split()[-1] == high.split()[-1]
+    return f"{low.split()[0] if same else low}–{high}"
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number and its noun: 1 byte, 2 bytes, 2 replies."""
+    several = noun[:-1] + "ies" if noun.endswith("ly") else noun + "s"
+    return f"{grouped(number)} {noun if number == 1 else several}"
 
 
 def safe_text(data: bytes, limit: int = 200) -> str:
@@ -202,80 +222,53 @@ def safe_text(data: bytes, limit: int = 200) -> str:
     return "".join(escaped) + ("…" if len(data) > limit else "")
 
 
-def grouped(number: int) -> str:
-    """Return an integer with thin spaces between thousands: 10 000."""
-    return f"{number:,}".replace(",", "\u2009")
+def say_why(error: OSError) -> str:
+    """Return the reason of a failed call in lower-case words, without its number."""
+    return (error.strerror or str(error) or type(error).__name__).lower()
 
 
-def three_digits(value: float) -> str:
-    """Return a number with three significant digits: 0.0123, 1.62, 431, 1 020."""
-    if value == 0 or not math.isfinite(value):
-        return "0" if value == 0 else "–"
-    digits = 2 - math.floor(math.log10(abs(value)))
-    rounded = round(value, digits)
-    digits = 2 - math.floor(math.log10(abs(rounded)))  # 9.996 became 10.0
-    return grouped(int(rounded)) if digits <= 0 else f"{rounded:.{digits}f}"
+def put(text: str, stream: TextIO) -> None:
+    """Write text whole: in ASCII where the stream's encoding has no better; OSError.
+
+    A stream that somebody made non-blocking is waited for, so that no line is lost.
+    """
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    try:
+        data = text.encode(encoding)
+    except UnicodeEncodeError:
+        text = text.translate(PLAIN)
+        data = text.encode(encoding, "backslashreplace")
+    stream.flush()
+    if os.name != "posix" or not isinstance(stream, io.TextIOWrapper):
+        stream.write(data.decode(encoding))
+        stream.flush()
+        return
+    left = memoryview(data)
+    while left:
+        try:
+            left = left[os.write(stream.fileno(), left) :]
+        except BlockingIOError:
+            select.select([], [stream], [])
 
 
-def compact(value: float) -> str:
-    """Return a number in at most six columns: 0.0081, 1.62, 1 020."""
-    text = three_digits(value)
-    return text[:6] if text.startswith("0.") else text
+def complain(text: str) -> None:
+    """Say in one line on standard error what is wrong."""
+    with contextlib.suppress(OSError, ValueError):
+        put(f"client2.py: {text}\n", sys.stderr)
 
 
-def round_number(value: float) -> str:
-    """Return a number that has few digits anyway, without zeros at its end."""
-    return grouped(round(value)) if value >= 1000 else f"{value:.3g}"
+def open_missing_streams() -> None:
+    """Open descriptors 0, 1, 2 that were closed, before a file or socket gets them."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(number)
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            mode = "r" if name == "stdin" else "w"
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
 
 
-def time_unit(duration_ns: float) -> tuple[int, str]:
-    """Return (nanoseconds, name) of the unit that suits a duration."""
-    for unit_ns, name in ((10**9, "s"), (10**6, "ms")):
-        if duration_ns >= unit_ns:
-            return unit_ns, name
-    return 1000, "µs"
-
-
-def metric_unit(metric: Distribution) -> tuple[int, str]:
-    """Return the unit for all of a metric's figures, by its median and its maximum."""
-    return time_unit(max(metric.percentile(0.5), metric.maximum / 10))
-
-
-def in_unit(value: float | None, unit_ns: int) -> str:
-    """Return a figure in a unit; a dash for one that is not known."""
-    return "–" if value is None else three_digits(value / unit_ns)
-
-
-def format_range(around: tuple[int, int] | None, unit_ns: int) -> str:
-    """Return a range in a unit: 1.43–1.80; two digits below 1."""
-    if around is None:
-        return "–"
-    low, high = (in_unit(v, unit_ns)[: 5 if v < unit_ns else None] for v in around)
-    return f"{low}–{high}"
-
-
-def format_duration(duration_ns: float) -> str:
-    """Return a duration with its unit: 1.62 ms."""
-    unit_ns, name = time_unit(duration_ns)
-    return f"{three_digits(duration_ns / unit_ns)} {name}"
-
-
-def format_throughput(bytes_per_s: float) -> str:
-    """Return a throughput with its unit: 129 kB/s."""
-    for unit, name in ((1e9, "GB/s"), (1e6, "MB/s"), (1e3, "kB/s")):
-        if bytes_per_s >= unit:
-            return f"{three_digits(bytes_per_s / unit)} {name}"
-    return f"{three_digits(bytes_per_s)} B/s"
-
-
-def counted(number: int, noun: str) -> str:
-    """Return a number and its noun: 1 byte, 2 bytes."""
-    return f"{grouped(number)} {noun}{'' if number == 1 else 's'}"
-
-
-# ---- Distributions: percentiles, their ranges, HdrHistogram --------------------------
-# Exact up to a million samples; beyond, and between machines, HdrHistogram counts
-# (1 ns unit, 3 digits): those can be added, percentiles cannot.
+# ---- Counts: HdrHistogram's, and the same by time, for tenths ------------------------
 
 
 def hdr_index(value: int) -> int:
@@ -314,8 +307,7 @@ def zigzag_numbers(data: bytes) -> Iterator[int]:
 
 def hdr_encode(counts: dict[int, int], highest: int) -> str:
     """Return the V2 compressed form in Base64 (HdrHistogram, encodeIntoByteBuffer)."""
-    payload = bytearray()
-    position = 0
+    payload, position = bytearray(), 0
     for index in sorted(counts):
         zeros = index - position
         if zeros:
@@ -330,386 +322,556 @@ def hdr_encode(counts: dict[int, int], highest: int) -> str:
 
 def hdr_decode(text: str) -> Counter[int]:
     """Return the counts of a V2 compressed histogram; ValueError if it is none."""
-    data = b64decode(text, validate=True)
     try:
-        cookie, length = struct.unpack_from(">ii", data)
-        body = zlib.decompressobj().decompress(data[8 : 8 + length], HDR_MOST_BYTES)
-        inner, size, offset, digits, lowest = struct.unpack_from(">iiiiq", body)
+        body = zlib.decompressobj().decompress(b64decode(text)[8:], HDR_MOST_BYTES)
+        cookie, size, offset, *scale = struct.unpack_from(">iiiiq", body)
     except (struct.error, zlib.error) as error:
         raise ValueError(f"not an HdrHistogram: {error}") from None
-    if (cookie, inner, offset) != (0x1C849314, 0x1C849313, 0):
-        raise ValueError("not an HdrHistogram in V2 compressed form")
-    if (digits, lowest) != (3, 1):
-        raise ValueError(f"histogram of {digits} digits, unit {lowest}; 3 and 1 wanted")
+    if (cookie, offset, scale) != (0x1C849313, 0, [3, 1]):
+        raise ValueError("not an HdrHistogram V2 of 3 digits and unit 1")
     counts: Counter[int] = Counter()
     position = 0
     for number in zigzag_numbers(body[40 : 40 + size]):
         if number > 0:
             counts[position] = number
         position += -number if number < 0 else 1
-    if counts and max(counts) > hdr_index(LONGEST_NS):
-        raise ValueError("histogram with a value that is none")
     return counts
 
 
-def percentile_ranks(
-    count: int, p: float, confidence: float = CONFIDENCE
-) -> tuple[int, int] | None:
-    """Return the ranks (1 to count) between which a percentile lies, None if unknown.
+@dataclass(slots=True)
+class Slices:
+    """Counts of things by time: at most MOST_SLICES slices of 2**shift ns."""
 
-    The number of samples below the percentile is Binomial(count, p): the range
-    from one order statistic to another holds it with a probability that needs no
-    assumption about the distribution (Hahn and Meeker, Statistical Intervals, 5.2).
-    """
-    miss = 1 - confidence
-    if count < 1 or p**count > miss:
-        return None
-    spread = 8 * math.sqrt(count * p * (1 - p)) + 8
-    low = max(0, math.floor(count * p - spread))
-    high = min(count, math.ceil(count * p + spread))
-    chances = [binomial(count, p, k) for k in range(low, high + 1)]
-    # `above`: how likely the percentile lies beyond rank `upper`; `below` likewise.
-    upper, above = high + 1, 0.0
-    while above + chances[upper - 1 - low] <= miss / 2:
-        upper -= 1
-        above += chances[upper - low]
-    if upper > count:  # there is no such rank
-        upper, above = count, chances[-1]
-    lower, below = low, 0.0
-    while below + chances[lower - low] <= miss - above:
-        below += chances[lower - low]
-        lower += 1
-    return (lower, upper) if lower >= 1 else None
+    shift: int = 20
+    first: int = sys.maxsize  # moments, ns; a slice starts at a multiple of its length
+    last: int = 0
+    counts: Counter[tuple[int, Any]] = field(default_factory=Counter)  # (slice, thing)
+
+    def add(self, moments: Sequence[int], things: Iterable[Any]) -> None:
+        """Count a thing per moment."""
+        if moments:
+            self.reach(min(moments), max(moments))
+            slices = map(operator.rshift, moments, itertools.repeat(self.shift))
+            self.counts.update(zip(slices, things, strict=False))
+
+    def merge(self, other: Slices) -> None:
+        """Add another one's counts."""
+        shift = max(self.shift, other.shift)
+        self.widen(shift)
+        other.widen(shift)
+        self.counts.update(other.counts)
+        self.reach(other.first, other.last)
+
+    def reach(self, first: int, last: int) -> None:
+        """Have room from one moment to another."""
+        self.first, self.last = min(self.first, first), max(self.last, last)
+        shift = self.shift
+        while (self.last >> shift) - (self.first >> shift) >= MOST_SLICES:
+            shift += 1
+        self.widen(shift)
+
+    def widen(self, shift: int) -> None:
+        """Make slices 2**shift ns long, if they are shorter."""
+        if by := max(0, shift - self.shift):
+            counts, self.counts, self.shift = self.counts, Counter(), shift
+            for (slice_, thing), number in counts.items():
+                self.counts[slice_ >> by, thing] += number
+
+    def by_slice(self, only: Any = None) -> dict[int, Counter[Any]]:
+        """Return {slice: counts of things}, in order of time."""
+        found: defaultdict[int, Counter[Any]] = defaultdict(Counter)
+        for slice_, thing in sorted(self.counts):
+            if only in (None, thing):
+                found[slice_][thing] = self.counts[slice_, thing]
+        return found
+
+    def cut(self) -> dict[int, int]:
+        """Return {slice: its part of the run}: ten parts of about equal number."""
+        sizes = {k: things.total() for k, things in self.by_slice().items()}
+        before, total, part_of = 0, sum(sizes.values()), {}
+        for slice_, size in sizes.items():  # it belongs where its middle is
+            part_of[slice_] = int(PARTS * (before + size / 2) / total)
+            before += size
+        return part_of
 
 
-def binomial(count: int, p: float, k: int) -> float:
-    """Return the probability of k successes in `count` trials."""
-    ways = math.lgamma(count + 1) - math.lgamma(k + 1) - math.lgamma(count - k + 1)
-    return math.exp(ways + k * math.log(p) + (count - k) * math.log1p(-p))
+# The levels of slices: an HdrHistogram index in steps of 8, 128 to a doubling.
+LEVEL = 3
 
 
+def percentile_of(levels: Mapping[int, int], p: float) -> float:
+    """Return a percentile (nearest rank), by its rank's place within its level."""
+    rank = max(1, math.ceil(round(p * sum(levels.values()), 6)))
+    for level in sorted(levels):
+        if rank <= levels[level]:
+            low = hdr_highest((level << LEVEL) - 1) + 1 if level else 0
+            high = hdr_highest((level + 1 << LEVEL) - 1) + 1
+            return low + (high - low) * (rank - 0.5) / levels[level]
+        rank -= levels[level]
+    return 0.0
+
+
+def needed(p: float) -> int:
+    """Return how many exchanges a percentile needs to be given."""
+    return 1 if p <= 0.5 else math.ceil(math.log(0.05) / math.log(p))
+
+
+NEEDED = {name: needed(p) for name, p in PERCENTILES.items()}
+
+
+@dataclass(slots=True)
 class Distribution:
-    """Durations in ns: each one up to a million (`values`), then counts (`counts`)."""
+    """Durations in ns: HdrHistogram counts, three digits, any number.
 
-    __slots__ = ("_sorted", "count", "counts", "maximum", "minimum", "total", "values")
+    The values themselves, too, while they are few; and levels by time, if moments are
+    given, or (read from files) the parts' percentiles, to which they lead.
+    """
 
-    def __init__(self) -> None:
-        self.count = self.total = self.maximum = 0
-        self.minimum = sys.maxsize
-        self.values: array[int] | None = array("q")
-        self.counts: Counter[int] = Counter()  # by HdrHistogram index
-        self._sorted = True
+    counts: Counter[int] = field(default_factory=Counter)
+    count: int = 0
+    total: int = 0
+    minimum: int = sys.maxsize
+    maximum: int = 0
+    values: array[int] | None = field(default_factory=lambda: array("q"))
+    slices: Slices = field(default_factory=Slices)
+    read: dict[str, list[float]] = field(default_factory=dict)
 
-    def extend(self, values: array[int]) -> None:
-        """Add durations in ns."""
+    def extend(self, values: Sequence[int], moments: Sequence[int] = ()) -> None:
+        """Add durations, and when each was."""
         if not values:
             return
-        self.count += len(values)
-        self.total += sum(values)
-        self.minimum = min(self.minimum, min(values))
-        self.maximum = max(self.maximum, max(values))
-        if self.values is not None and self.count <= EXACT_LIMIT:
-            self.values.extend(values)
-            self._sorted = False
-        else:
-            self.counts, self.values = self.hdr_counts(), None
-            self.counts.update(map(hdr_index, values))
+        if min(values) < 0:  # the clock was set back
+            values = [max(0, value) for value in values]
+        indices = list(map(hdr_index, values))
+        self.counts.update(indices)
+        if moments:
+            levels = map(operator.rshift, indices, itertools.repeat(LEVEL))
+            self.slices.add(moments, levels)
+        self._include(len(values), sum(values), min(values), max(values), values)
 
     def merge(self, other: Distribution) -> None:
-        """Add another distribution's samples, or its counts."""
-        if other.values is not None:
-            self.extend(other.values)
-            return
-        self.counts, self.values = self.hdr_counts(), None
+        """Add another distribution."""
         self.counts.update(other.counts)
-        self.count += other.count
-        self.total += other.total
-        self.minimum = min(self.minimum, other.minimum)
-        self.maximum = max(self.maximum, other.maximum)
+        self.slices.merge(other.slices)
+        for name, values in other.read.items():
+            self.read[name] = self.read.get(name, []) + values
+        self._include(
+            other.count, other.total, other.minimum, other.maximum, other.values
+        )
 
-    def hdr_counts(self) -> Counter[int]:
-        """Return the HdrHistogram counts by index."""
-        if self.values is None:
-            return self.counts
-        return Counter(map(hdr_index, self.values))
+    def _include(self, count: int, total: int, minimum: int, maximum: int,
+                 values: Sequence[int] | None) -> None:  # fmt: skip
+        self.count += count
+        self.total += total
+        self.minimum = min(self.minimum, minimum)
+        self.maximum = max(self.maximum, maximum)
+        if values is None or self.count > EXACT_LIMIT:
+            self.values = None
+        elif self.values is not None:
+            self.values.extend(values)
 
-    def at_rank(self, rank: int) -> int:
-        """Return the rank-th smallest value (from 1)."""
+    def percentile(self, p: float) -> int:
+        """Return the value at rank ⌈p · count⌉ (nearest rank); 0 when empty."""
+        rank = max(1, math.ceil(round(p * self.count, 6)))  # 0.9 · 10 is 9, not 9.0…1
         if self.values is not None:
-            if not self._sorted:
-                self.values = array("q", sorted(self.values))
-                self._sorted = True
-            return self.values[rank - 1]
+            return sorted(self.values)[rank - 1] if self.values else 0
         for index in sorted(self.counts):
             rank -= self.counts[index]
             if rank <= 0:
                 return max(self.minimum, min(self.maximum, hdr_highest(index)))
         return self.maximum
 
-    def percentile(self, p: float) -> int:
-        """Return the value at rank ⌈p · count⌉ (nearest rank); 0 when empty."""
-        rank = math.ceil(round(p * self.count, 6))  # 0.9 · 10 is 9, not 9.000…1
-        return self.at_rank(max(1, rank)) if self.count else 0
-
     def between(self, low: int, high: int) -> int:
-        """Return how many values lie in low ≤ value < high (to a bucket's width)."""
-        if self.values is not None:
-            return sum(low <= value < high for value in self.values)
-        at = ((hdr_highest(index), number) for index, number in self.counts.items())
-        return sum(number for value, number in at if low <= value < high)
+        """Return how many values lie in low ≤ value < high."""
+        pairs = self.counts.items()
+        return sum(n for index, n in pairs if low <= hdr_highest(index) < high)
 
-    def reported(self, name: str) -> int | None:
+    def reported(self, p: float) -> int | None:
         """Return a percentile, or None where the sample cannot carry it."""
-        carried = self.count >= NEEDED[name]
-        return self.percentile(PERCENTILES[name]) if carried else None
+        return self.percentile(p) if self.count >= needed(p) else None
 
-    def range_of(
-        self, p: float, confidence: float = CONFIDENCE
-    ) -> tuple[int, int] | None:
-        """Return the percentile's range by order statistics, None if not to be had."""
-        ranks = percentile_ranks(self.count, p, confidence)
-        return ranks and (self.at_rank(ranks[0]), self.at_rank(ranks[1]))
+    def parts(self, part_of: dict[int, int] | None = None) -> list[Counter[int]]:
+        """Return the levels of the ten parts, by their own cut or by a given one."""
+        part_of = self.slices.cut() if part_of is None else part_of
+        parts: list[Counter[int]] = [Counter() for _ in range(PARTS)]
+        for (slice_, level), number in self.slices.counts.items():
+            if slice_ in part_of:
+                parts[part_of[slice_]][level] += number
+        return parts
+
+    def part_values(self, name: str) -> list[float]:
+        """Return the parts' percentile; none when the run is too short for it.
+
+        A part should have 1 / (1 - p) exchanges, 100 for p99; one that has less than
+        half of them, because slices are not equal, is left out.
+        """
+        if self.read:
+            return self.read[name]
+        p, found = PERCENTILES[name], []
+        if self.slices.counts.total() * (1 - p) < PARTS - 1e-9:
+            return []
+        for part in self.parts():
+            if part.total() * (1 - p) > 0.5 - 1e-9:
+                value = percentile_of(part, p)
+                found.append(max(self.minimum, min(self.maximum, value)))
+        return found
+
+    def tenths(self, name: str) -> tuple[float, float] | None:
+        """Return the least and the greatest of the parts, None if they are too few."""
+        values = self.part_values(name)
+        return (min(values), max(values)) if len(values) >= FEWEST_PARTS else None
 
     def as_json(self) -> dict[str, Any]:
         """Return what --json has of a metric, in ns; `from_json` reads it back."""
-        empty = not self.count
+        tenths = {name: self.tenths(name) for name in PERCENTILES}
         return {
             "count": self.count,
-            "min": None if empty else self.minimum,
-            "mean": None if empty else round(self.total / self.count),
-            **{name: self.reported(name) for name in PERCENTILES},
-            "max": None if empty else self.maximum,
-            "hdr": hdr_encode(self.hdr_counts(), self.maximum),
+            "min": self.minimum if self.count else None,
+            "mean": round(self.total / self.count) if self.count else None,
+            **{name: self.reported(p) for name, p in PERCENTILES.items()},
+            "max": self.maximum if self.count else None,
+            "tenths": {n: t and [round(t[0]), round(t[1])] for n, t in tenths.items()},
+            "parts": {n: [round(v) for v in self.part_values(n)] for n in PERCENTILES},
+            "hdr": hdr_encode(self.counts, self.maximum),
         }
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Distribution:
         """Return what `as_json` wrote; KeyError, TypeError or ValueError if not."""
-        self = cls()
-        self.counts, self.count = hdr_decode(data["hdr"]), int(data["count"])
-        if self.count != sum(self.counts.values()) or self.count > MOST_EXCHANGES:
+        counts, count = hdr_decode(data["hdr"]), int(data["count"])
+        if count != sum(counts.values()):
             raise ValueError("its histogram has another count")
-        if self.count:
-            self.values = None
-            self.minimum, self.maximum = int(data["min"]), int(data["max"])
-            self.total = int(data["mean"]) * self.count
-            if not 0 <= self.minimum <= self.maximum <= LONGEST_NS:
-                raise ValueError("its least value is more than its largest")
-        return self
+        # A file of version 1.x has no parts: then there are no ranges.
+        parts = data.get("parts") or dict.fromkeys(PERCENTILES, ())
+        read = {name: [float(v) for v in parts[name]] for name in PERCENTILES}
+        if not all(0 <= v <= 2**62 for values in read.values() for v in values):
+            raise ValueError("its parts are no durations")
+        if not count:
+            return cls(read=read)
+        least, most, mean = (int(data[key]) for key in ("min", "max", "mean"))
+        if not 0 <= least <= most <= 2**62:
+            raise ValueError("its least value is more than its largest")
+        return cls(counts, count, mean * count, least, most, None, read=read)
 
 
-def compare(
-    ours: Distribution, theirs: Distribution, p: float, confidence: float
-) -> tuple[float, float, float] | None:
-    """Return how much larger our percentile is: (ratio, lowest, highest), minus 1.
+# ---- Differences: of servers in one run, of runs --------------------------------------
 
-    The range joins both ranges on a log scale (MOVER: Zou and Donner, 2008).
+
+def chance(groups: Sequence[Sequence[float]]) -> float:
+    """Return how often groups differ as much when their members are dealt out anew.
+
+    A permutation test of the groups' mean logarithms: of servers' connections, of two
+    sides' runs. It is 1.0 for groups of one, and above 0.05 for three against three.
     """
-    a, b = ours.range_of(p, confidence), theirs.range_of(p, confidence)
-    if not (a and b and min(a + b) > 0):
-        return None
-    x, y = math.log(ours.percentile(p)), math.log(theirs.percentile(p))
-    down = math.hypot(x - math.log(a[0]), math.log(b[1]) - y)
-    up = math.hypot(math.log(a[1]) - x, y - math.log(b[0]))
-    return math.expm1(x - y), math.expm1(x - y - down), math.expm1(x - y + up)
+    logs = [math.log(max(1.0, value)) for value in itertools.chain(*groups)]
+
+    def spread() -> float:
+        rest = iter(logs)
+        means = [statistics.fmean(itertools.islice(rest, len(g))) for g in groups]
+        return max(means) - min(means)
+
+    seen, dealer, as_much = spread() - 1e-12, random.Random(1), 0
+    for _ in range(SHUFFLES):
+        dealer.shuffle(logs)
+        as_much += spread() >= seen
+    return (1 + as_much) / (1 + SHUFFLES)
 
 
-class Timeline:
-    """Counts by time and latency in at most TIME_BINS bins, for a run of any length.
+def ratios_of(
+    slow: Sequence[float | None], fast: Sequence[float | None], pairs: int
+) -> list[float]:
+    """Return the ratios of two servers' medians, part by part, if one is slower in all.
 
-    A latency's level is its HdrHistogram index in steps of 128: eight per doubling.
+    None are returned where so few parts could agree by chance (sign test, for as many
+    pairs of servers as there are).
     """
-
-    def __init__(self) -> None:
-        self.width_ns = 1_000_000  # of a bin
-        self.cells: Counter[tuple[int, int]] = Counter()  # confirmed, by (bin, level)
-        self.failed: Counter[int] = Counter()  # by bin
-        self.in_flight_ns: Counter[int] = Counter()  # exchanges in flight × time
-
-    def add(self, start_ns: int, sent: array[int], latency: array[int],
-            last: array[int]) -> None:  # fmt: skip
-        """Add confirmed exchanges of a run that began at `start_ns`."""
-        bins = self._add_flights(start_ns, sent, last)
-        levels = (hdr_index(value) >> 7 for value in latency)
-        self.cells.update(zip(bins, levels, strict=True))
-
-    def add_failures(
-        self, start_ns: int, due: array[int], given_up: array[int]
-    ) -> None:
-        """Add exchanges that failed."""
-        self.failed.update(self._add_flights(start_ns, due, given_up))
-
-    def _add_flights(
-        self, start_ns: int, begins: array[int], ends: array[int]
-    ) -> list[int]:
-        """Add exchanges to those in flight; return the bins in which they ended."""
-        self._widen(max(ends) - start_ns)
-        width = self.width_ns
-        bins = [max(0, moment - start_ns) // width for moment in ends]
-        for begin, end, last_bin in zip(begins, ends, bins, strict=True):
-            begin = max(0, begin - start_ns)
-            for k in range(begin // width, last_bin):
-                self.in_flight_ns[k] += (k + 1) * width - begin
-                begin = (k + 1) * width
-            self.in_flight_ns[last_bin] += max(0, end - start_ns - begin)
-        return bins
-
-    def _widen(self, latest_ns: int) -> None:
-        """Make bins twice as wide until the latest moment has one."""
-        while latest_ns >= TIME_BINS * self.width_ns:
-            self.width_ns *= 2
-            cells: Counter[tuple[int, int]] = Counter()
-            for (k, level), number in self.cells.items():
-                cells[k // 2, level] += number
-            self.cells, self.failed = cells, joined(self.failed, 2)
-            self.in_flight_ns = joined(self.in_flight_ns, 2)
-
-    def columns(self, most: int) -> tuple[float, dict[int, Counter[int]]]:
-        """Return (seconds per column, {column: Counter of levels})."""
-        per_column = max((k for k, _ in self.cells), default=0) // most + 1
-        columns: defaultdict[int, Counter[int]] = defaultdict(Counter)
-        for (k, level), number in self.cells.items():
-            columns[k // per_column][level] += number
-        return per_column * self.width_ns / 1e9, columns
+    both = zip(slow, fast, strict=True)
+    ratios = [a / b for a, b in both if a is not None and b]
+    enough = 2 * 0.5 ** len(ratios) * pairs <= CHANCE
+    return ratios if enough and min(ratios) > 1 else []
 
 
-def joined(counts: Counter[int], number: int) -> Counter[int]:
-    """Return counts by bin with `number` bins made one."""
-    result: Counter[int] = Counter()
-    for k, value in counts.items():
-        result[k // number] += value
-    return result
+def take_turns(ours: Sequence[float], theirs: Sequence[float]) -> bool:
+    """Return whether two sides' runs took turns, by the moments when they started.
 
-
-def level_percentile(levels: Counter[int], p: float) -> float:
-    """Return a percentile of levels, in ns: the middle of its level."""
-    rank = math.ceil(p * levels.total())
-    for level in sorted(levels):
-        rank -= levels[level]
-        if rank <= 0:
-            break
-    return (hdr_highest(level << 7) + hdr_highest((level << 7) + 127)) / 2
-
-
-# ---- Configuration and samples -------------------------------------------------------
-# What a run is asked to do, and what a client hands over: rows of six numbers.
-
-
-Addresses = list[tuple[int, tuple[Any, ...]]]  # (family, socket address), all tried
-
-
-@dataclass(slots=True)
-class Config:
-    """A run, as the options describe it. Times in seconds, sizes in bytes."""
-
-    target: str
-    addresses: Addresses
-    clients: int
-    messages: int  # per client; 0: as many as the duration allows
-    duration_s: float = 0.0  # 0: until all messages are done
-    rate: float = 0.0  # messages per second of all clients; 0: closed loop
-    ramp_s: float = 0.0
-    message: bytes | None = None
-    size: int = 0  # of a message with its newline; 0: as long as it is
-    reconnect: bool = False
-    timeout_s: float = 5.0
-    any_reply: bool = False
-    workers: int = 1
-    direct: dict[str, Addresses] = field(default_factory=dict)  # by server name
-    keep_replies: bool = False  # their text is shown later
-
-    @property
-    def planned(self) -> int:
-        """Messages that the run should send; 0: not known before."""
-        by_rate = int(self.rate * self.duration_s + 1e-9)
-        by_count = self.clients * self.messages
-        return min(by_rate, by_count) if by_rate and by_count else by_rate or by_count
-
-
-def message_of(config: Config, client: int) -> bytes:
-    """Return the bytes that a client sends, newline included."""
-    text = config.message
-    if text is None:
-        text = b"Hello from client %d!" % client
-    room = config.size - 1
-    if config.size:
-        text = text[:room] if room <= len(text) else (text + b" ").ljust(room, b"x")
-    return text + b"\n"
-
-
-@dataclass(slots=True)
-class Chunk:
-    """What a client measured since its last chunk: plain data, handed over whole.
-
-    A failed exchange ends its chunk: only the last row can be one.
+    Else the machine may have changed between them, and nothing in them can tell.
     """
+    starts = sorted([(t, 0) for t in ours] + [(t, 1) for t in theirs])
+    changes = sum(a[1] != b[1] for a, b in itertools.pairwise(starts))
+    return changes >= min(len(ours), len(theirs))
+
+
+# ---- One exchange, one connection, one client ----------------------------------------
+# The measuring itself; nothing is shared but the schedule.
+
+
+class Outcome(NamedTuple):
+    """What exchanges that are alike have in common."""
+
+    name: str  # CONFIRMED, or one of FAILURES
+    server: str = ""  # that answered, by its port
+    sent: int = 0  # bytes
+    received: int = 0
+    text: str = ""  # why it failed; the reply, when it is to be shown
+
+
+class Exchange(NamedTuple):
+    """One message, and what became of it. Moments are ns of CLOCK_REALTIME."""
 
     client: int
-    rows: array[int] = field(default_factory=lambda: array("q"))
-    connects: array[int] = field(default_factory=lambda: array("q"))  # ns
-    send_delays: array[int] = field(default_factory=lambda: array("q"))  # ns
-    servers: list[str] = field(default_factory=list)  # names, by the rows' codes
-    connected_to: Counter[str] = field(default_factory=Counter)  # by server's name
-    failure: str = ""  # of the last row, in words
-    replies: list[bytes] = field(default_factory=list)  # beginnings, if kept
-    differences: array[int] = field(default_factory=lambda: array("q"))  # --direct, ns
-    direct_failed: int = 0
-    messages_before: int = 0  # number of the first row's message, less one
-    retransmits: int = 0
-    merged_segments: int = 0  # segments read together with another one
-    unstamped: int = 0  # reads without a kernel timestamp
-    final: bool = False
-
-    def exchanges(self) -> Iterator[tuple[int, array[int]]]:
-        """Yield (number of the message, row) in order."""
-        for number, offset in enumerate(range(0, len(self.rows), ROW_FIELDS), 1):
-            row = self.rows[offset : offset + ROW_FIELDS]
-            yield self.messages_before + number, row
-
-    def server_of(self, code: int) -> str:
-        """Return the server that a row's code names, "" if none."""
-        index = code >> SERVER_SHIFT & 0xFFFF
-        return "" if index == UNKNOWN_SERVER else self.servers[index]
+    number: int  # of the client's messages, from 1
+    due: int  # by the schedule; without one, when it was sent
+    sent: int  # handed to the kernel
+    first: int  # the reply's first byte reached the kernel, ...
+    last: int  # ... its last byte; of a failed one, when it was given up
+    seen: int  # the client's thread had it all
+    outcome: Outcome
+    since: int  # its client waits for a good reply since then
+    connect: int = 0  # ns that its connect took; 0: the connection was there
+    late: int = 0  # ns that the client woke too late to send it
+    direct: int | None = None  # latency of its twin that went to the server directly
 
 
-# Events for the main thread, (name, payload), and who sends them:
-#   connected  (client, words of the failure or "")   client-K, before the start
-#   chunk      Chunk                                  client-K
-#   tick       None: nothing came for a while         who waits for events
-#   stalled    seconds that a heartbeat was late      the same, a worker too
-#   used       seconds of processor time              a worker, at its end
-#   ended      numbers of its clients                 worker-K: the process has ended
-#   signal     number                                 the signal handler
-Inbox = queue.SimpleQueue[Any]
+class Failed(Exception):  # noqa: N818 - an outcome, not a defect
+    """An exchange failed: how, in words, and when it had been sent (0: not)."""
 
-
-class ExchangeError(Exception):
-    """An exchange failed: an index of OUTCOMES, words, and when it was sent (or 0)."""
-
-    def __init__(self, outcome: int, words: str, sent: int = 0) -> None:
+    def __init__(self, outcome: str, words: str, sent: int = 0) -> None:
         super().__init__(words)
         self.outcome, self.sent = outcome, sent
 
 
-def say_why(error: OSError) -> str:
-    """Return the reason of a failed call in lower-case words, without its number."""
-    if isinstance(error, TimeoutError) and error.errno is None:
-        return "timed out"
-    return (error.strerror or str(error) or type(error).__name__).lower()
+def message_of(options: argparse.Namespace, client: int, number: int) -> bytes:
+    """Return the bytes that a client sends as its number-th message, newline included."""
+    text: bytes = options.texts[(number - 1) % len(options.texts)]
+    text = text.replace(b"{client}", b"%d" % client)
+    text = text.replace(b"{message}", b"%d" % number)
+    room = options.size - 1
+    if options.size:
+        text = text[:room] if room <= len(text) else (text + b" ").ljust(room, b"x")
+    return text + b"\n"
 
 
-# ---- One connection, one client ------------------------------------------------------
-# The measuring itself; nothing is shared but the socket, for the cut. A connection's
-# first reply is read one byte first, to have the first byte's own stamp. Where replies
-# come in one piece, the next ones cost one send and one receive (`exchange_many`);
-# others go to `_complete`.
+def owner_pattern(text: bytes) -> re.Pattern[bytes]:
+    """Return a pattern that tells whose message a reply repeats; "" for nobody's."""
+    pattern, seen = b"", set()
+    for part in re.split(rb"(\{client\}|\{message\})", text):
+        name = part.strip(b"{}")
+        if part in (b"{client}", b"{message}") and name not in seen:
+            seen.add(name)
+            pattern += b"(?P<%s>[0-9]{1,9})" % name
+        else:
+            pattern += re.escape(part)
+    return re.compile(pattern if seen else b"(?!)")
 
 
-# When the message was handed to the kernel, when the reply's first and last byte
-# reached the kernel, and when the client's thread saw the last one (ns of
-# CLOCK_REALTIME, the timestamps' clock); the reply's length.
-Times = tuple[int, int, int, int, int]
-Control = Sequence[tuple[int, int, bytes]]  # control messages: at most one, the stamp
+def difference(reply: bytes, message: bytes) -> str:
+    """Say how a confirmed text differs from what was sent, wherever it does."""
+    if reply == message[:-1] + b"\r\n":
+        return "ends in \\r\\n instead of \\n"
+    if reply.startswith(message):
+        more = len(reply) - len(message)
+        return f"{counted(more, 'byte')} left over after it"
+    same = len(os.path.commonprefix([reply, message]))
+    if same == len(reply):
+        return f"ends after {same} of {counted(len(message), 'byte')}"
+    ours, theirs = message[same : same + 12], reply[same : same + 12]
+    return f"byte {same + 1}: {safe_text(theirs)!r} instead of {safe_text(ours)!r}"
+
+
+Addresses = list[tuple[int, tuple[Any, ...]]]  # (family, socket address), all tried
+Times = tuple[int, int, int, int]  # sent, first, last, seen: as in an Exchange
+
+
+class Connection:
+    """A client's TCP connection. A reply that came in one piece is read at once;
+    others one byte first, so that the first byte has its own stamp."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options, self.timeout_s = options, options.timeout
+        self.any_reply = options.any_reply
+        self.message = b""
+        self.sock: socket.socket | None = None
+        self.reply = b""  # the last one
+        self.outcome = Outcome(CONFIRMED)  # of it
+        self.server = ""  # that sent it
+        self.in_one_piece = False  # so it came
+        self.ends_by_silence: bool | None = None  # so replies do; None: not known yet
+        self.clocks = 0, 0  # when it connected: CLOCK_MONOTONIC, and what to add
+
+    def connect(self, addresses: Addresses) -> int:
+        """Connect and return how long it took in ns; raise Failed."""
+        outcome, reason = "connect", "no address"
+        for family, address in addresses:
+            try:
+                self.sock = sock = socket.socket(family, socket.SOCK_STREAM)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                ask_for_stamps(sock)  # before the first segment
+                self._set_deadline(self.timeout_s)
+                self.clocks = time.monotonic_ns(), clock_offset()
+                began = time_ns()
+                sock.connect(address)
+                took = max(1, time_ns() - began)
+                self.reply, self.in_one_piece = b"", False
+                return took
+            except TIMED_OUT:
+                outcome, reason = "connect", f"no answer in {self.timeout_s:g} s"
+            except OSError as error:
+                outcome, reason = "connect", say_why(error)
+                if what := SCARCE.get(error.errno or 0):
+                    outcome, reason = "local", f"{what} of this machine ran out"
+            self.close()
+        raise Failed(outcome, reason)
+
+    def _set_deadline(self, seconds: float) -> None:
+        """Bound a connect, a send, and a receive."""
+        assert self.sock is not None
+        if not LINUX:
+            self.sock.settimeout(seconds)
+            return
+        # A deadline in the kernel saves the poll() that settimeout() makes.
+        value = TWO_LONGS.pack(*divmod(max(1, round(seconds * 1e6)), 1_000_000))
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
+
+    def exchange(self, message: bytes) -> Times:
+        """Send the message, read its reply: (sent, first, last, seen), or Failed."""
+        sock, sending, self.message = self.sock, True, message
+        assert sock is not None
+        sent = time_ns()
+        try:
+            sock.sendall(message)
+            sending = False
+            size = len(self.reply) + 1 if self.in_one_piece else 1
+            return self.complete(sent, *receive(sock, size))
+        except OSError as error:
+            raise self.failure(error, sending, sent) from None
+
+    def complete(self, sent: int, data: bytes, arrived: int, seen: int) -> Times:
+        """Read what is missing of a reply, and check it; raise Failed, or OSError."""
+        first = last = self._arrival(sent, arrived, seen) if data else seen
+        if data and data == self.reply and self.outcome.sent == len(self.message):
+            self._check(data, True, sent)
+            return sent, last, last, seen
+        reply, reads, silent = bytearray(data), 1, False
+        longest = LONGEST_REPLY if self.any_reply else 2 * len(self.message) + READ_BYTES
+        while data and not silent and (piece := self._wants_more(reply)):
+            if len(reply) > longest:
+                words = f"no end of the reply after {counted(len(reply), 'byte')}"
+                raise Failed("mismatch", words, sent)
+            left_s = self.timeout_s - (last - sent) / 1e9
+            if piece == "rest" and reads > 1 and left_s <= 0:
+                raise TimeoutError
+            try:
+                self._set_deadline(SILENCE_S if piece == "silence" else max(1e-3, left_s))
+                data, arrived, woke = receive(self.sock, READ_BYTES)
+                last, seen = self._arrival(sent, arrived, woke) if data else last, woke
+                self.ends_by_silence = piece == "silence" or self.ends_by_silence
+            except TIMED_OUT:
+                if piece == "rest":
+                    raise
+                silent, self.ends_by_silence = True, bool(self.ends_by_silence)
+                continue
+            reply += data
+            reads += 1
+        if reads > 1 or silent:
+            self._set_deadline(self.timeout_s)
+        self.in_one_piece = reads <= 2 and first == last and not self.ends_by_silence
+        self._check(bytes(reply), bool(data), sent)
+        return sent, first, last, seen
+
+    def _wants_more(self, reply: bytearray) -> str:
+        """Return what a reply lacks: its "rest", "silence" after it, or nothing.
+
+        It ends at its newline. With --any-reply a client looks once whether more comes
+        after that; if so, its replies end by silence.
+        """
+        if not (reply.endswith(b"\n") if self.any_reply else b"\n" in reply):
+            return "rest"
+        return "silence" if self.any_reply and self.ends_by_silence is not False else ""
+
+    def _arrival(self, sent: int, arrived: int, seen: int) -> int:
+        """Return when a segment reached the kernel; Failed if before its message left.
+
+        Without a stamp, or when the clock was stepped, it is when we saw it.
+        """
+        if sent <= arrived <= seen:
+            return arrived
+        began, offset = self.clocks
+        slewed = 1_000_000 + (time.monotonic_ns() - began) // 1000  # 1000 ppm, at most
+        if 0 < arrived < sent and abs(clock_offset() - offset) < slewed:
+            raise Failed("mismatch", "the reply came before its message was sent: the"
+                " last one was confirmed twice, or had more bytes", sent)  # fmt: skip
+        return seen
+
+    def _check(self, reply: bytes, has_end: bool, sent: int) -> None:
+        """Learn who answered; raise Failed unless it repeats our message."""
+        match = REPLY.match(reply)
+        server, body = (match[1].decode(), reply[match.end() :]) if match else ("", reply)
+        if (self.any_reply and reply) or (match and body == self.message):
+            if reply != self.reply or self.outcome.sent != len(self.message):
+                text = safe_text(reply) if self.options.keep else ""
+                self.server, self.reply = server, reply
+                sizes = len(self.message), len(reply)
+                self.outcome = Outcome(CONFIRMED, server, *sizes, text)
+            return
+        if not has_end and b"\n" not in reply:
+            size = counted(len(reply), "byte")
+            when = f"after {size}" if reply else "without a reply"
+            raise Failed("closed", f"connection closed {when}", sent)
+        if ERROR.match(reply):
+            raise Failed("error_reply", safe_text(reply), sent)
+        words = safe_text(reply, 60) or "an empty line"
+        if whose := self._owner(body):
+            words = f"reply belongs to {whose}: {words}"
+        elif match:
+            words = f"{difference(body, self.message)}: {words}"
+        raise Failed("mismatch", words, sent)
+
+    def _owner(self, body: bytes) -> str:
+        """Return whose message a reply repeats, if it is another one of this run."""
+        if body.strip() == self.message.strip():
+            return ""
+        for text in self.options.texts:
+            found = owner_pattern(text).match(body)
+            named = found.groupdict() if found else {}
+            if named and int(named.get("client", 1)) in range(1, self.options.clients + 1):
+                return " ".join(f"{name} {int(n)}" for name, n in named.items())
+        return ""
+
+    def failure(self, error: OSError, sending: bool, sent: int) -> Failed:
+        """Return what an error of a send or a receive means."""
+        is_late, limit = isinstance(error, TIMED_OUT), f"in {self.timeout_s:g} s"
+        if what := SCARCE.get(error.errno or 0):
+            return Failed("local", f"{what} of this machine ran out", sent)
+        if not sending:
+            words = f"no reply {limit}" if is_late else say_why(error)
+            return Failed("timeout" if is_late else "reset", words, sent)
+        if not is_late:
+            with contextlib.suppress(OSError):  # the server may have said why
+                assert self.sock is not None
+                self._set_deadline(0.001)
+                reply = self.sock.recv(READ_BYTES)
+                if ERROR.match(reply):
+                    return Failed("error_reply", safe_text(reply), sent)
+        return Failed("send", f"not taken {limit}" if is_late else say_why(error), sent)
+
+    def has_left_over(self) -> bool:
+        """Return whether bytes have come that belong to no message."""
+        with contextlib.suppress(OSError, AttributeError):  # no socket, no such flag
+            assert self.sock is not None
+            return bool(self.sock.recv(1, socket.MSG_DONTWAIT))
+        return False
+
+    def close(self) -> None:
+        """Close, if it is open."""
+        if self.sock is not None:
+            self.sock.close()
+            self.sock = None
+
+
+# Who answers, and why not.
+REPLY = re.compile(rb"Server (\d{1,5}) received: ")
+ERROR = re.compile(rb"Server \d{1,5} error: ")
 
 
 def ask_for_stamps(sock: socket.socket) -> None:
@@ -719,716 +881,384 @@ def ask_for_stamps(sock: socket.socket) -> None:
             sock.setsockopt(socket.SOL_SOCKET, TIMESTAMP_OPTION, 1)
 
 
-def read_stamped(sock: socket.socket, size: int) -> tuple[bytes, Control]:
-    """Receive, with the stamp of the last segment consumed where there is one."""
+def receive(sock: socket.socket | None, size: int) -> tuple[bytes, int, int]:
+    """Return (data, when its last segment reached the kernel or 0, when we saw it)."""
+    assert sock is not None
     if TIMESTAMP_OPTION is None:
-        return sock.recv(size), ()
-    return sock.recvmsg(size, STAMP_SPACE)[:2]
+        return sock.recv(size), 0, time_ns()
+    data, control, _, _ = sock.recvmsg(size, STAMP_SPACE)
+    seen = time_ns()
+    seconds, nanos = TWO_LONGS.unpack(control[0][2]) if control else (0, 0)
+    return data, seconds * 1_000_000_000 + nanos, seen
 
 
-def segments_of(sock: socket.socket) -> tuple[int, int]:
-    """Return how many segments were sent again, and how many came with data."""
-    if LINUX:  # other systems arrange TCP_INFO in another way
-        with contextlib.suppress(OSError, struct.error):
-            option = socket.IPPROTO_TCP, socket.TCP_INFO
-            info = sock.getsockopt(*option, TCP_INFO_BYTES)
-            (resent,) = struct.unpack_from("@I", info, TCP_INFO_RETRANSMITS)
-            (came,) = struct.unpack_from("@I", info, TCP_INFO_DATA_SEGMENTS_IN)
-            return resent, came
-    return 0, 0
+def clock_offset() -> int:
+    """Return CLOCK_REALTIME less CLOCK_MONOTONIC in ns: it changes when one is set.
 
-
-class Connection:
-    """A TCP connection to one address, used by its client's thread alone.
-
-    `lock` guards `sock` between that thread, which replaces it, and the one that may
-    cut it (the main one; "orders" in a worker): a closed descriptor's number can be
-    another file's at once.
+    The best of three: a thread may lose its core between the two readings.
     """
+    readings = []
+    for _ in range(3):
+        before, now, after = time.monotonic_ns(), time_ns(), time.monotonic_ns()
+        readings.append((after - before, now - before))
+    return min(readings)[1]
 
-    def __init__(self, addresses: Addresses, config: Config, message: bytes,
-                 is_cut: threading.Event) -> None:  # fmt: skip
-        self.addresses, self.message, self.is_cut = addresses, message, is_cut
-        self.timeout_s, self.any_reply = config.timeout_s, config.any_reply
-        # Whose message a reply can be; with one text for all nobody can tell.
-        self.known_clients = config.clients if config.message is None else 0
-        self.waits_awake = config.clients == 1 and usable_cores() > 1
-        self.read_size = max(4096, len(message) + 64)  # takes a usual reply whole
-        self.longest = ANY_REPLY_BYTES if config.any_reply else 2 * self.read_size
-        self.lock = threading.Lock()
-        self.sock: socket.socket | None = None
-        self.server = ""  # that answered last
-        self.expected: bytes | None = None  # what it will answer again
-        self.in_one_piece = False  # so the last reply came
-        self.ended_by_eof = False  # so the last reply ended
-        self.reply_count = self.retransmits = self.merged_segments = self.unstamped = 0
 
-    def connect(self) -> int:
-        """Connect and return the connect time in ns; raise ExchangeError."""
-        reason = "no address"
-        for family, address in self.addresses:
+class Client(threading.Thread):
+    """One client: its thread, its connection; hands its exchanges to the group."""
+
+    def __init__(
+        self, number: int, options: argparse.Namespace, clients: Clients
+    ) -> None:
+        super().__init__(name=f"client-{number}", daemon=True)
+        self.number, self.options, self.clients = number, options, clients
+        self.connection = Connection(options)
+        self.twin = Connection(options)  # --direct: to the same server
+        self.done = 0  # messages so far, failed ones included
+        self.connect_ns = 0  # of a connection that has not been used yet
+        self.first_failure: Failed | None = None  # of the connect before the start
+        self.waits_since = 0  # the first failure after the last good reply was due then
+        self.down_since, self.pause_s = 0, FIRST_PAUSE_S  # while connects fail
+        self.repeats = not (  # all messages alike, and nothing between them
+            TIMESTAMP_OPTION is None or options.rate or options.reconnect
+            or options.direct or options.think or options.varies
+            or (options.keep and options.any_reply)
+        )  # fmt: skip
+
+    def run(self) -> None:
+        """Connect, wait for the common start, converse (the thread's whole life)."""
+        options, clients = self.options, self.clients
+        if options.connects_first:
             try:
-                sock = self._new_socket(family)
-                began = time_ns()
-                sock.connect(address)
-            except OSError as error:
-                late = f"no answer in {self.timeout_s:g} s"
-                reason = late if isinstance(error, TIMED_OUT) else say_why(error)
-                self._drop_socket()
-                continue
-            took = max(0, time_ns() - began)  # the clock may have been set back
-            self.expected, self.in_one_piece, self.reply_count = None, False, 0
-            self.ended_by_eof, self.server = False, ""
-            return took
-        raise ExchangeError(CONNECT, reason)
+                self._connect()
+            except Failed as error:
+                self.first_failure = error
+            clients.events.put(str(self.first_failure or ""))
+        clients.go.wait()
+        turn = (self.number - 1) / options.clients
+        self._wait_until(clients.start_mono_ns + int(turn * options.ramp * 1e9))
+        while not self._is_over():
+            due = late = 0
+            if self.first_failure is None:  # it goes on record in any case
+                if options.rate:
+                    if (after := clients.next_due()) is None:
+                        break
+                    due, free = clients.start_mono_ns + after, time.monotonic_ns()
+                    self._wait_until(due)
+                    late = time.monotonic_ns() - max(due, free)
+                    due += clock_offset()  # a schedule is not moved by a clock step
+                elif options.think and self.done:
+                    self._wait_until(time.monotonic_ns() + int(options.think * 1e9))
+                if time.monotonic_ns() >= clients.end_mono_ns:
+                    break
+            self._attempt(due, late)
+        self._close(may_have_more=True)
+        clients.events.put(1 + self.done)
 
-    def _new_socket(self, family: int) -> socket.socket:
-        """Return a socket that `cut` can reach, with its options set."""
-        sock = socket.socket(family, socket.SOCK_STREAM)
-        with self.lock:
-            self.sock = sock
-        if self.is_cut.is_set():  # made after cut() had looked
-            raise ConnectionAbortedError
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        ask_for_stamps(sock)  # before the first segment
-        self._set_deadline(sock, self.timeout_s)
-        return sock
+    def _is_over(self) -> bool:
+        """Return whether this client has sent all that it was asked to."""
+        return bool(not self.options.rate and 0 < self.options.messages <= self.done)
 
-    def _set_deadline(self, sock: socket.socket, seconds: float) -> None:
-        """Bound a connect, a send, and a receive."""
-        if not LINUX:
-            sock.settimeout(max(seconds, 1e-6))
+    def _wait_until(self, moment_ns: int) -> None:
+        """Wait for a moment of CLOCK_MONOTONIC, or for the end of the run."""
+        moment_ns = min(moment_ns, self.clients.end_mono_ns)
+        delay_ns = moment_ns - time.monotonic_ns()
+        if delay_ns > 0:
+            time.sleep(delay_ns / 1e9)
+
+    def _connect(self) -> None:
+        error, self.first_failure = self.first_failure, None
+        if error:
+            raise error
+        self.connect_ns = self.connection.connect(self.options.addresses)
+        self.down_since, self.pause_s = 0, FIRST_PAUSE_S
+
+    def _attempt(self, due: int, late: int) -> None:
+        """Make one exchange, or many that are alike, whatever comes of it."""
+        connection, began = self.connection, time_ns()
+        try:
+            if connection.sock is None:
+                self._connect()
+            if self.repeats and connection.in_one_piece:
+                times = self._repeat()
+            else:
+                message = message_of(self.options, self.number, self.done + 1)
+                times = connection.exchange(message)
+        except Failed as error:
+            self.done += 1
+            self._fail(due or error.sent or began, error)
             return
-        # A deadline in the kernel saves the poll() that settimeout() makes.
-        value = TWO_LONGS.pack(*divmod(max(1, round(seconds * 1e6)), 1_000_000))
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
+        if times is None:  # many, all recorded
+            return
+        self.done += 1
+        sent = times[0]
+        direct = self._direct_latency() if self.options.direct else None
+        self.clients.exchanges.append(
+            Exchange(self.number, self.done, due or sent, *times, connection.outcome,
+                self.waits_since or sent, self.connect_ns, late, direct)
+        )  # fmt: skip
+        self.connect_ns = self.waits_since = 0
+        if self.options.reconnect or not connection.reply.endswith(b"\n"):
+            self._close(may_have_more=True)
 
-    @property
-    def first_read(self) -> int:
-        """Bytes to ask for at first: a known reply and one more, else a single one."""
-        return len(self.expected) + 1 if self.in_one_piece and self.expected else 1
+    def _repeat(self) -> Times | None:
+        """Make exchanges like the last one, until the end, or until one is different.
 
-    def exchange(self) -> Times:
-        """Send the message and read its reply; raise ExchangeError."""
-        sock, sending = self.sock, True
-        assert sock is not None
-        sent = time_ns()
-        try:
-            sock.sendall(self.message)
-            sending = False
-            data, control = read_stamped(sock, self.first_read)
-        except OSError as error:
-            raise self._failure(error, sending, sent) from None
-        return self._complete(sent, data, control, time_ns())
-
-    def exchange_many(
-        self, rows: array[int], code: int, most: int, until_ns: int
-    ) -> Times | None:
-        """Make up to `most` exchanges like the last one, and append their rows.
-
-        Here a run spends its time: one send, one receive, and nothing else that
-        could be spared. The first exchange that is different (a reply in pieces, no
-        timestamp) is returned, completed; None after `most` or `until_ns`.
+        Here a run spends its time: one send, one receive, and nothing else that could
+        be spared. The different one (a reply in pieces, no timestamp) is returned.
         """
-        sock, message, expected = self.sock, self.message, self.expected
-        assert sock is not None and expected is not None
-        send, size, unpack = sock.sendall, self.first_read, TWO_LONGS.unpack
-        receive = self._receive_awake if self.waits_awake else sock.recvmsg
-        code |= len(expected) << BYTES_SHIFT
-        before, sending, sent = len(rows), True, 0
+        connection, me, done = self.connection, self.number, self.done
+        sock, message, reply = connection.sock, connection.message, connection.reply
+        assert sock is not None
+        outcome, new, append = connection.outcome, tuple.__new__, self._append
+        send, receive, unpack = sock.sendall, sock.recvmsg, TWO_LONGS.unpack
+        end = time_ns() + self.clients.end_mono_ns - time.monotonic_ns()
+        most, size = self.options.messages or sys.maxsize, len(reply) + 1
+        sent, sending = 0, True
         try:
-            for _ in range(most):
-                sending = True
-                sent = time_ns()
+            while done < most and sent < end:
+                sending, sent = True, time_ns()
                 send(message)
                 sending = False
                 data, control, _, _ = receive(size, STAMP_SPACE)
                 seen = time_ns()
-                if data != expected or not control:
-                    return self._complete(sent, data, control, seen)
-                seconds, nanos = unpack(control[0][2])
-                arrived = seconds * 1_000_000_000 + nanos
-                if not sent <= arrived <= seen:  # the clock was stepped
-                    return self._complete(sent, data, control, seen)
-                rows.extend((sent, sent, arrived, arrived, seen, code))
-                if seen > until_ns:
-                    break
+                seconds, nanos = unpack(control[0][2]) if control else (0, 0)
+                last = seconds * 1_000_000_000 + nanos
+                if data != reply or not sent <= last <= seen:
+                    return connection.complete(sent, data, last, seen)
+                done += 1
+                append(new(Exchange, (me, done, sent, sent, last, last, seen, outcome,
+                                      sent, 0, 0, None)))  # fmt: skip
         except OSError as error:
-            raise self._failure(error, sending, sent) from None
+            raise connection.failure(error, sending, sent) from None
         finally:
-            self.reply_count += (len(rows) - before) // ROW_FIELDS
+            self.done = done
         return None
 
-    def _receive_awake(self, size: int, space: int) -> tuple[bytes, Control, int, Any]:
-        """Receive like recvmsg, but do not go to sleep at once.
+    @property
+    def _append(self) -> Callable[[Exchange], None]:
+        return self.clients.exchanges.append
 
-        The only client of a run would spend as long on waking up as some servers
-        spend on their reply.
+    def _fail(self, due: int, error: Failed) -> None:
+        """Record a failed exchange: when it was due, how long it waited, and why."""
+        now, sent = time_ns(), error.sent or due
+        self.waits_since = self.waits_since or due
+        size = len(self.connection.message) if error.sent else 0
+        outcome = Outcome(error.outcome, "", size, 0, str(error))
+        self._append(
+            Exchange(self.number, self.done, due, sent, now, now, now, outcome,
+                     self.waits_since, self.connect_ns)
+        )  # fmt: skip
+        self.connect_ns = 0
+        self._close()
+        if error.outcome in ("connect", "local"):
+            self._pause()
+
+    def _pause(self) -> None:
+        """Wait before the next connect: 50 ms for a second, then longer and longer.
+
+        Spread, for clients that all failed at one moment should not all knock at one.
         """
-        assert self.sock is not None
-        receive = self.sock.recvmsg
-        for _ in range(AWAKE_TRIES):
-            try:
-                return receive(size, space, socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                pass
-        return receive(size, space)
+        now = time.monotonic_ns()
+        self.down_since = self.down_since or now
+        if now - self.down_since > 1_000_000_000:
+            self.pause_s = min(LAST_PAUSE_S, 2 * self.pause_s)
+        pause_s = self.pause_s * random.uniform(0.5, 1.5)
+        self._wait_until(now + int(pause_s * 1e9))
 
-    def _complete(self, sent: int, data: bytes, control: Control, seen: int) -> Times:
-        """Read what is missing of a reply, and check it; raise ExchangeError."""
-        first = self._arrival(control, sent, seen) if data else seen
-        self.reply_count += 1
-        if data == self.expected:
-            return sent, first, first, seen, len(data)
+    def _close(self, may_have_more: bool = False) -> None:
+        """Close both connections, and note what was left over on the first."""
+        if may_have_more and self.connection.has_left_over():
+            self.clients.left_over.append(self.number)
+        self.connection.close()
+        self.twin.close()
+
+    def _direct_latency(self) -> int | None:
+        """Make the same exchange directly with the same server; -1 when it failed."""
+        addresses = self.options.direct.get(self.connection.server)
+        if addresses is None:
+            return None
         try:
-            reply, last, seen = self._receive_rest(data, first, seen, sent)
-            self._check(reply)
-        except ExchangeError as error:
-            error.sent = sent
-            raise
-        return sent, first, last, seen, len(reply)
+            if self.twin.sock is None or self.twin.server != self.connection.server:
+                self.twin.close()
+                self.twin.connect(addresses)
+            sent, first, _, _ = self.twin.exchange(self.connection.message)
+            return first - sent
+        except Failed:
+            self.twin.close()
+            return -1
 
-    def _arrival(self, control: Control, sent: int, seen: int) -> int:
-        """Return when the last segment read reached the kernel, by its stamp if any."""
-        if control:
-            seconds, nanos = TWO_LONGS.unpack(control[0][2])
-            arrived: int = seconds * 1_000_000_000 + nanos
-            if sent <= arrived <= seen:  # else the clock was stepped
-                return arrived
-        self.unstamped += 1
-        return seen
 
-    def _receive_rest(
-        self, data: bytes, first: int, seen: int, sent: int
-    ) -> tuple[bytes, int, int]:
-        """Read on until the reply is whole: return (reply, last byte's arrival, now).
+# ---- Groups: clients in this process, or in processes of their own -------------------
+# A group is driven through a pipe in both cases: orders go in, Results come out. When
+# the pipe of a process ends, the main process has gone, and the group goes, too.
 
-        A reply is whole when a newline has come; what came with it belongs to it.
-        """
-        sock = self.sock
-        assert sock is not None
-        reply, piece, reads, last = bytearray(data), data, 1, first
-        deadline, armed = sent + round(self.timeout_s * 1e9), False
-        while piece and b"\n" not in piece:
-            if (reads > 1 and last > deadline) or len(reply) > self.longest:
-                raise self._endless(reply)
-            # When time is up, what the kernel has already is still in time.
-            left_s = (deadline - seen) / 1e9
-            if armed or left_s < REARM_BELOW * self.timeout_s:
-                armed = True
-                self._set_deadline(sock, left_s)
-            try:
-                piece, control = read_stamped(sock, self.read_size)
-            except TIMED_OUT:
-                raise self._endless(reply) from None
-            except OSError as error:
-                words = f"{say_why(error)} after {counted(len(reply), 'byte')}"
-                raise ExchangeError(RESET, words) from None
-            seen = time_ns()
-            last = self._arrival(control, sent, seen) if piece else last
-            reply += piece
-            reads += 1
-        if armed:
-            self._set_deadline(sock, self.timeout_s)
-        if not piece:
-            self._end_of_file(reply)
-        if reads > 1 or self.first_read > 1:  # else it was one byte: nothing learnt
-            same_stamp = last == first or TIMESTAMP_OPTION is None
-            self.in_one_piece = reads <= 2 and same_stamp
-        return bytes(reply), last, seen
 
-    def _check(self, reply: bytes) -> None:
-        """Learn who answered; raise ExchangeError unless it repeats our message."""
-        match = REPLY.match(reply)
-        if match:
-            self.server = match[1].decode()
-        if self.any_reply or (match and reply[match.end() :] == self.message):
-            self.expected = reply
+def arrivals(options: argparse.Namespace) -> Iterator[int]:
+    """Yield when each message is due by --rate and --arrivals, in ns after the start."""
+    rate, end_ns = options.rate, options.duration * 1e9 or math.inf
+    dealer, at_ns = random.Random(options.seed), 0.0
+    for k in itertools.count():
+        if options.arrivals == "poisson":
+            at_ns += dealer.expovariate(rate) * 1e9
+        else:
+            at_ns = k * 1e9 / rate
+        if at_ns >= end_ns or k >= (options.clients * options.messages or math.inf):
             return
-        if ERROR.match(reply):
-            raise ExchangeError(ERROR_REPLY, safe_text(reply))
-        words = safe_text(reply, 60) or "an empty line"
-        body = reply[match.end() :] if match else reply
-        owner = re.match(rb"Hello from client (\d{1,9})!", body)
-        if owner and 1 <= int(owner[1]) <= self.known_clients:
-            words = f"reply belongs to client {int(owner[1])}: {words}"
-        raise ExchangeError(MISMATCH, words)
-
-    def _endless(self, reply: bytearray) -> ExchangeError:
-        """Return why reading stops before the reply has ended."""
-        size = counted(len(reply), "byte")
-        if len(reply) > self.longest:
-            return ExchangeError(MISMATCH, f"no end of the reply after {size}")
-        words = f"no whole reply in {self.timeout_s:g} s, only {size}"
-        return ExchangeError(TIMEOUT, words)
-
-    def _end_of_file(self, reply: bytearray) -> None:
-        """Take the end of file as the end of any reply, or raise ExchangeError."""
-        self.ended_by_eof = True
-        if not (self.any_reply and reply):
-            when = (
-                f"after {counted(len(reply), 'byte')}" if reply else "without a reply"
-            )
-            raise ExchangeError(CLOSED, f"connection closed {when}")
-
-    def _failure(self, error: OSError, sending: bool, sent: int) -> ExchangeError:
-        """Return what an error of a send or a receive means."""
-        if not sending:
-            if isinstance(error, TIMED_OUT):
-                return ExchangeError(TIMEOUT, f"no reply in {self.timeout_s:g} s", sent)
-            return ExchangeError(RESET, say_why(error), sent)
-        if isinstance(error, TIMED_OUT):
-            return ExchangeError(SEND, f"not taken in {self.timeout_s:g} s", sent)
-        with contextlib.suppress(OSError):  # the server may have said why
-            assert self.sock is not None
-            self._set_deadline(self.sock, 0.001)
-            reply = self.sock.recv(self.read_size)
-            if ERROR.match(reply):
-                return ExchangeError(ERROR_REPLY, safe_text(reply), sent)
-        return ExchangeError(SEND, say_why(error), sent)
-
-    def close(self) -> None:
-        """Close, and keep what the kernel knows about the connection."""
-        if self.sock is None:
-            return
-        resent, came = segments_of(self.sock)
-        self.retransmits += resent
-        if self.in_one_piece and came:
-            self.merged_segments += max(0, came - self.reply_count)
-        self._drop_socket()
-
-    def _drop_socket(self) -> None:
-        with self.lock:
-            sock, self.sock = self.sock, None
-        if sock is not None:
-            sock.close()
-
-    def cut(self) -> None:
-        """End a wait at once: the run is interrupted (main thread, or "orders")."""
-        with self.lock, contextlib.suppress(OSError):
-            if self.sock is not None:
-                self.sock.shutdown(socket.SHUT_RDWR)
+        yield int(at_ns)
 
 
-@dataclass(slots=True)
-class Gates:
-    """What a group's threads go by. Each event is set by the order of its name.
+class Clients:
+    """What the threads of a group share: each field is written before `go` is set.
 
-    The order `cut` sets them all, its own first, then calls `Connection.cut`: a socket
-    made after that call finds `cut` set. Else plain fields are written before `go` is.
+    `lock` guards `schedule`, from which a client that is free takes its next message.
     """
 
-    connect: threading.Event = field(default_factory=threading.Event)
-    go: threading.Event = field(default_factory=threading.Event)
-    stop: threading.Event = field(default_factory=threading.Event)
-    cut: threading.Event = field(default_factory=threading.Event)
-    start_mono_ns: int = 0  # CLOCK_MONOTONIC: a schedule must not follow a clock step
-    end_mono_ns: int = sys.maxsize  # the end of --duration
-    to_realtime_ns: int = 0  # CLOCK_REALTIME less CLOCK_MONOTONIC at the start
+    def __init__(self, options: argparse.Namespace, number: int) -> None:
+        self.go = threading.Event()
+        self.start_mono_ns = 0  # a schedule must not follow a clock step
+        self.end_mono_ns = sys.maxsize  # nothing is sent after it
+        self.to_realtime_ns = 0  # CLOCK_REALTIME less CLOCK_MONOTONIC at the start
+        self.exchanges: deque[Exchange] = deque()  # made, not reported yet
+        self.left_over: deque[int] = deque()  # clients whose connection had more bytes
+        # Of each client how its first connect went (words, or ""), and at its end 1 and
+        # its messages; 0 is the order to end at once.
+        self.events: queue.SimpleQueue[str | int] = queue.SimpleQueue()
+        self.lock = threading.Lock()
+        self.schedule = arrivals(options) if options.rate else iter(())
+        self.schedule = itertools.islice(self.schedule, number, None, options.workers)
+        self.beat, self.used_s = 0.0, 0.0  # the last one: monotonic, processor time
+        self.still_s = 0.0  # time in which this program did not run at all
 
+    def next_due(self) -> int | None:
+        """Return when the next message is due, in ns after the start; None: no more."""
+        with self.lock:
+            return next(self.schedule, None)
 
-class Client(threading.Thread):
-    """One client: its thread, its connection, its own rows until it hands them over."""
+    def wait(self, left: int) -> list[int]:
+        """Wait a tick, or for the last to end: messages that those who ended had."""
+        ended: list[int] = []
+        until = time.monotonic() + TICK_S
+        while len(ended) < left and (now := time.monotonic()) < until:
+            with contextlib.suppress(queue.Empty):
+                event = self.events.get(timeout=min(BEAT_S, until - now))
+                if not event:
+                    return [0] * left
+                ended.append(int(event) - 1)
+            self._feel_pulse()
+        return ended
 
-    def __init__(self, number: int, config: Config, gates: Gates, inbox: Inbox) -> None:
-        super().__init__(name=f"client-{number}", daemon=True)
-        self.number, self.config, self.gates, self.inbox = number, config, gates, inbox
-        message = message_of(config, number)
-        self.connection = Connection(config.addresses, config, message, gates.cut)
-        # With --direct, to the server that has just answered.
-        self.direct_connection = Connection([], config, message, gates.cut)
-        self.chunk = Chunk(number)
-        self.hand_over_at = 0  # CLOCK_MONOTONIC, ns
-        interval_ns = max(HANDOVER_NS, HANDOVER_NS_PER_CLIENT * config.clients)
-        self.interval_ns = min(interval_ns, HANDOVER_MOST_NS)  # between hand-overs
-        self.server, self.code = "", UNKNOWN_SERVER << SERVER_SHIFT
-        one_by_one = (
-            config.rate or config.reconnect or config.direct or config.keep_replies
-        )
-        self.may_repeat = not one_by_one and TIMESTAMP_OPTION is not None
-        self.pause_s = FIRST_PAUSE_S
-        self.first_failure: ExchangeError | None = None  # of the connect before `go`
+    def _feel_pulse(self) -> None:
+        """Add up the time in which this process stood still, and used no processor.
 
-    def run(self) -> None:
-        """Connect, wait for the common start, converse (the thread's whole life)."""
-        gates, config = self.gates, self.config
-        try:
-            gates.connect.wait()
-            if not config.ramp_s:
-                self._connect_first()
-            gates.go.wait()
-            self.hand_over_at = gates.start_mono_ns + HANDOVER_NS
-            if config.ramp_s:
-                turn = (self.number - 1) / config.clients
-                self._wait_until(gates.start_mono_ns + int(turn * config.ramp_s * 1e9))
-            self._converse()
-        finally:
-            self._close()
-            self._hand_over(final=True)
-
-    def _connect_first(self) -> None:
-        """Connect before the start, and tell the main thread how it went."""
-        try:
-            self._connect()
-        except ExchangeError as error:
-            self.first_failure = error
-        words = str(self.first_failure or "")
-        self.inbox.put(("connected", (self.number, words)))
-
-    def _converse(self) -> None:
-        """Exchange message after message until all are done or the run is stopped."""
-        stop, messages = self.gates.stop, self.config.messages
-        while not messages or self.done < messages:
-            if self.first_failure is None:
-                if stop.is_set():
-                    return
-                due = self._await_due() if self.config.rate else 0
-                if due is None:
-                    return
-            else:  # it goes on record, even if nothing is to be sent any more
-                due = 0
-            self._attempt(due)
-
-    def _await_due(self) -> int | None:
-        """Wait until the next message is due; None if the schedule has no more."""
-        turn = self.number - 1 + self.config.clients * self.done
-        if 0 < self.config.planned <= turn:
-            return None
-        due = self.gates.start_mono_ns + int(turn * 1e9 / self.config.rate)
-        free = time.monotonic_ns()
-        self._wait_until(due)
-        if self.gates.stop.is_set():
-            return None
-        self.chunk.send_delays.append(time.monotonic_ns() - max(due, free))
-        return self._to_realtime(due)
-
-    def _wait_until(self, moment_ns: int) -> None:
-        """Wait for a moment of CLOCK_MONOTONIC, or the stop."""
-        delay_ns = moment_ns - time.monotonic_ns()
-        if delay_ns > 0:
-            self.gates.stop.wait(min(delay_ns / 1e9, threading.TIMEOUT_MAX))
-
-    def _to_realtime(self, moment_ns: int) -> int:
-        """Return a moment of CLOCK_MONOTONIC on CLOCK_REALTIME, stepped or not."""
-        offset, usual = clock_offset(), self.gates.to_realtime_ns
-        return moment_ns + (usual if abs(offset - usual) < CLOCK_STEP_NS else offset)
-
-    @property
-    def done(self) -> int:
-        """Messages so far, failed ones included."""
-        return self.chunk.messages_before + len(self.chunk.rows) // ROW_FIELDS
-
-    def _attempt(self, due: int) -> None:
-        """Make an exchange, or many alike, and append rows, whatever comes of it.
-
-        `due` is 0 in the closed loop: a message is due when it is sent.
+        A busy processor lets a thread wait a few ms; and a thread that waits for the
+        interpreter's lock is late while others of its process work.
         """
-        connection = self.connection
-        began = 0 if connection.sock else time_ns()
-        try:
-            if began:
-                self._connect()
-            if self.may_repeat and connection.in_one_piece:
-                times = self._repeat()
-            else:
-                times = connection.exchange()
-        except ExchangeError as error:
-            self._fail(due or error.sent or began, error)
-            return
-        if times:
-            self._record(due, *times)
-        if time.monotonic_ns() > self.hand_over_at:
-            self._hand_over()
-
-    def _repeat(self) -> Times | None:
-        """Make as many exchanges as are left, until the next hand-over or the end."""
-        most = min(MOST_REPEATS, (self.config.messages or sys.maxsize) - self.done)
-        end = min(self.hand_over_at, self.gates.end_mono_ns)
-        until_ns = time_ns() + end - time.monotonic_ns()
-        rows = self.chunk.rows
-        return self.connection.exchange_many(rows, self.code, most, until_ns)
-
-    def _record(
-        self, due: int, sent: int, first: int, last: int, seen: int, received: int
-    ) -> None:
-        """Append an exchange's row, and do what only some runs need."""
-        connection, config = self.connection, self.config
-        if connection.server != self.server:
-            self._name_server()
-        code = self.code | received << BYTES_SHIFT
-        self.chunk.rows.extend((due or sent, sent, first, last, seen, code))
-        if config.keep_replies:
-            self.chunk.replies.append((connection.expected or b"")[:200])
-        if connection.server in config.direct:
-            self._compare_direct(first - sent)
-        if config.reconnect or connection.ended_by_eof:
-            connection.close()
-
-    def _connect(self) -> None:
-        """Connect, or raise the error that the connect before the start met."""
-        error, self.first_failure = self.first_failure, None
-        if error:
-            raise error
-        self.chunk.connects.append(self.connection.connect())
-        self.server, self.code = "", UNKNOWN_SERVER << SERVER_SHIFT
-        self.pause_s = FIRST_PAUSE_S
-
-    def _name_server(self) -> None:
-        """Note who answers on this connection: an index in the chunk's servers."""
-        self.server = self.connection.server
-        if self.server not in self.chunk.servers:
-            self.chunk.servers.append(self.server)
-        self.code = self.chunk.servers.index(self.server) << SERVER_SHIFT
-        self.chunk.connected_to[self.server] += 1
-
-    def _fail(self, due: int, error: ExchangeError) -> None:
-        """Record a failed exchange: when it was due, how long it waited, and why."""
-        if self.gates.cut.is_set():
-            return  # the run was interrupted: neither confirmed nor failed
-        now = time_ns()
-        code = UNKNOWN_SERVER << SERVER_SHIFT | error.outcome
-        self.chunk.rows.extend((due, error.sent or due, now, now, now, code))
-        self.chunk.failure = str(error)
-        if self.config.keep_replies:
-            self.chunk.replies.append(b"")
-        self._close()
-        if error.outcome == CONNECT and not self.gates.stop.is_set():
-            self.gates.stop.wait(self.pause_s)
-            self.pause_s = min(LAST_PAUSE_S, 2 * self.pause_s)
-        self._hand_over()
-
-    def _compare_direct(self, through_ns: int) -> None:
-        """Make the same exchange directly with the same server; note the difference."""
-        direct, addresses = self.direct_connection, self.config.direct[self.server]
-        if direct.addresses != addresses:
-            direct.close()
-            direct.addresses = addresses
-        try:
-            if direct.sock is None:
-                direct.connect()
-            sent, first, *_ = direct.exchange()
-            self.chunk.differences.append(through_ns - (first - sent))
-        except ExchangeError:
-            self.chunk.direct_failed += 1
-            direct.close()
-
-    def _close(self) -> None:
-        self.connection.close()
-        self.direct_connection.close()
-
-    def _hand_over(self, final: bool = False) -> None:
-        """Give the rows to the main thread, and go on with an empty chunk."""
-        chunk, done = self.chunk, self.done
-        chunk.final = final
-        for connection in (self.connection, self.direct_connection):
-            chunk.retransmits += connection.retransmits
-            chunk.merged_segments += connection.merged_segments
-            chunk.unstamped += connection.unstamped
-            connection.retransmits = connection.merged_segments = 0
-            connection.unstamped = 0
-        servers = list(chunk.servers)
-        self.chunk = Chunk(self.number, servers=servers, messages_before=done)
-        start, interval = self.gates.start_mono_ns, self.interval_ns
-        past = (time.monotonic_ns() - start) // interval
-        self.hand_over_at = start + (past + 1) * interval
-        self.inbox.put(("chunk", chunk))
-
-    def cut(self) -> None:
-        """End its waits (main thread, or "orders")."""
-        self.connection.cut()
-        self.direct_connection.cut()
+        now, used_s = time.monotonic(), time.process_time()
+        late_s = now - self.beat - BEAT_S
+        if self.beat and late_s > max(STILL_S, 2 * (used_s - self.used_s)):
+            self.still_s += late_s
+        self.beat, self.used_s = now, used_s
 
 
-# ---- Groups: clients in this process, and in worker processes ------------------------
-# The main thread gives a group its orders by their names: connect, go, stop, cut. A
-# worker's come through a pipe, which brings back what its clients hand over; when the
-# pipe ends, the main process has gone, and the worker goes, too.
+def serve_group(pipe: Any, options: argparse.Namespace, numbers: range, k: int) -> None:
+    """Run a group's clients, and report what they did (thread or process group-K)."""
+    if options.workers > 1:
+        if hasattr(os, "setsid"):  # the scheduler shares cores by session (sched(7))
+            with contextlib.suppress(OSError):
+                os.setsid()
+        raise_descriptor_limit()
+        sys.setswitchinterval(1.0)  # threads wait in calls: none need be made to yield
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    clients = Clients(options, k)
+    threading.stack_size(STACK_BYTES)
+    try:
+        for number in numbers:
+            Client(number, options, clients).start()
+    except (RuntimeError, MemoryError):
+        pipe.send("the system allows no more threads: start fewer clients")
+        return
+    finally:
+        threading.stack_size(0)
+    orders = threading.Thread(
+        target=follow_orders, args=(pipe, clients), name="orders", daemon=True
+    )
+    orders.start()
+    if options.connects_first:
+        pipe.send(Counter(str(clients.events.get()) for _ in numbers))
+    clients.go.wait()
+    used_s, left = time.process_time(), len(numbers)
+    start_ns = clients.start_mono_ns + clients.to_realtime_ns
+    while left > 0:
+        ended = clients.wait(left)
+        left -= len(ended)
+        made = [clients.exchanges.popleft() for _ in range(len(clients.exchanges))]
+        results = Results.of(made, options, start_ns)
+        results.ended, results.never_started = len(ended), ended.count(0)
+        results.left_over = len(clients.left_over)
+        clients.left_over.clear()
+        results.still_s = {k: clients.still_s}
+        if not left:
+            results.cpu_s = {k: time.process_time() - used_s}
+        pipe.send(results)
+    pipe.send(None)
+
+
+def follow_orders(pipe: Any, clients: Clients) -> None:
+    """Start together when told so (thread orders); the end of the main process is ours."""
+    with contextlib.suppress(EOFError, OSError):
+        clients.start_mono_ns, clients.end_mono_ns = pipe.recv()
+        clients.to_realtime_ns = clock_offset()
+        clients.go.set()
+        pipe.recv()  # the order to end at once, or the end of the main process
+        clients.end_mono_ns = 0
+        clients.events.put(0)
+        return
+    os._exit(1)
 
 
 class Group:
-    """Clients that run as threads of this process."""
+    """A group as the main process sees it."""
 
-    def __init__(self, config: Config, numbers: range, inbox: Inbox) -> None:
-        self.gates, self.duration_s = Gates(), config.duration_s
-        self.used_before_s = 0.0  # processor time of this process before the start
-        self.members = [Client(k, config, self.gates, inbox) for k in numbers]
-
-    def start(self) -> None:
-        """Start the threads; OSError when the system refuses one."""
-        threading.stack_size(STACK_BYTES)
-        try:
-            for member in self.members:
-                member.start()
-        except RuntimeError:
-            words = "the system allows no more threads: start fewer clients"
-            raise OSError(errno.EAGAIN, words) from None
-        finally:
-            threading.stack_size(0)
-
-    def order(self, name: str, *arguments: Any) -> None:
-        """Carry out an order: connect, go, stop or cut."""
-        getattr(self, name)(*arguments)
-
-    def connect(self) -> None:
-        """Let all connect, unless they ramp up."""
-        self.gates.connect.set()
-
-    def go(self, start_mono_ns: int) -> None:
-        """Let all start: their common start is a moment of CLOCK_MONOTONIC."""
-        self.gates.start_mono_ns = start_mono_ns
-        self.gates.to_realtime_ns = clock_offset()
-        if self.duration_s:
-            self.gates.end_mono_ns = start_mono_ns + int(self.duration_s * 1e9)
-        self.used_before_s = time.process_time()
-        self.gates.go.set()
-
-    def stop(self) -> None:
-        """Send nothing more; exchanges in flight may end."""
-        self.gates.stop.set()
-
-    def cut(self) -> None:
-        """Stop, and end the exchanges in flight."""
-        for gate in (self.gates.cut, self.gates.stop, self.gates.connect):
-            gate.set()
-        self.gates.go.set()
-        for member in self.members:
-            member.cut()
-
-    def close(self, timeout_s: float = 1.0) -> None:
-        """Wait for the threads; one that hangs in connect() ends with its deadline."""
-        deadline = time.monotonic() + timeout_s
-        for member in self.members:
-            if member.ident is not None:
-                member.join(max(0.0, deadline - time.monotonic()))
-
-
-class WorkerGroup:
-    """Clients that run as threads of another process (see `serve_as_worker`)."""
-
-    def __init__(
-        self, config: Config, numbers: range, inbox: Inbox, number: int
-    ) -> None:
-        self.numbers, self.inbox = numbers, inbox
-        context = multiprocessing.get_context("spawn")  # a fork would copy held locks
-        self.pipe, self.far_end = context.Pipe()
-        arguments = (self.far_end, config, numbers)
-        self.process = context.Process(target=serve_as_worker, args=arguments)
-        self.reader = threading.Thread(
-            target=self._read_events, name=f"worker-{number}", daemon=True
+    def __init__(self, number: int, numbers: range, options: argparse.Namespace,
+                 inbox: queue.SimpleQueue[Any]) -> None:  # fmt: skip
+        kind: Any = multiprocessing.dummy
+        if options.workers > 1:
+            kind = multiprocessing.get_context("spawn")  # a fork would copy held locks
+        self.inbox, self.left = inbox, len(numbers)  # clients that have not ended
+        self.pipe, self.far_end = kind.Pipe()
+        arguments = self.far_end, options, numbers, number
+        self.worker = kind.Process(
+            target=serve_group, args=arguments, name=f"group-{number}"
         )
+        self.worker.daemon = True
+        with deaf_to_ctrl_c():
+            self.worker.start()
+        if options.workers > 1:
+            self.far_end.close()  # the pipe ends with the process
+        threading.Thread(target=self.read, name=f"reader-{number}", daemon=True).start()
 
-    def start(self) -> None:
-        """Start the process and its reader; OSError when the system refuses."""
-        with uninterrupted():
-            self.process.start()
-        self.far_end.close()  # the pipe ends with the process
-        try:
-            self.reader.start()
-        except RuntimeError:
-            words = "the system allows no more threads: use fewer --workers"
-            raise OSError(errno.EAGAIN, words) from None
-
-    def order(self, *words: Any) -> None:
-        """Have the worker's Group carry out an order: its name, its arguments."""
-        with contextlib.suppress(OSError):  # `_read_events` sees that it has ended
-            self.pipe.send(words)
-
-    def _read_events(self) -> None:
-        """Pass the worker's events on (thread `worker-K`) until it ends."""
+    def read(self) -> None:
+        """Pass on what the group reports, until it ends (thread reader-K)."""
         with contextlib.suppress(EOFError, OSError):
-            while True:
-                self.inbox.put(self.pipe.recv())
-        self.inbox.put(("ended", self.numbers))
-
-    def close(self, timeout_s: float = 5.0) -> None:
-        """Wait for the process to end by itself, and make it end if it does not."""
-        if self.process.pid is None:  # the system had refused one
-            return
-        self.order("cut")
-        self.process.join(timeout_s)
-        if self.process.is_alive():
-            self.process.kill()
-            self.process.join()
-        if self.reader.ident is not None:
-            self.reader.join()
-        self.pipe.close()
+            while (report := self.pipe.recv()) is not None:
+                if isinstance(report, Results):
+                    self.left -= report.ended
+                self.inbox.put(report)
+        self.inbox.put(self)
 
 
 @contextlib.contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Start a process that Ctrl-C does not reach: ours tells it what to do.
-
-    A process inherits the signals that are blocked (sigprocmask(2)).
-    """
-    if not hasattr(signal, "pthread_sigmask"):
+def deaf_to_ctrl_c() -> Iterator[None]:
+    """Start a process that Ctrl-C does not reach: only this one hears it."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    resource_tracker.ensure_running()  # its start unblocks them
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def serve_as_worker(pipe: MpConnection, config: Config, numbers: range) -> None:
-    """Run a group for the process at the other end of the pipe (a worker's main)."""
-    if hasattr(os, "setsid"):  # the scheduler shares cores by session (sched(7))
-        os.setsid()
-    raise_descriptor_limit()
-    sys.setswitchinterval(1.0)  # all threads wait in calls: none need be made to yield
-    inbox: Inbox = queue.SimpleQueue()
-    group = Group(config, numbers, inbox)
-    try:
-        group.start()
-    except OSError as error:
-        complain(say_why(error))  # its clients are lost
-        return
-    threading.Thread(
-        target=follow_orders, args=(pipe, group), name="orders", daemon=True
-    ).start()
-    unfinished = len(numbers)
-    with contextlib.suppress(OSError):
-        while unfinished:
-            name, payload = next_event(inbox)
-            if name == "chunk" and payload.final:
-                unfinished -= 1
-            if name != "tick":
-                pipe.send((name, payload))
-        pipe.send(("used", time.process_time() - group.used_before_s))
-    group.close()
-
-
-def follow_orders(pipe: MpConnection, group: Group) -> None:
-    """Do what the main process says (thread `orders`); its end is an order, too."""
-    with contextlib.suppress(EOFError, OSError):
-        while True:
-            group.order(*pipe.recv())
-    group.cut()
-
-
-def next_event(inbox: Inbox) -> tuple[str, Any]:
-    """Return the next event; ("tick", None) when there is none for a while."""
-    before = time.monotonic()
-    try:
-        event: tuple[str, Any] = inbox.get(timeout=TICK_S)
-    except queue.Empty:
-        event = ("tick", None)
-    overslept_s = time.monotonic() - before - TICK_S
-    if overslept_s > STALL_S:
-        inbox.put(("stalled", overslept_s))
-    return event
-
-
-def make_groups(config: Config, inbox: Inbox) -> Sequence[Group | WorkerGroup]:
-    """Return the groups of a run: this process, or as many workers as asked for."""
-    number = min(config.workers, config.clients)
-    if number <= 1:
-        return [Group(config, range(1, config.clients + 1), inbox)]
-    edges = [1 + config.clients * k // number for k in range(number + 1)]
-    parts = enumerate(itertools.starmap(range, itertools.pairwise(edges)), 1)
-    return [WorkerGroup(config, numbers, inbox, k) for k, numbers in parts]
 
 
 def usable_cores() -> int:
@@ -1455,402 +1285,231 @@ def do_not_preempt() -> None:
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
-# ---- The run: from the common start to a tally ---------------------------------------
-# The main thread owns the tally; it alone adds to it, from chunks handed over.
+# ---- Results: what exchanges add up to, of a tick, a run, a file, or several ---------
 
 
-@dataclass(slots=True)
-class ServerTally:
+@dataclass
+class ServerResults:
     """What one server confirmed, and how fast."""
 
     confirmed: int = 0
     connections: int = 0
     clients: set[int] = field(default_factory=set)
     latency: Distribution = field(default_factory=Distribution)
+    # Levels by group of connections, where they are kept.
+    groups: Counter[tuple[int, int]] = field(default_factory=Counter)
+    by_part: list[float | None] = field(default_factory=list)  # p50, at the run's end
+    medians: list[float] = field(default_factory=list)  # of connections, then, too
+
+    def merge(self, other: ServerResults) -> None:
+        """Add what another one has."""
+        self.confirmed += other.confirmed
+        self.connections += other.connections
+        self.clients |= other.clients
+        self.latency.merge(other.latency)
+        self.groups.update(other.groups)
+        self.medians += other.medians
+
+    def finish(self, part_of: dict[int, int]) -> None:
+        """Set what servers are compared by."""
+        parts = self.latency.parts(part_of)
+        self.by_part = [percentile_of(p, 0.5) if p else None for p in parts]
+        groups: defaultdict[int, Counter[int]] = defaultdict(Counter)
+        for (group, level), number in self.groups.items():
+            groups[group][level] = number
+        self.medians = [percentile_of(levels, 0.5) for levels in groups.values()]
 
 
-@dataclass(slots=True)
-class Gap:
-    """The longest time in which a client waited for a confirmed reply, in ns."""
+class Slower(NamedTuple):
+    """A server that is slower than another one, and by what ratio of their p50."""
 
-    length_ns: int = 0
-    client: int = 0
-    from_ns: int = 0  # since the start of the run
-    until_the_end: bool = False
-
-
-class Tally:
-    """Everything that the chunks of a run add up to, in bounded memory."""
-
-    def __init__(self, config: Config) -> None:
-        self.config = config
-        self.start_ns = self.end_ns = 0  # CLOCK_REALTIME; of the last exchange
-        self.kept: list[Chunk] = []  # of a short run, for the lines and the dots
-        self.exchanges = 0  # failed ones included
-        self.bytes_sent = self.bytes_received = 0  # of confirmed ones
-        self.latency, self.response_time = Distribution(), Distribution()
-        self.connect_time, self.balancer_cost = Distribution(), Distribution()
-        self.wake_delay = Distribution()  # last byte in the kernel → client saw it
-        self.send_delay = Distribution()  # open loop: due and free → awake to send it
-        self.backlog_ns = 0  # open loop: due, but the client's last reply was not there
-        self.waiting_ns = 0  # closed loop: sent → last byte in the kernel
-        self.own_ns = 0  # closed loop: all other time between a client's messages
-        self.free_since: dict[int, int] = {}  # by client: when it saw its last reply
-        self.direct_failed = 0
-        self.servers: dict[str, ServerTally] = {}
-        self.outcomes: Counter[int] = Counter()
-        self.examples: dict[tuple[int, str], list[tuple[int, int]]] = {}
-        self.slowest: list[tuple[Any, ...]] = []  # by latency, the slowest first
-        self.timeline: Timeline | None = None  # for the report
-        self.gap = Gap()
-        self.last_confirmed: dict[int, int] = {}  # by client: its last confirmed reply
-        self.silent_since: dict[
-            int, int
-        ] = {}  # by client: failures, and no confirmed reply
-        self.retransmits = self.merged_segments = self.unstamped = 0
-        self.slow_connects = 0
-        self.recent: deque[int] = deque(maxlen=RECENT)  # latencies, for the progress
-
-    def take(self, chunk: Chunk) -> None:
-        """Add what a client handed over."""
-        self.connect_time.extend(chunk.connects)
-        self.slow_connects += sum(took >= SYN_RETRY_NS for took in chunk.connects)
-        self.send_delay.extend(chunk.send_delays)
-        pairs = self.balancer_cost.count + len(chunk.differences)
-        if pairs <= EXACT_LIMIT:  # a histogram has no place for what is below 0
-            self.balancer_cost.extend(chunk.differences)
-        self.direct_failed += chunk.direct_failed
-        self.retransmits += chunk.retransmits
-        self.merged_segments += chunk.merged_segments
-        self.unstamped += chunk.unstamped
-        for name, number in chunk.connected_to.items():
-            self.server(name).connections += number
-        rows = chunk.rows
-        if not rows:
-            return
-        self.exchanges += len(rows) // ROW_FIELDS
-        self.end_ns = max(self.end_ns, rows[-2])
-        for key, part in split_rows(rows).items():
-            self._add_part(chunk, key, part)
-        self._add_waits(chunk)
-        self._find_gap(chunk)
-        if chunk.failure:
-            self._add_example(chunk)
-        if self.exchanges <= (EXACT_LIMIT if self.config.keep_replies else DOTS_SHOWN):
-            self.kept.append(chunk)
-        else:  # a long run is its figures alone
-            self.kept.clear()
-
-    def _add_part(self, chunk: Chunk, key: int, rows: array[int]) -> None:
-        """Add rows of one outcome and one server: here rows become metrics."""
-        outcome, name = key & OUTCOME_MASK, chunk.server_of(key)
-        number = len(rows) // ROW_FIELDS
-        self.outcomes[outcome] += number
-        due, sent, first, last, seen, codes = (rows[k::ROW_FIELDS] for k in range(6))
-        if outcome != CONFIRMED:
-            if self.timeline:
-                self.timeline.add_failures(self.start_ns, due, seen)
-            return
-        latency = durations(first, sent)
-        self.latency.extend(latency)
-        self.recent.extend(latency[-100:])
-        self.response_time.extend(durations(last, due))
-        self.wake_delay.extend(durations(seen, last))
-        self.bytes_sent += number * len(message_of(self.config, chunk.client))
-        if codes.count(codes[0]) == number:
-            self.bytes_received += number * (codes[0] >> BYTES_SHIFT)
-        else:
-            self.bytes_received += sum(code >> BYTES_SHIFT for code in codes)
-        if name:
-            server = self.server(name)
-            server.confirmed += number
-            server.latency.extend(latency)
-            if self.config.clients <= CLIENTS_SHOWN:
-                server.clients.add(chunk.client)
-        if self.timeline:
-            self.timeline.add(self.start_ns, sent, latency, last)
-            who = itertools.repeat(chunk.client), itertools.repeat(name)
-            parts = zip(latency, *who, due, sent, first, last, seen, strict=False)
-            self.slowest = heapq.nlargest(SLOWEST_SHOWN, [*self.slowest, *parts])
-
-    def _add_waits(self, chunk: Chunk) -> None:
-        """Note how long messages waited for their client, and clients for replies."""
-        due, sent, _, last, seen, _ = (chunk.rows[k::ROW_FIELDS] for k in range(6))
-        free = array("q", [self.free_since.get(chunk.client, due[0])])
-        free.extend(seen[:-1])
-        self.free_since[chunk.client] = seen[-1]
-        if self.config.rate:
-            waits = map(operator.sub, free, due)
-            self.backlog_ns += sum(wait for wait in waits if wait > 0)
-            return
-        self.waiting_ns += sum(last) - sum(sent)
-        self.own_ns += sum(seen) - sum(last) + sum(sent) - sum(free)
-        if chunk.failure:  # it may pause, and connects again: neither is its work
-            del self.free_since[chunk.client]
-
-    def server(self, name: str) -> ServerTally:
-        """Return a server's own tally, a new one at first."""
-        return self.servers.setdefault(name, ServerTally())
-
-    def _add_example(self, chunk: Chunk) -> None:
-        """Keep the first few examples of each way to fail."""
-        way = chunk.rows[-1] & OUTCOME_MASK, chunk.failure
-        if way in self.examples or len(self.examples) < 20:
-            examples = self.examples.setdefault(way, [])
-            if len(examples) < 10:
-                number = chunk.messages_before + len(chunk.rows) // ROW_FIELDS
-                examples.append((chunk.client, number))
-
-    def _find_gap(self, chunk: Chunk) -> None:
-        """Note the longest time in which this client waited for a confirmed reply.
-
-        It begins with the last one, or when the next message was due if that
-        was later, and goes on over failures.
-        """
-        client, rows = chunk.client, chunk.rows
-        number = len(rows) // ROW_FIELDS - bool(chunk.failure)
-        due, good = rows[0::ROW_FIELDS], rows[3::ROW_FIELDS][:number]
-        before = [self.last_confirmed.get(client, 0), *good]
-        starts = list(map(max, before, due))
-        starts[0] = self.silent_since.pop(client, starts[0])
-        if good:
-            self.last_confirmed[client] = good[-1]
-            gaps = list(map(operator.sub, good, starts))
-            longest = max(gaps)
-            self._note_gap(client, longest, starts[gaps.index(longest)])
-        if chunk.failure:
-            self.silent_since[client] = starts[-1]
-            # A confirmed reply that ends this gap makes it longer: it takes its place.
-            self._note_gap(client, rows[-2] - starts[-1], starts[-1], True)
-
-    def _note_gap(
-        self, client: int, length_ns: int, since_ns: int, until_the_end: bool = False
-    ) -> None:
-        if length_ns > self.gap.length_ns:
-            from_ns = since_ns - self.start_ns
-            self.gap = Gap(length_ns, client, from_ns, until_the_end)
-
-    @property
-    def uses_kernel_stamps(self) -> bool:
-        """Whether arrival times are the kernel's: at least some of them."""
-        return TIMESTAMP_OPTION is not None and (
-            not self.confirmed or self.unstamped < self.confirmed
-        )
-
-    @property
-    def confirmed(self) -> int:
-        """How many exchanges were confirmed."""
-        return self.outcomes[CONFIRMED]
-
-    @property
-    def failed(self) -> int:
-        """How many exchanges were not."""
-        return self.outcomes.total() - self.confirmed
+    server: str
+    than: str
+    ratio: float
+    tenths: tuple[float, float]  # the least and the greatest of a part
 
 
-def durations(ends: array[int], begins: array[int]) -> array[int]:
-    """Return the times between; 0 where the clock was set back meanwhile."""
-    values = array("q", map(operator.sub, ends, begins))
-    return values if min(values) >= 0 else array("q", (max(0, v) for v in values))
+@dataclass
+class Results:
+    """Figures in bounded memory. Metrics are as in the map at the top; ns, or s."""
 
-
-def split_rows(rows: array[int]) -> dict[int, array[int]]:
-    """Return the rows by outcome and server."""
-    keys = {code & KEY_MASK for code in rows[5::ROW_FIELDS]}
-    if len(keys) == 1:
-        return {keys.pop(): rows}
-    parts: defaultdict[int, array[int]] = defaultdict(lambda: array("q"))
-    for offset in range(0, len(rows), ROW_FIELDS):
-        row = rows[offset : offset + ROW_FIELDS]
-        parts[row[5] & KEY_MASK].extend(row)
-    return parts
-
-
-@dataclass(slots=True)
-class Course:
-    """How a run went, besides what its chunks tell: the main thread's own notes."""
-
-    started: float = 0.0  # seconds since the epoch
+    latency: Distribution = field(default_factory=Distribution)
+    response_time: Distribution = field(default_factory=Distribution)
+    connect_time: Distribution = field(default_factory=Distribution)  # TCP alone
+    servers: dict[str, ServerResults] = field(default_factory=dict)
+    failures: Counter[str] = field(default_factory=Counter)
+    bytes_sent: int = 0  # of confirmed exchanges
+    bytes_received: int = 0
+    confirmed: int = 0
+    direct: Distribution = field(default_factory=Distribution)  # through the balancer ...
+    difference: Distribution = field(default_factory=Distribution)  # ... less directly
+    faster_through: int = 0  # pairs whose difference is below 0, counted as 0
+    direct_failed: int = 0
+    # What is not in a file: of this run alone.
+    wake_delay: Distribution = field(default_factory=Distribution)  # in kernel → seen
+    send_delay: Distribution = field(default_factory=Distribution)  # open loop
+    waited_for_client: int = 0  # messages due while all clients were busy
+    unstamped: int = 0
+    left_over: int = 0  # connections that had more bytes than replies
+    warmed_up: int = 0  # exchanges left out of all figures
+    examples: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+    slowest: list[Exchange] = field(default_factory=list)
+    # The longest wait for a good reply: (ns, client, since, whether none came).
+    gap: tuple[int, int, int, bool] = (0, 0, 0, False)
+    events: Slices = field(default_factory=Slices)  # "sent", "ended", "failed"
+    begin_ns: int = sys.maxsize  # the first message that counts, CLOCK_REALTIME
+    end_ns: int = 0  # of the last exchange
+    kept: list[Exchange] = field(default_factory=list)  # for lines, dots and --csv
+    cpu_s: dict[int, float] = field(default_factory=dict)  # of each group
+    still_s: dict[int, float] = field(default_factory=dict)
+    ended: int = 0  # clients, in a group's report
+    never_started: int = 0
+    # Of the run as a whole.
+    options: argparse.Namespace | None = None
+    command: list[str] = field(default_factory=list)
+    started: float = 0.0  # Unix time
+    target: str = ""
+    title: str = ""
+    clients: int = 0
+    workers: int = 1
+    planned: int = 0
+    rate: float | None = None
+    arrivals: str | None = None
+    seed: int | None = None
+    warmup_s: float = 0.0
+    wall_s: float = 0.0
+    timestamps: str = "kernel"
+    interrupted: bool = False
+    headline: str = ""  # how it was loaded
+    start_ns: int = 0  # CLOCK_REALTIME
+    start_mono_ns: int = 0
     connected: int = 0
     connect_wall_ns: int = 0  # all connects before the start
-    connect_failures: Counter[str] = field(default_factory=Counter)  # by their words
-    wall_s: float = 0.0  # from the common start to the end of the last exchange
-    interrupted: bool = False
     lost: int = 0  # clients whose worker died
-    stalled_s: float = 0.0  # the longest stall
     clock_step_ns: int = 0
     overflows: int = 0  # of this machine's listen queues
-    cpu_s: float = 0.0  # processor time since the common start, workers' included
+    silent_servers: list[str] = field(default_factory=list)  # of a demo or --direct
+    reasons: list[str] = field(default_factory=list)  # to doubt it; none: valid
+    notices: list[str] = field(default_factory=list)  # what else it showed
 
+    @classmethod
+    def of(
+        cls, made: list[Exchange], options: argparse.Namespace, start: int
+    ) -> Results:
+        """Return the figures of some exchanges: here moments become metrics."""
+        self, tried = cls(), len(made)
+        if options.warmup:
+            made = [e for e in made if counts(e, options, start)]
+        self.warmed_up = tried - len(made)
+        good = [e for e in made if e.outcome.name == CONFIRMED]
+        for slices in (self.latency.slices, self.response_time.slices, self.events):
+            slices.reach(start, time_ns())
+        self.confirmed = len(good)
+        if good:
+            self._add_confirmed(good, options)
+        if len(good) < len(made):
+            self._add_failed(e for e in made if e.outcome.name != CONFIRMED)
+        if not made:
+            return self
+        connects = [e for e in made if e.connect]
+        self.connect_time.extend([e.connect for e in connects], [e.sent for e in connects])
+        waits = [e.last - e.since for e in made]
+        longest = made[waits.index(max(waits))]
+        is_open = longest.outcome.name != CONFIRMED
+        self.gap = max(waits), longest.client, longest.since - start, is_open
+        self.begin_ns = min(e.sent for e in made)
+        self.end_ns = max(e.last for e in made)
+        if options.report:
+            flights = [e for e in made if e.outcome.name not in ("connect", "local")]
+            ended = [e.last for e in flights]
+            self.events.add([e.sent for e in flights], itertools.repeat("sent"))
+            self.events.add(ended, itertools.repeat("ended"))
+            by_response = operator.attrgetter("waited")
+            del by_response
+            self.slowest = sorted(good, key=slowness, reverse=True)[:SLOWEST_SHOWN]
+        if options.keep or options.csv or (options.report and len(made) <= DOTS_SHOWN):
+            self.kept = made
+        return self
 
-class Run:
-    """One run: starts the groups together, collects, and ends them whatever happens."""
+    def _add_confirmed(self, good: list[Exchange], options: argparse.Namespace) -> None:
+        """Add confirmed exchanges, column by column."""
+        client, _, due, sent, first, last, seen, outcome, _, _, late, direct = zip(
+            *good, strict=True
+        )
+        minus = operator.sub
+        self.latency.extend(array("q", map(minus, first, sent)), sent)
+        self.response_time.extend(array("q", map(minus, last, due)), due)
+        self.wake_delay.extend(array("q", map(minus, seen, last)))
+        if TIMESTAMP_OPTION is not None:
+            self.unstamped = sum(map(operator.eq, seen, last))
+        if options.rate:
+            self.send_delay.extend(late)
+            backlog = map(minus, map(minus, sent, due), late)
+            self.waited_for_client = sum(ns > 1_000_000 for ns in backlog)
+        for kind, number in Counter(outcome).items():
+            self.bytes_sent += number * kind.sent
+            self.bytes_received += number * kind.received
+        for name in {kind.server for kind in set(outcome)} - {""}:
+            mine = [e for e in good if e.outcome.server == name]
+            self.servers[name] = server = ServerResults(len(mine))
+            server.latency.slices.reach(self.latency.slices.first, mine[0].sent)
+            latency = array("q", [e.first - e.sent for e in mine])
+            server.latency.extend(latency, [e.sent for e in mine])
+            server.connections = sum(e.connect > 0 for e in mine)
+            if not options.reconnect:
+                levels = [hdr_index(max(0, ns)) >> LEVEL for ns in latency]
+                groups = [e.client % CONNECTION_GROUPS for e in mine]
+                server.groups.update(zip(groups, levels, strict=True))
+            if options.clients <= CLIENTS_SHOWN:
+                server.clients = {e.client for e in mine}
+        if options.direct:
+            pairs = [e for e in good if e.direct is not None]
+            both = [e for e in pairs if e.direct and e.direct >= 0]
+            self.direct_failed = len(pairs) - len(both)
+            more = [e.first - e.sent - (e.direct or 0) for e in both]
+            self.faster_through = sum(ns < 0 for ns in more)
+            self.difference.extend(more, [e.sent for e in both])
 
-    def __init__(self, config: Config, inbox: Inbox) -> None:
-        self.config, self.inbox = config, inbox
-        self.groups = make_groups(config, inbox)
-        self.tally, self.course = Tally(config), Course()
-        self.unfinished = set(range(1, config.clients + 1))
-        self.connecting = self.unfinished.copy()  # for the first time
-        self.start_mono_ns = 0
-        self.on_chunk: Callable[[Chunk], None] = lambda chunk: None
+    def _add_failed(self, failed: Iterable[Exchange]) -> None:
+        """Add failed exchanges."""
+        for e in failed:
+            self.failures[e.outcome.name] += 1
+            where = f"client {e.client} message {e.number}"
+            key = e.outcome.name, e.outcome.text
+            self.examples.setdefault(key, []).append(where)
+            self.events.add([e.last], ["failed"])
 
-    def execute(self, progress: Progress) -> None:
-        """Run from the first connect to the last reply (main thread)."""
-        course = self.course
-        with socket.socket() as holder:  # the kernel turns its stamps on with a delay
-            ask_for_stamps(holder)
-            overflows, clock = listen_overflows(), clock_offset()
-            course.started = time.time()
-            try:
-                self._start_together()
-                used_s = time.process_time()
-                self._collect(progress)
-                course.cpu_s += time.process_time() - used_s
-            finally:
-                for group in self.groups:
-                    group.close()
-            self._take_rest()
-        course.overflows = listen_overflows() - overflows
-        course.clock_step_ns = clock_offset() - clock
-        wall_ns = max(0, self.tally.end_ns - self.tally.start_ns)
-        if abs(course.clock_step_ns) > CLOCK_STEP_NS:
-            wall_ns = time.monotonic_ns() - self.start_mono_ns
-        course.wall_s = wall_ns / 1e9
-
-    def _start_together(self) -> None:
-        """Start the threads, connect them all, and let them go at one moment."""
-        for group in self.groups:
-            group.start()
-        began = time.monotonic_ns()
-        self._order("connect")
-        ramps, course = bool(self.config.ramp_s), self.course
-        while self.connecting and not (ramps or course.interrupted):
-            self._handle(*next_event(self.inbox))
-        course.connect_wall_ns = time.monotonic_ns() - began
-        if not (ramps or course.connected):
-            self._order("stop")  # nobody there: each records its one attempt, and ends
-        course.stalled_s = 0.0  # before the start it does no harm
-        self.start_mono_ns = time.monotonic_ns()
-        self.tally.start_ns = self.start_mono_ns + clock_offset()
-        self._order("go", self.start_mono_ns)
-
-    def _collect(self, progress: Progress) -> None:
-        """Take chunks until every client has handed over its last one."""
-        stop_at = self.start_mono_ns + (self.config.duration_s or math.inf) * 1e9
-        while self.unfinished:
-            self._handle(*next_event(self.inbox))
-            if time.monotonic_ns() >= stop_at:
-                stop_at = math.inf  # once
-                self._order("stop")
-            progress.draw(self.tally)
-        progress.clear()
-
-    def _order(self, name: str, *arguments: Any) -> None:
-        for group in self.groups:
-            group.order(name, *arguments)
-
-    def _handle(self, name: str, payload: Any) -> None:
-        """Act on one event: they are listed at `Inbox`."""
-        course = self.course
-        if name == "chunk":
-            self.tally.take(payload)
-            self.on_chunk(payload)
-            if payload.final:
-                self.unfinished.discard(payload.client)
-                self.connecting.discard(payload.client)
-        elif name == "connected":
-            number, failure = payload
-            self.connecting.discard(number)
-            if failure:
-                course.connect_failures[failure] += 1
-            else:
-                course.connected += 1
-        elif name == "ended":  # a worker: what it has not handed over is lost
-            lost = self.unfinished.intersection(payload)
-            course.lost += len(lost)
-            self.unfinished -= lost
-            self.connecting -= lost
-        elif name == "used":
-            course.cpu_s += payload
-        elif name == "stalled":
-            course.stalled_s = max(course.stalled_s, payload)
-        elif name == "signal":
-            course.interrupted = True
-            self._order("cut")
-
-    def _take_rest(self) -> None:
-        """Take the events that came while the groups were ending."""
-        with contextlib.suppress(queue.Empty):
-            while True:
-                self._handle(*self.inbox.get_nowait())
-
-
-def clock_offset() -> int:
-    """Return CLOCK_REALTIME less CLOCK_MONOTONIC in ns: it changes when one is set.
-
-    The best of three: a thread may lose its core between the two readings.
-    """
-    readings = []
-    for _ in range(3):
-        before, now, after = time.monotonic_ns(), time_ns(), time.monotonic_ns()
-        readings.append((after - before, now - before))
-    return min(readings)[1]
-
-
-def listen_overflows() -> int:
-    """Return how often a listen queue of this machine overflowed (0: not known)."""
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        lines = Path("/proc/net/netstat").read_text().splitlines()
-        names, values = (line.split() for line in lines if line.startswith("TcpExt:"))
-        return int(values[names.index("ListenOverflows")])
-    return 0
-
-
-# ---- The summary, and the verdict ----------------------------------------------------
-# One object from a run, from a file, or from several: the outputs read nothing else.
-
-
-@dataclass(slots=True)
-class Summary:
-    """A run in figures. Metrics are as in the map at the top; times in ns or s."""
-
-    command: list[str]
-    started: str  # UTC
-    target: str
-    clients: int
-    wall_s: float  # from the common start to the end of the last exchange
-    timestamps: str  # "kernel" or "user": whose clock says when a byte arrived
-    interrupted: bool
-    planned: int
-    confirmed: int
-    bytes_sent: int  # of confirmed exchanges
-    bytes_received: int
-    latency: Distribution  # message handed to the kernel → reply's first byte there
-    response_time: Distribution  # message due → reply's last byte in the kernel
-    connect_time: Distribution  # TCP connect alone
-    servers: dict[str, ServerTally]
-    failures: dict[str, int]  # by outcome
-    reasons: list[str]  # to doubt the run; none: valid
-    notices: list[str] = field(default_factory=list)  # what else the run showed
-    headline: str = ""  # how it was loaded
-    tally: Tally | None = None  # of a run of our own
-    course: Course | None = None
-
-    @property
-    def metrics(self) -> dict[str, Distribution]:
-        """The metrics that have values, by name."""
-        metrics = {
-            "latency": self.latency,
-            "response time": self.response_time,
-            "connect": self.connect_time,
-        }
-        return {name: metric for name, metric in metrics.items() if metric.count}
+    def merge(self, other: Results) -> None:
+        """Add what another one has: of the same run, or of another machine."""
+        for name in ("latency", "response_time", "connect_time", "wake_delay",
+                     "send_delay", "difference", "events"):  # fmt: skip
+            getattr(self, name).merge(getattr(other, name))
+        for name in ("bytes_sent", "bytes_received", "confirmed", "unstamped",
+                     "direct_failed", "faster_through", "waited_for_client", "kept",
+                     "left_over", "warmed_up", "never_started",
+                     "clients", "planned"):  # fmt: skip
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.failures.update(other.failures)
+        for name, theirs in other.servers.items():
+            self.servers.setdefault(name, ServerResults()).merge(theirs)
+        for way, where in other.examples.items():
+            self.examples[way] = (self.examples.get(way, []) + where)[:10]
+        self.slowest = sorted(self.slowest + other.slowest, key=slowness, reverse=True)
+        del self.slowest[SLOWEST_SHOWN:]
+        self.gap, self.end_ns = max(self.gap, other.gap), max(self.end_ns, other.end_ns)
+        self.begin_ns = min(self.begin_ns, other.begin_ns)
+        self.cpu_s |= other.cpu_s
+        self.still_s |= other.still_s
 
     @property
     def failed(self) -> int:
         """How many exchanges failed."""
-        return sum(self.failures.values())
+        return self.failures.total()
+
+    @property
+    def not_sent(self) -> int:
+        """How many planned messages were never sent."""
+        return max(0, self.planned - self.confirmed - self.failed)
 
     @property
     def per_s(self) -> float:
@@ -1868,14 +1527,51 @@ class Summary:
         """Whether to trust the run: "valid", or "doubtful"."""
         return "doubtful" if self.reasons else "valid"
 
+    @property
+    def runs(self) -> list[Results]:
+        """The runs of which it is one."""
+        return [self]
+
+    def slower_servers(self) -> tuple[list[Slower], list[str]]:
+        """Return which servers are slower than the fastest, and which not to compare.
+
+        Slower is one that was so in every part of the run, and by more than connections
+        would differ that were dealt out anew; one that was not there all the time, or
+        by less than 5 %, is not.
+        """
+        absent = [n for n, s in self.servers.items() if None in s.by_part or not s.by_part]
+        names = sorted(set(self.servers) - set(absent), key=self.p50_of)
+        lines = [self.servers[name].medians for name in names]
+        if len(names) < 2 or all(lines) and chance(lines) > CHANCE:
+            return [], absent
+        fast, slower = names[0], []
+        for name in names[:0:-1]:
+            pairs, ratio = math.comb(len(names), 2), self.p50_of(name) / self.p50_of(fast)
+            ours, theirs = self.servers[name].by_part, self.servers[fast].by_part
+            ratios = ratios_of(ours, theirs, pairs)
+            if ratios and ratio >= LEAST_RATIO:
+                slower.append(Slower(name, fast, ratio, (min(ratios), max(ratios))))
+        return slower, absent
+
+    def p50_of(self, server: str) -> int:
+        """Return a server's median latency; 1 ns at least."""
+        return max(1, self.servers[server].latency.percentile(0.5))
+
     def as_json(self) -> dict[str, Any]:
-        """Return what --json writes: `read_summary` reads it back."""
-        data: dict[str, Any] = {
+        """Return what --json writes: `read_results` reads it back."""
+        slower, absent = self.slower_servers()
+        return {
             "version": 1,
             "command": self.command,
-            "started": self.started,
+            "started": format_utc(self.started),
             "target": self.target,
+            "title": self.title,
             "clients": self.clients,
+            "workers": self.workers,
+            "rate": self.rate,
+            "arrivals": self.arrivals,
+            "seed": self.seed,
+            "warmup_s": round(self.warmup_s, 6),
             "wall_s": round(self.wall_s, 6),
             "timestamps": self.timestamps,
             "interrupted": self.interrupted,
@@ -1883,6 +1579,7 @@ class Summary:
                 "planned": self.planned,
                 "confirmed": self.confirmed,
                 "failed": self.failed,
+                "not_sent": self.not_sent,
                 "per_s": round(self.per_s, 1),
             },
             "bytes": {
@@ -1894,353 +1591,597 @@ class Summary:
             "response_time_ns": self.response_time.as_json(),
             "connect_ns": self.connect_time.as_json(),
             "servers": {
-                name: {"confirmed": s.confirmed, "latency_ns": s.latency.as_json()}
+                name: {
+                    "confirmed": s.confirmed,
+                    "latency_ns": s.latency.as_json(),
+                    "by_part": [v and round(v) for v in s.by_part],
+                    "connections": [round(v) for v in s.medians],
+                }
                 for name, s in sorted(self.servers.items())
             },
-            "failures": self.failures,
+            "comparison": {
+                "slower": [s._asdict() for s in slower],
+                "not_compared": absent,
+            },
+            "direct": self.difference.as_json() if self.difference.count else None,
+            "failures": {name: self.failures[name] for name in FAILURES},
             "verdict": self.verdict,
             "reasons": self.reasons,
+            "notices": self.notices,
         }
-        if self.tally and self.tally.config.direct:
-            data["direct_ns"] = cost_as_json(self.tally)
-        return data
 
 
-def cost_as_json(tally: Tally) -> dict[str, Any]:
-    """Return what the balancer adds at the median, by pairs, with its range."""
-    cost = tally.balancer_cost
-    low, high = cost.range_of(0.5) or (None, None)
-    return {
-        "pairs": cost.count,
-        "failed": tally.direct_failed,
-        "p50": cost.percentile(0.5) if cost.count else None,
-        "low": low,
-        "high": high,
-    }
+def counts(exchange: Exchange, options: argparse.Namespace, start: int) -> bool:
+    """Tell whether an exchange counts: --warmup leaves out the first seconds, or few."""
+    kind, number = options.warmup
+    if kind == "messages":
+        return bool(exchange.number > number)
+    return bool(exchange.due >= start + number * 1e9)
 
 
-def summarize(run: Run, command: list[str]) -> Summary:
-    """Return the figures of a run, with the verdict."""
-    config, tally, course = run.config, run.tally, run.course
-    summary = Summary(
-        command=command,
-        started=time.strftime(UTC_FORMAT, time.gmtime(course.started)),
-        target=config.target,
-        clients=config.clients,
-        wall_s=course.wall_s,
-        timestamps="kernel" if tally.uses_kernel_stamps else "user",
-        interrupted=course.interrupted,
-        planned=config.planned or tally.exchanges,
-        confirmed=tally.confirmed,
-        bytes_sent=tally.bytes_sent,
-        bytes_received=tally.bytes_received,
-        latency=tally.latency,
-        response_time=tally.response_time,
-        connect_time=tally.connect_time,
-        servers=tally.servers,
-        failures={name: tally.outcomes[k] for k, name in enumerate(FAILURES, 1)},
-        reasons=[],
-        headline=describe_load(config),
-        tally=tally,
-        course=course,
-    )
-    summary.reasons = list(reasons_to_doubt(summary, tally, course))
-    summary.notices = list(notices_of(summary, tally))
-    return summary
+def slowness(exchange: Exchange) -> int:
+    """Return the response time: what an exchange's user waited."""
+    return exchange.last - exchange.due
 
 
-def describe_load(config: Config) -> str:
+def format_utc(moment: float) -> str:
+    """Return a moment with its fraction: 2026-11-23T14:50:15.123456Z."""
+    whole = math.floor(moment)
+    text = time.strftime(UTC_FORMAT, time.gmtime(whole))
+    return f"{text}.{min(999_999, int((moment - whole) * 1e6)):06}Z"
+
+
+def parse_utc(text: str) -> float:
+    """Return the moment that `format_utc` wrote, with a fraction or without one."""
+    whole, _, fraction = text.removesuffix("Z").partition(".")
+    seconds = calendar.timegm(time.strptime(whole, UTC_FORMAT))
+    return seconds + float(f"0.{int(fraction or 0):0{len(fraction)}}")
+
+
+# ---- The run: from the common start to the last report -------------------------------
+
+
+def run(
+    options: argparse.Namespace,
+    inbox: queue.SimpleQueue[Any],
+    on_report: Callable[[Results, Results], None],
+) -> Results:
+    """Run from the first connect to the last reply (main thread)."""
+    o = options
+    total = Results(options=o, target=o.target_text, clients=o.clients, title=o.title,
+        workers=o.workers, rate=o.rate or None, started=time.time(),
+        arrivals=o.arrivals if o.rate else None,
+        seed=o.seed if o.arrivals == "poisson" else None)  # fmt: skip
+    overflows, clock, began = listen_overflows(), clock_offset(), time.monotonic_ns()
+    edges = [1 + o.clients * k // o.workers for k in range(o.workers + 1)]
+    parts = enumerate(itertools.starmap(range, itertools.pairwise(edges)))
+    with socket.socket() as holder:  # the kernel turns its stamps on with a delay
+        ask_for_stamps(holder)
+        groups = [Group(k, numbers, o, inbox) for k, numbers in parts]
+        going, connecting = set(groups), o.clients if o.connects_first else 0
+        while going:
+            if not connecting:
+                connecting = -1  # once
+                total.connect_wall_ns = time.monotonic_ns() - began
+                start_together(groups, o, total)
+            report = inbox.get()
+            if isinstance(report, Results):
+                total.merge(report)
+                on_report(total, report)
+            elif isinstance(report, Counter):  # how first connects went
+                connecting -= report.total()
+                total.connected += report[""]
+            elif isinstance(report, Group):  # has ended
+                going.discard(report)
+                total.lost += max(0, report.left)
+                connecting -= report.left if connecting > 0 else 0
+            elif isinstance(report, str):
+                raise OSError(report)
+            elif not total.interrupted:  # a signal: report what there is, and end
+                total.interrupted = True
+                if not total.start_ns:
+                    break
+                send_order(groups, 0)
+        send_order(groups, 0)  # its thread ends
+    total.overflows = listen_overflows() - overflows
+    total.clock_step_ns = clock_offset() - clock
+    finish_run(total, o)
+    return total
+
+
+def start_together(
+    groups: list[Group], options: argparse.Namespace, total: Results
+) -> None:
+    """Let all clients go at one moment; those that nobody answered, only once."""
+    total.start_mono_ns = start = time.monotonic_ns()
+    length = int(options.duration * 1e9) or sys.maxsize - start
+    if options.connects_first and not total.connected:
+        length = 0  # each records its one attempt, and ends
+    total.start_ns = start + clock_offset()
+    total.started = total.start_ns / 1e9
+    send_order(groups, (start, start + length))
+
+
+def send_order(groups: list[Group], order: Any) -> None:
+    """Send an order to all groups: (start, end) or 0, to end at once."""
+    for group in groups:
+        with contextlib.suppress(OSError):  # its reader sees that it has ended
+            group.pipe.send(order)
+
+
+def finish_run(total: Results, options: argparse.Namespace) -> None:
+    """Set what can be said at the end only: wall time, plan, headline, servers."""
+    begin_ns, wall_ns = total.start_ns, total.end_ns - total.start_ns
+    if options.warmup and total.end_ns:
+        kind, number = options.warmup
+        is_s = kind == "seconds"
+        begin_ns = total.start_ns + int(number * 1e9) if is_s else total.begin_ns
+        wall_ns = total.end_ns - begin_ns
+        total.warmup_s = (begin_ns - total.start_ns) / 1e9
+    if abs(total.clock_step_ns) > CLOCK_STEP_NS:
+        wall_ns = time.monotonic_ns() - total.start_mono_ns
+    planned = options.planned - total.warmed_up
+    total.planned = planned if options.planned else total.confirmed + total.failed
+    total.wall_s = max(0, wall_ns) / 1e9
+    if options.rate and options.planned and not total.interrupted and total.end_ns:
+        # A schedule ends with the place after its last message.
+        end_s = options.duration or options.planned / options.rate
+        total.wall_s = max(total.wall_s, end_s - total.warmup_s)
+    total.headline = describe_load(options)
+    if TIMESTAMP_OPTION is None or 0 < total.confirmed == total.unstamped:
+        total.timestamps = "user"
+    part_of = total.latency.slices.cut()
+    for server in total.servers.values():
+        server.finish(part_of)
+    expected = options.server_names if total.confirmed else []
+    total.silent_servers = [name for name in expected if name not in total.servers]
+
+
+def listen_overflows() -> int:
+    """Return how often a listen queue of this machine overflowed (0: not known)."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        lines = Path("/proc/net/netstat").read_text().splitlines()
+        names, values = (line.split() for line in lines if line.startswith("TcpExt:"))
+        return int(values[names.index("ListenOverflows")])
+    return 0
+
+
+def describe_load(options: argparse.Namespace) -> str:
     """Return in a few words how the clients load the target."""
-    if config.rate:
-        words = f"{three_digits(config.rate)} messages/s on a schedule (open loop)"
-    elif config.messages == 1:
+    if options.rate:
+        words = f"{digits(options.rate)} messages/s on a schedule (open loop)"
+        if options.arrivals == "poisson":
+            words += f", Poisson arrivals (--seed {options.seed})"
+    elif options.messages == 1:
         words = "1 message each"
-    elif config.messages:
-        words = f"{counted(config.messages, 'message')} each, one at a time"
+    elif options.messages:
+        words = f"{counted(options.messages, 'message')} each, one at a time"
     else:
         words = "one message at a time"
-    if config.duration_s:
-        words += f", for {config.duration_s:g} s"
-    if config.reconnect:
-        words += ", a connection per message"
-    return words
+    words += f", for {options.duration:g} s" if options.duration else ""
+    words += f", {options.think:g} s between" if options.think else ""
+    return words + (", a connection per message" if options.reconnect else "")
 
 
-def reasons_to_doubt(summary: Summary, tally: Tally, course: Course) -> Iterator[str]:
-    """Yield why the figures may say more about client2 than about the target."""
-    if not summary.confirmed:
-        yield "nothing was confirmed: there is nothing to measure"
-    if course.stalled_s:
-        yield (
-            f"client2 itself stood still for {course.stalled_s:.1f} s (stopped, or no"
-            " processor time): rate, gaps and response times include that"
-        )
-    if course.lost:
-        yield f"a worker process died: {counted(course.lost, 'client')} lost"
-    step_ns = course.clock_step_ns
-    if abs(step_ns) > 2_000_000 + course.wall_s * 500_000:  # 500 ppm is slewing
-        yield f"the clock was stepped by {step_ns / 1e9:+.3f} s during the run"
-    if tally.uses_kernel_stamps and tally.unstamped > 0.01 * max(1, tally.confirmed):
-        reads = counted(tally.unstamped, "read")
-        yield f"{reads} had no kernel timestamp: client2's own time was taken"
-    if tally.slow_connects and course.overflows > 0:
-        yield (
-            f"{counted(tally.slow_connects, 'connect')} took 1 s or longer and this"
-            " machine's listen queues overflowed: a listener's queue is too short"
-        )
-    if tally.config.rate:
-        yield from doubts_of_open_loop(summary, tally, course)
-    else:
-        yield from doubts_of_closed_loop(tally)
+# ---- The verdict, limits, exit status ------------------------------------------------
 
 
-def doubts_of_open_loop(
-    summary: Summary, tally: Tally, course: Course
-) -> Iterator[str]:
-    """Yield whether too little was sent, or sent too late by the client itself."""
-    share = tally.exchanges / max(1, summary.planned)
-    if share < 0.95 and not course.interrupted:
-        who = "client2 could not keep up: try more clients or --workers auto"
-        if tally.backlog_ns > tally.send_delay.total:
-            who = "the clients were waiting for earlier replies: the target does not"
-            who += " hold this rate with so few clients"
-        planned = f"{grouped(summary.planned)} messages planned"
-        yield f"sent {share:.0%} of the {planned}: {who}"
-    late_ns = tally.send_delay.percentile(0.99)
-    if late_ns > max(5_000_000, 0.5 * tally.response_time.percentile(0.99)):
-        yield (
-            f"client2 sent {format_duration(late_ns)} late at p99: response times say"
-            " more about this machine than about the target"
-        )
+def judge(results: Results, options: argparse.Namespace) -> None:
+    """Say why the figures may say more about client2 than about the target."""
+    r, doubt = results, results.reasons.append
+    still_s, tried = max(r.still_s.values(), default=0.0), r.confirmed + r.failed
+    if not r.confirmed:
+        doubt("nothing was confirmed: there is nothing to measure")
+    if still_s > max(STILL_S, STILL_SHARE * r.wall_s):
+        share = min(1.0, still_s / max(r.wall_s, 1e-9))
+        doubt(f"client2 itself stood still for {still_s:.2g} s, {share:.0%} of the run"
+            " (stopped, or no processor time): all figures include that")  # fmt: skip
+    if r.lost:
+        doubt(f"a worker process died: {counted(r.lost, 'client')} lost")
+    if abs(r.clock_step_ns) > 2_000_000 + r.wall_s * 500_000:  # 500 ppm is slewing
+        doubt(f"the clock was stepped by {r.clock_step_ns / 1e9:+.3f} s during the run")
+    if r.timestamps == "kernel" and r.unstamped > 0.01 * max(1, r.confirmed):
+        doubt(f"{counted(r.unstamped, 'reply')} had no kernel timestamp: client2's own"
+            " time was taken")  # fmt: skip
+    for (outcome, words), _ in r.examples.items():
+        if outcome == "local":
+            doubt(f"{words}: {counted(r.failures['local'], 'message')} could not be"
+                " sent, and that is not the target's failure")  # fmt: skip
+        if "came before its message" in words:
+            doubt("replies came before their messages were sent: an earlier message was"
+                " confirmed twice, or its reply had more bytes")  # fmt: skip
+        if "left over" in words:
+            doubt("bytes were left over after a reply: more was confirmed than sent")
+    if r.left_over:
+        doubt(f"bytes were left over on {counted(r.left_over, 'connection')}: more came"
+            " than replies, so that earlier ones may belong to other messages")  # fmt: skip
+    if r.direct_failed > r.difference.count:
+        doubt(f"most direct exchanges failed ({grouped(r.direct_failed)} of"
+            f" {grouped(r.direct_failed + r.difference.count)}): is --direct right?")
+    slow = r.connect_time.between(SYN_RETRY_NS, sys.maxsize)
+    if slow and r.overflows > 0:
+        doubt(f"{counted(slow, 'connect')} took 1 s or longer and this machine's listen"
+            " queues overflowed: a listener's queue is too short")  # fmt: skip
+    if options.rate and tried and not r.interrupted:
+        judge_open_loop(r, options, doubt)
+    elif not (options.direct or options.reconnect or options.think):
+        own, latency = r.wake_delay.total, r.latency.total
+        works = max(r.cpu_s.values(), default=0.0) > 0.7 * r.wall_s > 0
+        if works and own > 0.5 * (own + latency) and r.confirmed >= 50 * r.clients:
+            waited = digits(latency / (own + latency) * r.clients)
+            doubt(f"only {waited} of {grouped(r.clients)} clients waited for a reply at"
+                " a time (Little's law), the others for client2's own work: the rate is"
+                " the limit of client2, not of the target (try more --workers)")
+    r.reasons[:] = dict.fromkeys(r.reasons)
 
 
-def checks_of(summary: Summary) -> str:
+def judge_open_loop(
+    results: Results, options: argparse.Namespace, doubt: Callable[[str], None]
+) -> None:
+    """Say whether a schedule was kept, and who was in its way."""
+    r = results
+    everybody = f"all {counted(r.clients, 'client')} were busy"
+    everybody = "the only client was busy" if r.clients == 1 else everybody
+    share = r.waited_for_client / max(1, r.confirmed)
+    waiting = r.response_time.total - r.latency.total - r.send_delay.total
+    sent_share = (r.confirmed + r.failed) / max(1, r.planned)
+    late_ns = r.send_delay.percentile(0.99)
+    if r.waited_for_client and waiting > 0.5 * r.response_time.total:
+        sent = f"; {sent_share:.0%} were sent" if r.not_sent else ""
+        doubt(f"{everybody} when {share:.0%} of the messages were due{sent}: response"
+            " time is mostly that; use more clients, unless this is to show a target"
+            " that does not hold the rate")  # fmt: skip
+    elif sent_share < 0.95 and r.failed <= 0.05 * r.planned:
+        doubt(f"sent {sent_share:.0%} of the {grouped(r.planned)} messages planned:"
+            " client2 could not keep up; use more clients")  # fmt: skip
+    elif sent_share < 0.95:
+        doubt(f"sent {sent_share:.0%} of the {grouped(r.planned)} messages planned: the"
+            " clients were waiting after failures")  # fmt: skip
+    if late_ns > max(5_000_000, 0.5 * r.response_time.percentile(0.99)):
+        doubt(f"client2 sent {with_unit(late_ns)} late at p99: response times say"
+            " more about this machine than about the target")  # fmt: skip
+
+
+def notice(results: Results, options: argparse.Namespace) -> None:
+    """Note what else a run showed: one sentence each."""
+    r, say = results, results.notices.append
+    slow, latency = r.connect_time.between(SYN_RETRY_NS, sys.maxsize), r.latency
+    if r.not_sent and not r.interrupted and not r.lost:
+        when = "when time was up" if options.duration else "at the end"
+        say(f"{counted(r.not_sent, 'message')} not sent {when}")
+    if r.warmed_up or options.warmup:
+        kind, number = options.warmup
+        what = f"the first {number:g} s" if kind == "seconds" else (
+            f"each client's first {counted(number, 'message')}")  # fmt: skip
+        say(f"{what} ({counted(r.warmed_up, 'exchange')}) are left out of all figures")
+    if r.never_started and not r.interrupted and not options.rate:
+        say(f"{counted(r.never_started, 'client')} never started: the run was shorter"
+            " than --ramp")  # fmt: skip
+    for name in r.silent_servers:
+        say(f"{name} answered nobody: is it running? (python3 server2.py {name})")
+    if slow and not r.overflows:
+        say(f"{counted(slow, 'connect')} took 1 s or longer: SYN sent again, listen"
+            " queue full?")  # fmt: skip
+    ends = r.failures["closed"] + r.failures["reset"]
+    connects = r.connect_time.count
+    if not options.reconnect and ends and 0 < r.confirmed <= connects:
+        say("no connection was good for a second message: does the server close after"
+            " each reply? Then use --reconnect")  # fmt: skip
+    if r.connected and not r.confirmed and ends == r.failed > 0:
+        say(f"{r.target} answers, but no server does: a balancer without servers? Start"
+            " them: python3 server2.py 9991 (and 9992, 9993)")  # fmt: skip
+    near_40_ms = latency.between(38_000_000, 46_000_000)
+    if near_40_ms > 0.05 * r.confirmed and latency.percentile(0.5) < 2e7:
+        say(f"{near_40_ms / r.confirmed:.0%} of replies took about 40 ms: Nagle's"
+            " algorithm and delayed ACK? The sender should set TCP_NODELAY")  # fmt: skip
+
+
+def checks_of(results: Results) -> str:
     """Return in words what was checked, of a run that nothing makes doubtful."""
-    tally = summary.tally
-    if tally is None:
+    if not results.options:
         return "as each of the runs was"
-    words = "clock steady, no stall"
-    if summary.timestamps == "kernel":
-        words += ", kernel arrival times"
-    if tally.config.rate:
-        words += ", sent in time"
-    elif can_keep_up_be_judged(tally):
-        words += ", client2 kept up"
-    return words
-
-
-def can_keep_up_be_judged(tally: Tally) -> bool:
-    """Tell whether a closed loop shows if the clients' own work set the rate."""
-    config = tally.config
-    if config.direct or config.reconnect:  # they do other things in between
-        return False
-    return tally.exchanges >= 50 * config.clients
-
-
-def doubts_of_closed_loop(tally: Tally) -> Iterator[str]:
-    """Yield whether the clients' own work, not the replies, set the rate.
-
-    By Little's law the clients that wait for a reply are rate × waiting time. All
-    others have their reply, and wait for a processor or the interpreter lock.
-    """
-    config = tally.config
-    waited = tally.waiting_ns / max(1, tally.waiting_ns + tally.own_ns)
-    if can_keep_up_be_judged(tally) and waited < 0.5:
-        yield (
-            f"by Little's law only {three_digits(waited * config.clients)} of"
-            f" {grouped(config.clients)} clients waited for a reply at a time: the rate"
-            " is the limit of client2, not of the target (try --workers auto)"
-        )
-
-
-def notices_of(summary: Summary, tally: Tally) -> Iterator[str]:
-    """Yield what else the run showed: one sentence each."""
-    slow, again, merged = tally.slow_connects, tally.retransmits, tally.merged_segments
-    if slow:
-        words = "took 1 s or longer: SYN sent again, listen queue full?"
-        yield f"{counted(slow, 'connect')} {words}"
-    if again:
-        yield f"{counted(again, 'segment')} sent again by clients"
-    if merged:
-        words = "read together with another: their latency ends with the later one"
-        yield f"{counted(merged, 'segment')} {words}"
-    near_40_ms = tally.latency.between(38_000_000, 46_000_000)
-    if near_40_ms > 0.05 * summary.confirmed and summary.latency.percentile(0.5) < 2e7:
-        yield (
-            f"{near_40_ms / summary.confirmed:.0%} of replies took about 40 ms: Nagle's"
-            " algorithm and delayed ACK? The sender should set TCP_NODELAY"
-        )
-    if tally.config.keep_replies and not tally.kept and tally.exchanges:
-        yield f"more than {grouped(EXACT_LIMIT)} exchanges: --verbose shows none"
+    words = "clock steady, client2 did not stand still"
+    words += ", kernel arrival times" if results.timestamps == "kernel" else ""
+    return words + (", sent in time" if results.send_delay.count else "")
 
 
 # What stands here can be asked of a run with --fail-if.
-NUMBER = r"(\d+\.?\d*|\.\d+)"
-DURATION_LIMIT = re.compile(
-    r"(?:(latency|response|connect)\.)?(min|mean|p50|p90|p99|p99\.9|max)"
-    rf"\s*([<>]=?)\s*{NUMBER}\s*(ns|us|µs|ms|s)"
+LIMIT = re.compile(
+    r"(?:(?:(latency|response|connect)\.)?(min|mean|max|p\d\d?(?:\.\d+)?)|failed|rate)"
+    r"\s*([<>]=?)\s*(\d+\.?\d*|\.\d+)\s*(ns|us|µs|ms|s|%|/s|)"
 )
-COUNT_LIMIT = re.compile(rf"(failed|rate)\s*([<>]=?)\s*{NUMBER}\s*(%|/s|)")
-COUNT_UNITS = {"failed": ("", "%"), "rate": ("", "/s")}
 UNITS_NS = {"ns": 1.0, "us": 1e3, "µs": 1e3, "ms": 1e6, "s": 1e9}
 SIGNS = {">": operator.gt, "<": operator.lt, ">=": operator.ge, "<=": operator.le}
 
 
-@dataclass(slots=True)
-class Limit:
+class Limit(NamedTuple):
     """A --fail-if condition: the run fails when `figure` `sign` `value` holds."""
 
     text: str
-    figure: str
+    figure: str  # "latency.p99", "failed", "failed%", "rate"
     sign: str
     value: float
 
 
 def parse_limit(text: str) -> Limit:
     """Return a --fail-if condition such as p99>50ms, failed>1%, rate<1000/s."""
-    match = DURATION_LIMIT.fullmatch(text.strip())
-    if match:
-        metric, key, sign, value, unit = match.groups()
-        figure = f"{metric or 'latency'}.{key.replace('.', '_')}"
-        return Limit(text, figure, sign, float(value) * UNITS_NS[unit])
-    match = COUNT_LIMIT.fullmatch(text.strip())
-    if match and match[4] in COUNT_UNITS[match[1]]:
-        return Limit(text, match[1] + match[4].strip("/s"), match[2], float(match[3]))
+    if match := LIMIT.fullmatch(text.strip()):
+        metric, key, sign, number, unit = match.groups()
+        if key and unit in UNITS_NS and key.strip("p0.") != "":
+            return Limit(
+                text, f"{metric or 'latency'}.{key}", sign, float(number) * UNITS_NS[unit]
+            )
+        if not key and unit in ("", "%" if text.strip()[0] == "f" else "/s"):
+            figure = "rate" if text.strip()[0] == "r" else f"failed{unit}"
+            return Limit(text, figure, sign, float(number))
     raise argparse.ArgumentTypeError(
         f"{text!r} is not a limit like p99>50ms, response.p90>=1s, failed>1%,"
         " rate<1000/s"
     )
 
 
-def broken_limits(limits: Iterable[Limit], summary: Summary) -> list[str]:
+def broken_limits(limits: Iterable[Limit], results: Results) -> list[str]:
     """Return a sentence per limit that is broken, or that the run cannot answer."""
     broken = []
     for limit in limits:
-        value = figure_of(summary, limit.figure)
+        value = figure_of(results, limit.figure)
         if value is None:
             broken.append(f"{limit.text}: too few exchanges to know")
         elif SIGNS[limit.sign](value, limit.value):
-            timed = "." in limit.figure
-            shown = format_duration(value) if timed else three_digits(value)
+            shown = with_unit(value) if "." in limit.figure else digits(value)
             broken.append(f"{limit.text}: it is {shown}")
     return broken
 
 
-def figure_of(summary: Summary, name: str) -> float | None:
+def figure_of(results: Results, name: str) -> float | None:
     """Return a figure by its name in a limit; None when there is no such figure."""
     if name == "rate":
-        return summary.per_s
+        return results.per_s
     if name.startswith("failed"):
-        tried = max(1, summary.confirmed + summary.failed)
-        return 100 * summary.failed / tried if name == "failed%" else summary.failed
+        tried = max(1, results.confirmed + results.failed)
+        return 100 * results.failed / tried if name == "failed%" else results.failed
     metric, _, key = name.partition(".")
-    found = {
-        "latency": summary.latency,
-        "response": summary.response_time,
-        "connect": summary.connect_time,
-    }[metric]
-    if not found.count:
+    attribute = {"response": "response_time", "connect": "connect_time"}
+    values: Distribution = getattr(results, attribute.get(metric, metric))
+    if key[0] == "p":
+        return values.reported(float(key[1:]) / 100)
+    if not values.count:
         return None
-    if key in PERCENTILES:
-        return found.reported(key)
-    mean = found.total / found.count
-    return {"min": found.minimum, "mean": mean, "max": found.maximum}[key]
+    mean = values.total / values.count
+    return {"min": values.minimum, "mean": mean, "max": values.maximum}[key]
 
 
-def exit_status(summary: Summary, broken: list[str]) -> tuple[int, str]:
+def exit_status(results: Results, broken: list[str]) -> tuple[int, str]:
     """Return the exit status, as the end of `--help` lists them, and the reason."""
-    lost = summary.course.lost if summary.course else 0
-    if summary.interrupted:
+    if results.interrupted:
         return 130, "interrupted"
     if broken:
         return 99, "a limit is broken"
-    if lost:
-        return 1, f"{counted(lost, 'client')} lost"
-    if summary.failed:
-        return 1, f"{grouped(summary.failed)} failed"
-    if not summary.confirmed:
+    if results.lost:
+        return 1, f"{counted(results.lost, 'client')} lost"
+    if results.failed:
+        return 1, f"{grouped(results.failed)} failed"
+    if not results.confirmed:
         return 1, "none confirmed"
-    return 0, "all confirmed" if summary.confirmed == summary.planned else "none failed"
+    return 0, "all confirmed" if results.confirmed == results.planned else "none failed"
 
 
-def unreachable(summary: Summary) -> str:
+def unreachable(results: Results) -> str:
     """Return one line about a target that nobody could connect to, "" otherwise."""
-    course = summary.course
-    if course is None or course.connected or summary.confirmed or summary.interrupted:
+    r = results
+    if r.confirmed or r.interrupted or not r.failed or r.failed > r.failures["connect"]:
         return ""
-    for reason, _ in course.connect_failures.most_common(1):
-        if "refused" not in reason:
-            return f"cannot connect to {summary.target}: {reason}"
-        start = "start the balancer with: python load_balancer.py"
-        return f"nobody listens at {summary.target}: {start}"
-    return ""
+    (_, reason), _ = next(iter(r.examples.items()))
+    if "refused" not in reason:
+        return f"cannot connect to {r.target}: {reason}"
+    start = "start the balancer with: python3 load_balancer.py"
+    return f"nobody listens at {r.target}: {start}"
 
 
-# ---- On the terminal -----------------------------------------------------------------
-# At most 80 columns; results on standard output, progress on standard error.
+# ---- Runs beside each other: --baseline, --runs, several --rate ----------------------
+
+
+class Change(NamedTuple):
+    """How a percentile of our runs compares with theirs."""
+
+    ours: float  # ns; of several runs the median one
+    theirs: float
+    tenths: tuple[float, float] | None  # the ratio's least and greatest, one run each
+    said: str  # "slower", "faster", "not told apart", "repeat" (too few runs)
+    chance: float | None = None  # of such a difference among equal runs
+
+
+def compare_runs(
+    ours: Sequence[Results], theirs: Sequence[Results], name: str
+) -> Change | None:
+    """Return how our latency percentile compares; None where runs cannot carry it.
+
+    One run on each side: another one only if all its parts lie beyond all of the
+    other's, and by a tenth more. Four or more on each side: permutation of runs.
+    """
+    p = PERCENTILES[name]
+    sides = [[run.latency.reported(p) or 0 for run in runs] for runs in (ours, theirs)]
+    if not all(map(all, sides)):
+        return None
+    a, b = map(statistics.median, sides)
+    if len(ours) == len(theirs) == 1:
+        x, y = (run[0].latency.tenths(name) for run in (ours, theirs))
+        if not (x and y and min(y) > 0):
+            return Change(a, b, None, "repeat")
+        low, high = x[0] / y[1], x[1] / y[0]
+        said = "slower" if low > 1.1 else "faster" if high < 1 / 1.1 else "repeat"
+        return Change(a, b, (low, high), said)
+    if min(len(ours), len(theirs)) < 4:
+        return Change(a, b, None, "repeat")
+    odds = chance(sides)
+    said = "not told apart" if odds > CHANCE else "slower" if a > b else "faster"
+    return Change(a, b, None, said, odds)
+
+
+def baseline_doubts(ours: Sequence[Results], theirs: Sequence[Results]) -> list[str]:
+    """Return what speaks against a comparison, in words."""
+    first, words = ours[0], []
+    for name in ("clients", "rate", "arrivals"):
+        kinds = {getattr(run, name) for run in (*ours, *theirs)}
+        if len(kinds) > 1:
+            words.append(f"other {name}")
+    other = [r for r in theirs if shape_of(r.command) != shape_of(first.command)]
+    if other and not words:
+        words.append(f"another command: {shlex.join(other[0].command)}")
+    if any(run.interrupted for run in theirs):
+        words.append("it was interrupted")
+    if any(run.reasons for run in theirs):
+        words.append("its own verdict was doubtful")
+    if len({(run.started, run.latency.total) for run in theirs}) < len(theirs):
+        words.append("the same run was given twice")
+    if len(ours) > 3 < len(theirs):
+        starts = [run.started for run in ours], [run.started for run in theirs]
+        if not take_turns(*starts):
+            words.append("the runs did not take turns: the machine may have changed")
+    return words
+
+
+def shape_of(command: Sequence[str]) -> list[str]:
+    """Return the part of a command that says how a run loads its target."""
+    out, words = [], list(command[1:])
+    options = ("--json", "--csv", "--report", "--baseline", "--title", "--target",
+               "--fail-if", "--runs", "--seed")  # fmt: skip
+    while words:
+        word = words.pop(0)
+        if word.partition("=")[0] in options:
+            while "=" not in word and words and not words[0].startswith("--"):
+                words.pop(0)
+        elif word not in ("--demo", "--quiet", "--verbose"):
+            out.append(word)
+    return sorted(out)
+
+
+def baseline_lines(ours: Sequence[Results], theirs: Sequence[Results]) -> Iterator[str]:
+    """Yield how our runs compare with earlier ones, and how sure that is."""
+    if doubts := baseline_doubts(ours, theirs):
+        yield "not like this run: " + "; ".join(doubts)
+    several = len(ours) * len(theirs) > 1
+    for name in ("p50", "p90", "p99"):
+        change = compare_runs(ours, theirs, name)
+        if change is None:
+            continue
+        line = f"latency {name} {change.ours / change.theirs - 1:+.1%} "
+        line += f"({with_unit(change.theirs)} → {with_unit(change.ours)}"
+        if not several:
+            ranges = [run[0].latency.tenths(name) for run in (theirs, ours)]
+            if all(ranges):
+                line += f"; tenths {from_to(ranges[0])} → {from_to(ranges[1])}"
+        line += f"; p {change.chance:.3f}" if change.chance is not None else ""
+        yield f"{line}){'' if change.said == 'repeat' else f': {change.said}'}"
+    rates = [statistics.median(run.per_s for run in runs) for runs in (ours, theirs)]
+    if rates[1]:
+        yield f"exchanges per second {rates[0] / rates[1] - 1:+.1%}"
+    if not several:
+        yield "one run each: repeat both, in turns, to know what is chance"
+    elif min(len(ours), len(theirs)) < 4:
+        yield "four runs or more on each side, in turns, show what is chance"
+
+
+def held(results: Results) -> bool:
+    """Return whether the target held the rate of a run."""
+    sent = results.confirmed >= HELD_SHARE * max(1, results.planned)
+    return sent and not any("busy when" in reason for reason in results.reasons)
+
+
+def knee_words(runs: Sequence[Results]) -> str:
+    """Say up to which rate the target held what it was asked for."""
+    rated = sorted((run for run in runs if run.rate), key=lambda run: run.rate or 0)
+    if len({run.rate for run in rated}) < 2:
+        return ""
+    good = list(itertools.takewhile(held, rated))
+    rest = rated[len(good) :]
+    if not rest:
+        return f"the target holds all of these rates, up to {digits(rated[-1].rate)}/s"
+    least = f"at {digits(rest[0].rate)}/s it confirmed {digits(rest[0].per_s)}/s"
+    if not good:
+        return f"the target holds none of these rates: {least}"
+    return f"the knee: the target holds {digits(good[-1].rate)}/s; {least}"
+
+
+def series_lines(runs: Sequence[Results]) -> Iterator[str]:
+    """Yield a table of several runs, with p50 and p99 drawn beside each other."""
+    first = runs[0]
+    head = f"client2  {counted(first.clients, 'client')} → {first.target}"
+    yield f"{head}   {counted(len(runs), 'run')}"
+    yield ""
+    yield f"{'rate':>9}{'confirmed/s':>13}{'response p50':>14}{'tenths':>17}{'p99':>10}"
+    most = max((run.response_time.reported(0.5) or 1 for run in runs), default=1)
+    for k, run in enumerate(runs, 1):
+        metric, name = run.response_time, f"{digits(run.rate)}/s"
+        line = f"{name if run.rate else f'run {k}':>9}{digits(run.per_s):>13}"
+        line += f"{with_unit(metric.reported(0.5)):>14}{from_to(metric.tenths('p50')):>17}"
+        line += f"{with_unit(metric.reported(0.99)):>10}"
+        yield f"{line}  {bar(metric.reported(0.5) or 0, most, 12)}"
+    yield ""
+    if words := knee_words(runs):
+        yield from wrapped("", words)
+    for k, run in enumerate(runs, 1):
+        name = f"{digits(run.rate)}/s" if run.rate else f"run {k}"
+        for reason in run.reasons:
+            yield from wrapped(name, reason)
+    confirmed, failed = (sum(getattr(r, n) for r in runs) for n in (CONFIRMED, "failed"))
+    yield f" {grouped(confirmed)} confirmed   {grouped(failed)} failed"
+    doubtful = sum(bool(run.reasons) for run in runs)
+    words = f"DOUBTFUL: {doubtful} of {counted(len(runs), 'run')}" if doubtful else "VALID"
+    yield from wrapped("verdict", words)
+
+
+# ---- On the terminal: at most 80 columns; progress on standard error -----------------
 
 WIDTH = 80
 EIGHTHS = " ▏▎▍▌▋▊▉█"
 BAR_WIDTH = 24
-# Steps of a logarithmic axis, per decade: the finest that fits is taken.
-LADDERS = (
-    (1.0, 1.2, 1.5, 1.8, 2.2, 2.7, 3.3, 3.9, 4.7, 5.6, 6.8, 8.2),
-    (1.0, 1.5, 2.0, 3.0, 5.0, 7.0),
-    (1.0, 2.0, 5.0),
-    (1.0, 3.0),
-    (1.0,),
-)
-HISTOGRAM_ROWS = 12
+HISTOGRAM_ROWS = 10
+LINE_EVERY_S = 10.0  # of progress that is not redrawn
 
 
 class Progress:
-    """One line on standard error while a run lasts, if that is a terminal."""
+    """One line on standard error while a run lasts: redrawn where that is a terminal,
+    else a new one now and then."""
 
-    def __init__(self, config: Config, out: TextIO, wanted: bool) -> None:
-        self.config, self.out = config, out
-        self.enabled = wanted and out.isatty()
-        self.began = self.drawn = time.monotonic()
-        # (moment, confirmed) of the last lines: rates over a few hand-overs are steady
-        self.counts = deque([(self.began, 0)], RATE_LINES)
-        self.p99 = 0  # as last drawn
+    def __init__(self, options: argparse.Namespace, out: TextIO) -> None:
+        self.options, self.out = options, out
+        is_terminal = out.isatty() and os.environ.get("TERM") != "dumb"
+        self.redraws = is_terminal and not options.quiet
+        self.width = shutil.get_terminal_size().columns if is_terminal else WIDTH
+        self.began = self.written = time.monotonic()
+        self.counts = deque([(self.began, 0)], 16)  # steady over a few reports
 
-    def draw(self, tally: Tally) -> None:
-        """Draw, but at most four times a second."""
-        now = time.monotonic()
-        if not self.enabled or now - self.drawn < REDRAW_S:
-            return
-        self.drawn = now
-        done, planned = tally.exchanges, self.config.planned
+    def draw(self, total: Results, latest: Results) -> None:
+        """Draw what has been done, and the latest p99."""
+        now, planned = time.monotonic(), self.options.planned
+        done = total.confirmed + total.failed + total.warmed_up
         since, before = self.counts[0]
-        self.counts.append((now, tally.confirmed))
-        if tally.recent:
-            latency = Distribution()
-            latency.extend(array("q", tally.recent))
-            tally.recent.clear()
-            self.p99 = latency.percentile(0.99)
-        by_time = (now - self.began) / (self.config.duration_s or math.inf)
+        self.counts.append((now, total.confirmed))
+        if not self.redraws and (now - self.written < LINE_EVERY_S or self.options.quiet):
+            return
+        self.written = now
+        by_time = (now - self.began) / (self.options.duration or math.inf)
         share = min(1.0, max(by_time, done / (planned or math.inf)))
         parts = [
-            f" {counted(self.config.clients, 'client')}  {bar(share, 1, 12):<12}",
-            f"{grouped(done)}/{grouped(planned)}" if planned else grouped(done),
-            f"{three_digits((tally.confirmed - before) / (now - since))}/s",
+            f"{bar(share, 1, 12):<12}" if self.redraws else f"{share:.0%}",
+            grouped(done) + (f"/{grouped(planned)}" if planned else ""),
+            f"{digits((total.confirmed - before) / (now - since))}/s",
+            f"p99 {with_unit(latest.latency.percentile(0.99))}",
+            f"{grouped(total.failed)} failed",
         ]
-        if self.p99:
-            parts.append(f"p99 {format_duration(self.p99)}")
-        if tally.failed:
-            parts.append(f"{grouped(tally.failed)} failed")
-        if share > 0.02:
-            parts.append(f"{(now - self.began) * (1 / share - 1):.0f} s left")
-        self._write("  ".join(parts)[: WIDTH - 1])
+        line = f" {'  '.join(parts)}"[: min(WIDTH, self.width) - 1]
+        self.write(f"\r\x1b[K{line}" if self.redraws else f"{line}\n")
 
-    def _write(self, line: str) -> None:
-        self.out.write(f"\r\x1b[K{line}")
-        self.out.flush()
+    def write(self, text: str) -> None:
+        """Write, if anybody can read it."""
+        with contextlib.suppress(OSError, ValueError):
+            put(text, self.out)
 
     def clear(self) -> None:
-        """Leave nothing of the line."""
-        if self.enabled:
-            self._write("")
+        """Take the line away."""
+        if self.redraws:
+            self.write("\r\x1b[K")
 
 
 def bar(value: float, largest: float, width: int = BAR_WIDTH) -> str:
@@ -2256,130 +2197,122 @@ def wrapped(name: str, text: str) -> list[str]:
     return textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=others)
 
 
-def exchange_lines(tally: Tally) -> Iterator[str]:
+def exchange_lines(results: Results, options: argparse.Namespace) -> Iterator[str]:
     """Yield one line per exchange: client, figures, reply; by client and message."""
-    numbered = tally.config.messages != 1
+    numbered = options.messages != 1
     yield f" client{' message' * numbered} latency response throughput reply"
-    by_client = operator.attrgetter("client", "messages_before")
-    for chunk in sorted(tally.kept, key=by_client):
-        sent_bytes = len(message_of(tally.config, chunk.client))
-        replies = map(safe_text, chunk.replies)
-        for number, (due, sent, first, last, _, code) in chunk.exchanges():
-            reply, outcome = next(replies), code & OUTCOME_MASK
-            line = f"{chunk.client:7}" + (f"{number:8}" if numbered else "")
-            if outcome == CONFIRMED:
-                size = sent_bytes + (code >> BYTES_SHIFT)
-                throughput = format_throughput(size / max(1, last - due) * 1e9)
-                line += f"{format_duration(first - sent):>8}"
-                line += f"{format_duration(last - due):>9}{throughput:>11} {reply}"
-            else:
-                line += f"  failed: {OUTCOMES[outcome]}: {chunk.failure}"
-            yield line if len(line) <= WIDTH else line[: WIDTH - 1] + "…"
+    for e in sorted(results.kept, key=operator.attrgetter("client", "number")):
+        line = f"{e.client:7}" + (f"{e.number:8}" if numbered else "")
+        kind = e.outcome
+        if kind.name == CONFIRMED:
+            size = (kind.sent + kind.received) * 1e9
+            line += f"{with_unit(e.first - e.sent):>8}{with_unit(slowness(e)):>9}"
+            line += f"{with_unit(size / max(1, slowness(e)), RATES):>11} {kind.text}"
+        else:
+            line += f"  failed: {kind.name}: {kind.text}"
+        yield line if len(line) <= WIDTH else line[: WIDTH - 1] + "…"
 
 
-def percentile_lines(summary: Summary) -> Iterator[str]:
-    """Yield the percentiles of each metric, with their 95 % ranges."""
-    shown = [n for n in PERCENTILES if summary.latency.count >= NEEDED[n]]
-    yield f"{'min':>21}{''.join(f'{LABELS[n]:>12}' for n in shown)}{'max':>8}"
-    for name, metric in summary.metrics.items():
-        unit_ns, unit = metric_unit(metric)
-        cells = "".join(f"{in_unit(metric.reported(n), unit_ns):>12}" for n in shown)
-        low, high = compact(metric.minimum / unit_ns), compact(metric.maximum / unit_ns)
-        yield f" {name:<13}{low:>7}{cells}{high:>8} {unit}"
-        ranges = [metric.range_of(PERCENTILES[n]) for n in shown]
-        if name != "connect" and any(ranges):
-            cells = "".join(f"{format_range(r, unit_ns):>12}" for r in ranges)
-            yield f"   95 % range        {cells}"
+def metrics_of(results: Results) -> dict[str, Distribution]:
+    """Return the metrics that have values, by the names that people see."""
+    metrics = {
+        "latency": results.latency,
+        "response time": results.response_time,
+        "connect": results.connect_time,
+    }
+    return {name: metric for name, metric in metrics.items() if metric.count}
+
+
+def percentile_lines(results: Results) -> Iterator[str]:
+    """Yield the percentiles of each metric, and their tenths below them."""
+    size = results.latency.count
+    shown = [n for n in PERCENTILES if size >= NEEDED[n]]
+    yield f"{'min':>23}{''.join(f'{LABELS[n]:>9}' for n in shown)}{'max':>9}"
+    has_tenths = False
+    for name, metric in metrics_of(results).items():
+        cells = [metric.minimum, *(metric.reported(PERCENTILES[n]) for n in shown)]
+        row = "".join(f"{with_unit(v):>9}" for v in (*cells, metric.maximum))
+        yield f" {name:<13}{row}"
+        ranges = [metric.tenths(n) for n in shown]
+        if name == "connect" or not any(ranges):
+            continue
+        has_tenths = True
+        for k, words in enumerate(("tenths from", "to")):
+            row = "".join(f"{with_unit(r[k]) if r else '':>9}" for r in ranges)
+            yield f" {words:>13}{'':9}{row}".rstrip()
     yield "   latency = sent → reply's first byte; response time = due → its last byte"
-    if summary.latency.count >= 6:
-        yield "   95 % range = holds the true percentile, with 95 % confidence"
-    yield from sample_words(summary.latency)
+    if not results.rate:
+        yield "   (no schedule: a message is due when it is sent)"
+    if has_tenths:
+        yield "   tenths = lowest and highest of ten tenths of the run, in order of time"
+    missing = [f"{LABELS[n]} {grouped(NEEDED[n])}" for n in NEEDED if size < NEEDED[n]]
+    parts = [f"of {LABELS[n]} {grouped(round(PARTS / (1 - PERCENTILES[n])))}"
+             for n in ("p50", "p90", "p99") if not results.latency.tenths(n)]  # fmt: skip
+    words = [f"needs exchanges: {', '.join(missing[:2])}"] if missing else []
+    words += [f"tenths {', '.join(parts)}"] if parts else []
+    if words:
+        yield f"   {'; '.join(words)}"
 
 
-def sample_words(metric: Distribution) -> Iterator[str]:
-    """Say what the sample cannot tell."""
-    size = metric.count
-    if size < 6 and metric.values is not None:
-        unit_ns, unit = metric_unit(metric)
-        values = "  ".join(in_unit(metric.at_rank(k + 1), unit_ns) for k in range(size))
-        yield f"   {counted(size, 'exchange')}: latency {values} {unit}"
-        covered = 1 - 2 * 0.5**size
-        yield f"   min to max holds the median with {covered:.0%} confidence only"
-        return
-    missing = [n for n in NEEDED if size < NEEDED[n]][:2]
-    if missing:
-        needs = ", ".join(f"{LABELS[n]} needs {grouped(NEEDED[n])}" for n in missing)
-        yield f"   {needs} exchanges"
-        below = three_digits(100 * (1 - CONFIDENCE) ** (1 / size))
-        yield f"   at least {below} % of exchanges lie below max, with 95 % confidence"
+def log_steps(low: float, high: float, number: int) -> list[float]:
+    """Return boundaries from low to high, evenly spaced on a logarithmic axis."""
+    low, high = max(low, 1.0), max(low, high, 1.0) * 1.0001
+    return [low * (high / low) ** (k / number) for k in range(number + 1)]
 
 
-def axis_steps(low: float, high: float, rows: int) -> list[float]:
-    """Return boundaries on a logarithmic axis that enclose low to high."""
-    low = max(low, 1.0)
-    steps: list[float] = []
-    for ladder in LADDERS:
-        decades = range(math.floor(math.log10(low)), math.floor(math.log10(high)) + 2)
-        steps = [step * 10.0**decade for decade in decades for step in ladder]
-        first = bisect.bisect_right(steps, low) - 1
-        steps = steps[first : bisect.bisect_right(steps, high) + 1]
-        if len(steps) <= rows + 1:
-            break
-    return steps
+def row_of(value: float, steps: Sequence[float]) -> int:
+    """Return between which boundaries a value lies; the outer ones hold the rest."""
+    return max(0, min(len(steps) - 2, bisect.bisect_right(steps, value) - 1))
 
 
-def binned(metric: Distribution, steps: list[float]) -> list[int]:
+def binned(metric: Distribution, steps: Sequence[float]) -> list[int]:
     """Return how many values lie between neighbouring steps."""
     bins = [0] * (len(steps) - 1)
-    for index, number in metric.hdr_counts().items():
-        value = max(steps[0], min(metric.maximum, hdr_highest(index)))
-        bins[min(len(bins), bisect.bisect_right(steps, value)) - 1] += number
+    for index, number in metric.counts.items():
+        bins[row_of(hdr_highest(index), steps)] += number
     return bins
 
 
 def histogram_lines(metric: Distribution) -> Iterator[str]:
-    """Yield the latency histogram; a narrow range gives one bar."""
-    unit_ns, unit = metric_unit(metric)
-    steps = axis_steps(metric.minimum, max(metric.maximum, 1), HISTOGRAM_ROWS)
+    """Yield the latency histogram."""
+    steps = log_steps(metric.minimum, metric.maximum, HISTOGRAM_ROWS)
     bins = binned(metric, steps)
-    values = {LABELS[n]: metric.reported(n) for n in PERCENTILES}
-    yield f"{f'latency, {unit}':>16}{'exchanges':>13}"
-    for (low, high), number in zip(itertools.pairwise(steps), bins, strict=True):
-        marks = " ".join(n for n, v in values.items() if v and low <= v < high)
-        edges = f"{round_number(low / unit_ns):>7} – {round_number(high / unit_ns):<7}"
-        line = f"{edges}{grouped(number):>12} {bar(number, max(bins))}"
-        yield f"{line}  ← {marks}" if marks else line
+    marks: defaultdict[int, list[str]] = defaultdict(list)
+    for name, p in PERCENTILES.items():
+        if (value := metric.reported(p)) is not None:
+            marks[row_of(hdr_highest(hdr_index(value)), steps)].append(LABELS[name])
+    yield f"{'latency':>18}{'exchanges':>15}"
+    for k, (low, high) in enumerate(itertools.pairwise(steps)):
+        edges = f"{with_unit(low):>9} – {with_unit(high):<9}"
+        line = f"{edges}{grouped(bins[k]):>12} {bar(bins[k], max(bins))}"
+        yield f"{line}  ← {' '.join(marks[k])}" if k in marks else line
 
 
-def server_lines(summary: Summary) -> Iterator[str]:
-    """Yield who confirmed how much and how fast, and how sure the difference is."""
-    if not summary.servers:
-        return
-    clients = any(s.clients for s in summary.servers.values())
+def server_lines(results: Results) -> Iterator[str]:
+    """Yield who confirmed how much and how fast, and whether one is slower."""
+    clients = any(s.clients for s in results.servers.values())
     head = "  clients" if clients else ""
-    unit_ns, unit = metric_unit(summary.latency)
-    unit = f"p50 {unit}"
-    yield f" server  confirmed   share {unit:>7}  (95 % range)         p99{head}"
-    for name, server in sorted(summary.servers.items()):
+    yield f" server  confirmed   share      p50           tenths      p99{head}"
+    for name, server in sorted(results.servers.items()):
         metric = server.latency
-        share = server.confirmed / max(1, summary.confirmed)
+        share = server.confirmed / max(1, results.confirmed)
         line = f" {name:<6} {grouped(server.confirmed):>10} {share:>6.1%}"
-        line += f" {in_unit(metric.percentile(0.5), unit_ns):>7}"
-        line += f"  {format_range(metric.range_of(0.5), unit_ns):<15}"
-        line += f" {in_unit(metric.reported('p99'), unit_ns):>7}"
-        yield f"{line}  {' '.join(map(str, sorted(server.clients)))}".rstrip()
-    yield from wrapped("", servers_words(summary))
+        line += f" {with_unit(metric.percentile(0.5)):>9}{from_to(metric.tenths('p50')):>17}"
+        line += f" {with_unit(metric.reported(0.99)):>8}"
+        line += f"  {' '.join(map(str, sorted(server.clients)))}"
+        yield line.rstrip() if len(line) <= WIDTH else line[: WIDTH - 1] + "…"
+    yield from wrapped("", servers_words(results))
 
 
-def servers_words(summary: Summary) -> str:
+def servers_words(results: Results) -> str:
     """Say how the servers compare: in their share, and in their speed."""
-    words = (split_words(summary), slower_words(summary.servers))
+    words = (split_words(results), slower_words(results))
     return "; ".join(part for part in words if part)
 
 
-def split_words(summary: Summary) -> str:
+def split_words(results: Results) -> str:
     """Say whether the connections were split evenly, or by how much they were not."""
-    counts = [s.connections for s in summary.servers.values()]
+    counts = [s.connections for s in results.servers.values()]
     if len(counts) < 2 or not all(counts):
         return ""
     if max(counts) - min(counts) <= 1:
@@ -2388,231 +2321,221 @@ def split_words(summary: Summary) -> str:
     chi = sum((number - expected) ** 2 for number in counts) / expected
     spread = 2 / (9 * freedom)  # Wilson and Hilferty's approximation of χ²
     z = ((chi / freedom) ** (1 / 3) - 1 + spread) / math.sqrt(spread)
-    chance = 0.5 * math.erfc(z / math.sqrt(2))
-    how = "unevenly, for equal weights" if chance < 0.05 else "as chance would do it"
-    sure = f"= {three_digits(chance)}" if chance >= 0.001 else "< 0.001"
+    odds = 0.5 * math.erfc(z / math.sqrt(2))
+    how = "unevenly, for equal weights" if odds < 0.05 else "as chance would do it"
+    sure = f"= {digits(odds)}" if odds >= 0.001 else "< 0.001"
     return f"connections split {how} (χ², p {sure})"
 
 
-def slower_words(servers: dict[str, ServerTally]) -> str:
-    """Say which server was slowest, and whether the sample shows it."""
-    if len(servers) < 2:
+def slower_words(results: Results) -> str:
+    """Say which servers are slower than the fastest, as far as the run shows it."""
+    if len(results.servers) < 2:
         return ""
-    by_speed = sorted(servers, key=lambda name: servers[name].latency.percentile(0.5))
-    fast, slow = by_speed[0], by_speed[-1]
-    pairs = len(servers) * (len(servers) - 1) // 2  # each could have come out so
-    confidence = 1 - (1 - CONFIDENCE) / pairs
-    change = compare(servers[slow].latency, servers[fast].latency, 0.5, confidence)
-    if change is None:
-        return "too few exchanges to say which server is slower"
-    ratio, low, high = change
-    digits = 0 if high >= 0.1 else 1
-    more, least, most = (f"{value:+.{digits}%}" for value in change)
-    if ratio >= 1:
-        more, least, most = (f"{three_digits(1 + value)} times" for value in change)
-    words = f"{more} (95 % range {least} to {most})"
-    if low <= 0:
-        return f"no server shown to be slower: p50 of {slow} against {fast}: {words}"
-    return f"{slow} is slower than {fast}: p50 {words}"
+    slower, absent = results.slower_servers()
+    words = []
+    for found in slower:
+        low, high = (f"{value - 1:+.0%}" for value in found.tenths)
+        around = f"({low} to {high} in the tenths)"
+        words.append(
+            f"{found.server} is slower than {found.than}: p50 {found.ratio - 1:+.0%} {around}"
+        )
+    if absent and results.latency.tenths("p50"):
+        words.append(f"{', '.join(absent)} was not there all the time: not compared")
+    elif absent:
+        words.append("too few exchanges to say whether a server is slower")
+    elif not words:
+        words.append("no server shown to be slower")
+    return "; ".join(words)
 
 
-def failure_lines(summary: Summary) -> Iterator[str]:
+def failure_lines(results: Results) -> Iterator[str]:
     """Yield what failed, by outcome, with examples, and how long it was noticed."""
-    counts = [f"{grouped(n)} {name}" for name, n in summary.failures.items() if n]
+    counts = [
+        f"{grouped(results.failures[n])} {n}" for n in FAILURES if results.failures[n]
+    ]
     if counts:
         yield from wrapped("failed", ", ".join(counts).replace("_", " "))
-    for way, examples in summary.tally.examples.items() if summary.tally else ():
-        where = ", ".join(f"client {c} message {m}" for c, m in examples[:3])
-        more = " …" if len(examples) > 3 else ""
-        name = OUTCOMES[way[0]].replace("_", " ")
-        yield from wrapped("", f"{name}: {way[1]} ({where}{more})")
-    yield from wrapped("gap", gap_words(summary))
+    for (outcome, words), where in list(results.examples.items())[:20]:
+        places = ", ".join(where[:3]) + (" …" if len(where) > 3 else "")
+        yield from wrapped("", f"{outcome.replace('_', ' ')}: {words} ({places})")
+    yield from wrapped("gap", gap_words(results))
 
 
-def gap_words(summary: Summary) -> str:
+def gap_words(results: Results) -> str:
     """Say how long a client waited for a confirmed reply, if it failed or took long."""
-    gap = summary.tally.gap if summary.tally else Gap()
-    usual = summary.response_time.percentile(0.5)
-    is_long = gap.length_ns > max(GAP_SHOWN_S * 1e9, 10 * usual)
-    if not gap.length_ns or not (summary.failed or is_long):
+    length, client, since, is_open = results.gap
+    usual = results.response_time.percentile(0.5)
+    is_long = length > max(GAP_SHOWN_S * 1e9, 10 * usual)
+    if not (results.failed or is_long) or not length:
         return ""
-    since, until = gap.from_ns / 1e9, (gap.from_ns + gap.length_ns) / 1e9
-    rest = ", and none came" if gap.until_the_end else ""
+    rest = ", and none came" if is_open else ""
     return (
-        f"longest wait for a confirmed reply: {format_duration(gap.length_ns)}"
-        f" (client {gap.client}, from {since:.2f} s to {until:.2f} s{rest})"
+        f"longest wait for a confirmed reply: {with_unit(length)} (client {client},"
+        f" from {since / 1e9:.2f} s to {(since + length) / 1e9:.2f} s{rest})"
     )
 
 
-def print_summary(summary: Summary, out: TextIO) -> None:
-    """Print the summary; the verdict in colour on a terminal that wants it."""
-    coloured = out.isatty() and not os.environ.get("NO_COLOR")
-    for line in summary_lines(summary):
-        if coloured and line.startswith(" verdict"):
-            line = f"\x1b[{31 if summary.reasons else 32}m{line}\x1b[0m"
-        print(line, file=out)
-
-
-def summary_lines(summary: Summary) -> Iterator[str]:
-    """Yield the summary, line by line."""
-    target = f"{counted(summary.clients, 'client')} → {summary.target}"
-    head = f"client2  {target}   {summary.headline}"
-    yield from textwrap.wrap(head, WIDTH, subsequent_indent=" " * 9)
-    course, ready = summary.course, ""
-    if course and course.connected:
-        took = format_duration(course.connect_wall_ns)
-        connected = f"{grouped(course.connected)}/{grouped(summary.clients)}"
-        ready = f"connected {connected} in {took}   "
-    clock = "kernel receive timestamps"
-    if summary.timestamps != "kernel":
-        clock = "user space receive times"
-    yield f"         {ready}ran {format_duration(summary.wall_s * 1e9)}   {clock}"
-    yield ""
-    yield (
-        f" {grouped(summary.confirmed)} of {grouped(summary.planned)} confirmed"
-        f"   {grouped(summary.failed)} failed"
-        f"   {three_digits(summary.per_s)} exchanges/s"
-        f"   throughput {format_throughput(summary.bytes_per_s)}"
-    )
-    yield ""
-    if summary.latency.count:
-        yield from percentile_lines(summary)
-        yield ""
-        if summary.latency.count >= 6:
-            yield from histogram_lines(summary.latency)
-            yield ""
-        yield from server_lines(summary)
-    yield from failure_lines(summary)
-    yield from closing_lines(summary)
-
-
-def closing_lines(summary: Summary) -> Iterator[str]:
-    """Yield the balancer's cost, the client's own part, and the verdict."""
-    tally, course = summary.tally, summary.course
-    if tally and tally.balancer_cost.count:
-        yield from wrapped("balancer", cost_words(tally))
-    for notice in summary.notices:
-        yield from wrapped("notice", notice)
-    if tally and course and tally.wake_delay.count:
-        late = format_duration(tally.wake_delay.percentile(0.99))
-        where = "not in" if summary.timestamps == "kernel" else "part of"
-        words = f"woke {late} late at p99 to read replies ({where} the figures)"
-        if tally.send_delay.count:
-            late = format_duration(tally.send_delay.percentile(0.99))
-            words += f", {late} late to send (part of response time)"
-        if course.cpu_s and summary.wall_s > 0.2:
-            words += f"; used {course.cpu_s / summary.wall_s:.0%} of a processor core"
-        yield from wrapped("client2", words)
-    checked = "" if summary.reasons else f": {checks_of(summary)}"
-    yield from wrapped("verdict", summary.verdict.upper() + checked)
-    for reason in summary.reasons:
-        yield from wrapped("", reason)
-
-
-def cost_words(tally: Tally) -> str:
+def cost_words(results: Results) -> str:
     """Say what the balancer costs: the median of paired differences."""
-    cost = cost_as_json(tally)
-    unit_ns, unit = time_unit(abs(cost["p50"]))
-    middle, low, high = (in_unit(cost[key], unit_ns) for key in ("p50", "low", "high"))
-    words = f"adds {middle} {unit} to latency at p50 (95 % range {low} to {high};"
-    words += (
-        f" {counted(cost['pairs'], 'pair')}; the wall time has the direct ones, too)"
-    )
-    if tally.direct_failed:
-        words += f"; {counted(tally.direct_failed, 'direct exchange')} failed"
+    found, middle = results.difference, results.difference.percentile(0.5)
+    around = from_to(found.tenths("p50"))
+    around = f"tenths {around}" if found.tenths("p50") else "too few pairs for tenths"
+    words = f"adds {with_unit(middle)} to latency at p50 ({around};"
+    words += f" {counted(found.count, 'pair')}; the wall time has the direct ones, too)"
+    if results.direct_failed:
+        words += f"; {counted(results.direct_failed, 'direct exchange')} failed"
     return words
 
 
-def baseline_lines(summary: Summary, baseline: Summary) -> Iterator[str]:
-    """Yield how this run compares with an earlier one, and how sure that is."""
-    lines = []
-    for name in ("p50", "p90", "p99"):
-        share = PERCENTILES[name]
-        found = compare(summary.latency, baseline.latency, share, CONFIDENCE)
-        if found:
-            ratio, low, high = found
-            shown = "slower" if low > 0 else "no difference shown"
-            shown = "faster" if high < 0 else shown
-            around = f"({low:+.1%} to {high:+.1%})"
-            lines.append(f"latency {name} {ratio:+.1%} {around}: {shown}")
-    if baseline.per_s:
-        change = summary.per_s / baseline.per_s - 1
-        lines.append(f"exchanges per second {change:+.1%}")
-    for k, line in enumerate(lines):
-        yield from wrapped("" if k else "baseline", line)
+def head_lines(results: Results) -> Iterator[str]:
+    """Yield what was run."""
+    r = results
+    if r.title:
+        yield from textwrap.wrap(r.title, WIDTH)
+    head = f"client2  {counted(r.clients, 'client')} → {r.target}   {r.headline}"
+    yield from textwrap.wrap(head, WIDTH, subsequent_indent=" " * 9)
+    ready = ""
+    if r.connected:
+        took = with_unit(r.connect_wall_ns)
+        ready = f"connected {grouped(r.connected)}/{grouped(r.clients)} in {took}   "
+    kernel = r.timestamps == "kernel"
+    clock = "kernel receive timestamps" if kernel else "user space receive times"
+    yield f"         {ready}ran {with_unit(r.wall_s * 1e9)}   {clock}"
+    yield ""
 
 
-# ---- The report: one page, four plots, nothing from outside --------------------------
-# Inline SVG without a script; hover texts are <title>s. Colours are Okabe and Ito's,
-# told apart by the colour-blind; servers differ in shape, too.
+def own_words(results: Results) -> str:
+    """Say what client2 itself took."""
+    r = results
+    late, where = with_unit(r.wake_delay.percentile(0.99)), "not in the figures"
+    where = where if r.timestamps == "kernel" else "part of the figures"
+    words = f"woke {late} late at p99 to read replies ({where})"
+    if r.send_delay.count:
+        late = with_unit(r.send_delay.percentile(0.99))
+        words += f", {late} late to send (part of response time)"
+    if (used := sum(r.cpu_s.values())) and r.wall_s > 0.2:
+        words += f"; used {used / r.wall_s:.0%} of a processor core"
+        words += f" in {r.workers} processes" if r.workers > 1 else ""
+    return words
 
-PLOT_WIDTH, LEFT, RIGHT, TOP, BOTTOM = 760, 72, 704, 28, 40  # SVG units
-LEGEND_Y = 10  # above the plot
-SERVER_ROW, SERVERS_SHOWN = 64, 30
+
+def summary_lines(results: Results) -> Iterator[str]:
+    """Yield the summary: what matters most comes last, where a terminal shows it."""
+    r = results
+    if r.latency.count:
+        yield from percentile_lines(r)
+        yield ""
+        if r.latency.count >= HISTOGRAM_LEAST:
+            yield from histogram_lines(r.latency)
+            yield ""
+        if r.servers:
+            yield from server_lines(r)
+    yield from failure_lines(r)
+    if r.difference.count:
+        yield from wrapped("balancer", cost_words(r))
+    for words in r.notices:
+        yield from wrapped("notice", words)
+    if r.wake_delay.count:
+        yield from wrapped("client2", own_words(r))
+
+
+def closing_lines(results: Results) -> Iterator[str]:
+    """Yield the most important figures, and the verdict."""
+    r = results
+    words = f"{grouped(r.confirmed)} of {grouped(r.planned)} confirmed"
+    words += f"   {grouped(r.failed)} failed   {digits(r.per_s)} exchanges/s"
+    yield from textwrap.wrap(
+        f"{words}   throughput {with_unit(r.bytes_per_s, RATES)}", WIDTH,
+        initial_indent=" ", subsequent_indent=" ", fix_sentence_endings=False)  # fmt: skip
+    if r.latency.count:
+        metrics = {"latency": r.latency, "response time": r.response_time}
+        parts = [
+            f"{name} p50 {with_unit(m.reported(0.5))}, p99 {with_unit(m.reported(0.99))}"
+            for name, m in metrics.items()
+        ]
+        yield " " + "   ".join(parts)
+    checked = "" if r.reasons else f": {checks_of(r)}"
+    yield from wrapped("verdict", r.verdict.upper() + checked)
+    for reason in r.reasons:
+        yield from wrapped("", reason)
+
+
+# ---- The report: one page, nothing from outside ---------------------------------------
+# Inline SVG without a script; hover texts are <title>s. Colours can be told apart by the
+# colour-blind up to the sixth server; shapes and legends name the rest. In an open loop
+# everything goes by response time, which is what users wait.
+
+PLOT_WIDTH, LEFT, RIGHT, TOP = 760, 72, 700, 14  # SVG units
+SERVER_ROW = 64
 COLUMNS = 60  # of lines and bars over time, at most
 SHADES = 8
-STYLE = """
-:root{--ink:#1d2530;--soft:#5b6672;--line:#dfe4e9;--page:#fff;--card:#f5f7f9;
---s0:#0072b2;--s1:#d55e00;--s2:#009e73;--s3:#cc79a7;--s4:#e69f00;--s5:#56b4e9;
---good:#00704f;--bad:#b03a00}
-@media screen and (prefers-color-scheme:dark){:root{--ink:#e7ebef;--soft:#9aa6b2;
---line:#323b45;--page:#14181d;--card:#1c2229;--s0:#56b4e9;--s1:#f08a3c;--s2:#2ec49a;
---s3:#e3a1c5;--s4:#f0c040;--s5:#9cd3f5;--good:#2ec49a;--bad:#f08a3c}}
-*{box-sizing:border-box}
-body{margin:0;background:var(--page);color:var(--ink);
-font:16px/1.5 system-ui,"Segoe UI",Roboto,"Noto Sans",sans-serif;
-font-variant-numeric:tabular-nums}
-main{max-width:840px;margin:0 auto;padding:40px 24px 64px}
-h1{font-size:28px;line-height:1.2;margin:0 0 4px}h2{font-size:18px;margin:44px 0 2px}
-p{margin:4px 0 12px;max-width:68ch}.soft,figcaption,th,small{color:var(--soft)}
-.valid{color:var(--good)}.doubtful{color:var(--bad)}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(100px,1fr));
-gap:10px;margin:24px 0 14px}
-.tiles div{background:var(--card);border-radius:8px;padding:10px}
-.tiles b{display:block;font-size:21px;font-weight:600;white-space:nowrap}
-.tiles small{font-size:13px;font-weight:400}
-.wide{overflow-x:auto}table{border-collapse:collapse;margin:10px 0;font-size:14px}
-th,td{padding:5px 18px 5px 0;text-align:right;border-bottom:1px solid var(--line);
-white-space:nowrap;font-weight:400}td small{display:block;font-size:12px}
-th:first-child,td:first-child,.text td:last-child,.text th:last-child{text-align:left}
-p::first-letter,li::first-letter{text-transform:uppercase}
-figure{margin:10px 0 0}figcaption{font-size:14px;max-width:68ch}
-svg{width:100%;height:auto;display:block;margin:8px 0}
-svg text{font-size:12px;fill:var(--soft)}svg .name{fill:var(--ink)}
-.grid{stroke:var(--line);fill:none}.axis{stroke:var(--soft);fill:none}
-.dots{fill:none;stroke-width:5;stroke-opacity:.6}.round{stroke-linecap:round}
-.square{stroke-linecap:square;stroke-width:4}.cross{stroke-width:1.4}
-.line{fill:none;stroke-width:2;stroke-linejoin:round}.dash{stroke-dasharray:6 4}
-.band{stroke:none;fill-opacity:.16}.bar{fill-opacity:.75}.ink{stroke:var(--ink)}
-.fail{stroke:var(--bad);stroke-width:2;fill:none}.bad{fill:var(--bad)}
-code{font:13px/1.5 ui-monospace,Menlo,Consolas,monospace;overflow-wrap:anywhere}
-ul{margin:4px 0;padding-left:20px}
-@media print{main{max-width:none;padding:0}figure,table,.tiles{break-inside:avoid}
-h2{break-after:avoid}*{print-color-adjust:exact;-webkit-print-color-adjust:exact}}
-"""
-STYLE += "".join(
-    f".c{k}{{stroke:var(--s{k})}}.f{k}{{fill:var(--s{k})}}" for k in range(6)
-)
-STYLE += "".join(f".h{k}{{fill-opacity:{0.15 + 0.12 * k:.2f}}}" for k in range(SHADES))
-SHAPES = (
-    ("round", "M{x:.1f} {y:.1f}h0"),
-    ("square", "M{x:.1f} {y:.1f}h.1"),  # some printers leave h0 out
-    ("cross", "M{x:.1f} {y:.1f}m-3 0h6m-3-3v6"),
-)
-METHOD = """
+COARSE = 4  # levels of heat maps: 16 of a slice's, eight per doubling
+LIGHT = ("0072b2", "d55e00", "009e73", "cc79a7", "c58500", "3fa0d8", "8a5a00", "6a3d9a",
+         "b2182b", "5aae61", "777777", "c51b8a")  # fmt: skip
+DARK = ("56b4e9", "f08a3c", "2ec49a", "e39cc4", "e6b800", "9ad4f5", "c99b4a", "b39ddb",
+        "ef6a5f", "9bd67d", "b0b0b0", "f48cc6")  # fmt: skip
+PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; style-src 'unsafe-inline'">
+<meta name="viewport" content="width=device-width"><title>client2: {title}</title><style>
+:root{{--ink:#1d2530;--soft:#5b6672;--line:#dfe4e9;--page:#fff;--card:#f5f7f9;
+--fail:#c00020;{light}}}
+@media screen and (prefers-color-scheme:dark){{:root{{--ink:#e7ebef;--soft:#9aa6b2;
+--line:#323b45;--page:#14181d;--card:#1c2229;--fail:#ff6b6b;{dark}}}}}
+body{{background:var(--page);color:var(--ink);max-width:840px;margin:40px auto;
+padding:0 16px;font:16px/1.5 system-ui,sans-serif;font-variant-numeric:tabular-nums}}
+h1{{font-size:28px}}h2{{font-size:18px;margin:44px 0 2px}}
+.soft,figcaption,th,small{{color:var(--soft);font-weight:400}}figure{{margin:10px 0}}
+.tiles{{display:flex;flex-wrap:wrap;gap:10px}}.tiles div{{background:var(--card);
+border-radius:8px;padding:10px 16px}}.tiles b{{display:block;font-size:21px}}
+.wide{{overflow-x:auto}}.key{{color:var(--soft);font-size:14px;margin:4px 0}}
+.key span{{white-space:nowrap;margin-right:14px}}.key b{{font-size:16px}}
+table{{border-collapse:collapse;font-size:14px}}code{{overflow-wrap:anywhere}}
+th,td{{padding:5px 18px 5px 0;text-align:right;border-bottom:1px solid var(--line);
+white-space:nowrap}}td small{{display:block}}svg{{width:100%;min-width:660px;height:auto}}
+svg text{{font-size:13px;fill:var(--soft)}}
+@media(max-width:700px){{.wide::before{{content:"scroll sideways →";font-size:13px;
+color:var(--soft);position:sticky;left:0}}}}
+.grid{{stroke:var(--line);fill:none}}.axis{{stroke:var(--soft);fill:none}}
+.line{{fill:none;stroke-width:2}}.dash{{stroke-dasharray:6 4}}.ink{{stroke:var(--ink)}}
+.dots{{fill:none;stroke-width:5;stroke-opacity:.6}}.round{{stroke-linecap:round}}
+.square{{stroke-linecap:square;stroke-width:4}}.thin{{stroke-width:1.4}}
+.band{{stroke:none;fill-opacity:.16}}.fail{{stroke:var(--fail);stroke-width:2;fill:none}}
+.bad{{fill:var(--fail)}}{colours}
+@media print{{figure,table{{break-inside:avoid}}}}
+</style></head><body><h1>{title}</h1><p class=soft>{subtitle}
+<div class="tiles">{tiles}</div><p><b>Verdict: {verdict}</b><ul>{reasons}</ul>{content}
+<h2>How it was measured</h2><p>Command: <code>{command}</code><br>{machine}</p>
 <p><b>Latency</b>: from handing the message to the kernel to the arrival of the reply's
-first byte in this machine's kernel, by its receive timestamp (else by this program's
-clock, as said above). <b>Response time</b>: from the moment the message was due, by
-the <code>--rate</code> schedule (without one: sent), to the arrival of the reply's
-last byte. <b>Throughput</b>: message and reply bytes of confirmed exchanges over the
-wall time from the common start to the end of the last exchange. <b>Connect</b>: TCP
-connect alone, in neither (but a message of a schedule is due before it connects).</p>
-<p>Percentiles are nearest rank, of confirmed exchanges; failed ones are counted apart.
-Ranges hold the percentile with 95 % confidence by order statistics, as if exchanges
-were independent; those of one client are not quite, so read them as the least
-uncertainty. A percentile that the sample cannot carry is not given: p90 needs 29
-exchanges, p99 299, p99.9 2,995.</p>
+first byte in this machine's kernel. <b>Response time</b>: from the moment the message was
+due (the <code>--rate</code> schedule; else sent) to the arrival of the reply's last byte.
+<b>Throughput</b>: message and reply bytes of confirmed exchanges over the wall time.
+<b>Connect</b>: TCP connect alone, in neither. Percentiles are nearest rank, of confirmed
+exchanges; p90 needs 29 of them, p95 59, p99 299, p99.9 2,995. <b>Tenths</b>: the run is
+cut, in order of time, into ten parts of equal number; a range goes from the least to the
+greatest of the parts' own percentiles. It says how much the run wavered.</p>
+<script type="application/json" id="run">{data}</script></body></html>
 """
+SHAPES = (
+    ("round", "M{x:.1f} {y:.1f}h0", "●"),
+    ("square", "M{x:.1f} {y:.1f}h.1", "■"),  # some printers leave h0 out
+    ("thin", "M{x:.1f} {y:.1f}m-3 0h6m-3-3v6", "✚"),
+    ("thin", "M{x:.1f} {y:.1f}m-3 3h6l-3-6z", "▲"),
+)
+
+
+def page_colours() -> dict[str, str]:
+    """Return the colours of servers, as variables and as classes."""
+    numbers = range(len(LIGHT))
+    return {
+        "light": "".join(f"--s{k}:#{LIGHT[k]};" for k in numbers),
+        "dark": "".join(f"--s{k}:#{DARK[k]};" for k in numbers),
+        "colours": "".join(
+            f".c{k}{{stroke:var(--s{k})}}.f{k}{{fill:var(--s{k})}}.t{k}{{color:var(--s{k})}}"
+            for k in numbers
+        )
+        + "".join(f".h{k}{{fill-opacity:{0.15 + 0.12 * k:.2f}}}" for k in range(SHADES)),
+    }
 
 
 @dataclass(slots=True)
@@ -2634,12 +2557,14 @@ class Scale:
     def ticks(self) -> list[float]:
         """Return round values on the axis: four to nine or so."""
         if self.log:
-            return axis_steps(self.low, self.high, 8)[1:-1]
+            tens = [10.0**k for k in range(19)]
+            steps = [ten * k for ten in tens for k in (1, 2, 5)]
+            fine = [v for v in steps if self.low < v < self.high]
+            return fine if len(fine) < 9 else [v for v in fine if v in tens]
         rough = (self.high - self.low) / 6 or 1.0
         size = 10.0 ** math.floor(math.log10(rough))
         step = next(m * size for m in (1, 2, 5, 10) if m * size >= rough)
-        first, last = self.low / step - 1e-9, self.high / step + 1e-9
-        return [k * step for k in range(math.ceil(first), math.floor(last) + 1)]
+        return [k * step for k in range(math.floor(self.high / step + 1e-9) + 1)]
 
 
 def duration_scale(metrics: Iterable[Distribution], start: float, end: float) -> Scale:
@@ -2651,16 +2576,16 @@ def duration_scale(metrics: Iterable[Distribution], start: float, end: float) ->
 
 
 class Plot:
-    """A drawing that grows by paths and texts, in a figure that is also described."""
+    """A drawing that grows by paths and texts, in a figure with legend and caption."""
 
-    def __init__(self, number: int, title: str, height: int) -> None:
-        self.number, self.title, self.height = number, title, height
-        self.bottom = height - BOTTOM - 6  # where the axis of time lies
+    def __init__(self, title: str, height: int) -> None:
+        self.title, self.height, self.bottom = title, height, height - 46
         self.parts: list[str] = []
+        self.key: list[str] = []
 
     def path(self, style: str, way: str, hint: str = "") -> None:
         """Draw along `way` (SVG path data), with a text to show when hovered over."""
-        hint = f"<title>{hint}</title>" if hint else ""
+        hint = f"<title>{html.escape(hint)}</title>" if hint else ""
         self.parts.append(f'<path class="{style}" d="{way}">{hint}</path>')
 
     def line(self, style: str, points: Iterable[tuple[float, float]]) -> None:
@@ -2669,28 +2594,37 @@ class Plot:
         if way:
             self.path(f"line {style}", f"M{way}")
 
-    def text(self, x: float, y: float, words: str, anchor: str = "start",
-             style: str = "", turn: int = 0) -> None:  # fmt: skip
-        """Write words at a point, turned by so many degrees."""
-        at = f"translate({x:.1f} {y:.1f})" + (f" rotate({turn})" if turn else "")
-        head = f'<text class="{style}" transform="{at}" text-anchor="{anchor}">'
-        self.parts.append(f"{head}{words}</text>")
+    def box(self, style: str, x: Sequence[float], y: Sequence[float]) -> None:
+        """Fill a rectangle."""
+        self.path(style, f"M{x[0]:.1f} {y[0]:.1f}H{x[1]:.1f}V{y[1]:.1f}H{x[0]:.1f}z")
 
-    def left_axis(self, scale: Scale, name: str, words: Callable[[float], str]) -> None:
-        """Draw grid lines, their labels, and the axis' name."""
+    def text(self, x: float, y: float, words: str, anchor: str = "start") -> None:
+        """Write words at a point."""
+        at = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"'
+        self.parts.append(f"<text {at}>{html.escape(words)}</text>")
+
+    def name(self, words: str, mark: str = "■", style: str = "") -> None:
+        """Add to the legend."""
+        mark = f'<b class="{style}">{mark}</b>'
+        self.key.append(f"<span>{mark} {html.escape(words)}</span> ")
+
+    def left_axis(self, scale: Scale, words: Callable[[float], str]) -> None:
+        """Draw grid lines and their labels."""
         for value in scale.ticks():
             self.path("grid", f"M{LEFT} {scale(value):.1f}H{RIGHT}")
             self.text(LEFT - 8, scale(value) + 4, words(value), "end")
-        self.text(14, (scale.start + scale.end) / 2, name, "middle", turn=-90)
 
     def bottom_axis(self, scale: Scale, name: str, marks: dict[float, str]) -> None:
-        """Draw the axis, its marks, and its name."""
-        bottom = self.bottom
-        self.path("axis", f"M{scale.start} {bottom}H{scale.end}")
-        for value, words in marks.items():
-            self.path("axis", f"M{scale(value):.1f} {bottom}v4")
-            self.text(scale(value), bottom + 17, words, "middle")
-        self.text((scale.start + scale.end) / 2, bottom + 34, name, "middle")
+        """Draw the axis, its marks, and its name; no mark over another one's words."""
+        self.path("axis", f"M{scale.start} {self.bottom}H{scale.end}")
+        free = -math.inf
+        for value, words in sorted(marks.items()):
+            half = 4 * len(words)
+            if scale(value) - half > free:
+                self.path("axis", f"M{scale(value):.1f} {self.bottom}v4")
+                self.text(scale(value), self.bottom + 17, words, "middle")
+                free = scale(value) + half
+        self.text((scale.start + scale.end) / 2, self.bottom + 36, name, "middle")
 
     def time_axis(self, wall_s: float) -> Scale:
         """Draw the axis of the run's time in seconds, and return its scale."""
@@ -2699,385 +2633,404 @@ class Plot:
         self.bottom_axis(scale, "seconds since the common start", marks)
         return scale
 
-    def finish(self, text: str) -> str:
-        """Return the drawing, named and described for those who do not see it."""
-        k = self.number
+    def finish(self, caption: str) -> str:
+        """Return the section with its heading, legend, drawing, and caption."""
+        head = f'<svg viewBox="0 0 {PLOT_WIDTH} {self.height}" role="img">'
+        key = f"<p class=key>{''.join(self.key)}" if self.key else ""
         return (
-            f'<figure><svg viewBox="0 0 {PLOT_WIDTH} {self.height}" role="img"'
-            f' aria-labelledby="t{k} d{k}"><title id="t{k}">{self.title}</title>'
-            f'<desc id="d{k}">{text}</desc>{"".join(self.parts)}</svg>'
-            f"<figcaption>{text}</figcaption></figure>"
+            f"<h2>{self.title}</h2>{key}<figure><div class=wide>{head}<title>{caption}"
+            f"</title>{''.join(self.parts)}</svg></div><figcaption>{caption}</figcaption>"
+            "</figure>"
         )
 
 
 def brief(duration_ns: float) -> str:
     """Return a duration for an axis: 1 ms, 0.5 s, 200 µs."""
-    size, unit = time_unit(duration_ns * 1.0000001)
+    size, unit = next((u for u in TIMES if duration_ns * 1.0000001 >= u[0]), TIMES[-1])
     return f"{duration_ns / size:g} {unit}"
 
 
-def plot_exchanges(summary: Summary, tally: Tally, timeline: Timeline) -> str:
-    """Plot 1: every exchange over time, or a heat map of very many."""
-    plot = Plot(1, "Latency over time", 300)
-    x = plot.time_axis(summary.wall_s)
-    y = duration_scale([summary.latency], plot.bottom, TOP + 14)
-    plot.left_axis(y, "latency", brief)
-    if tally.exchanges <= DOTS_SHOWN and tally.kept:
-        text = "A dot is one exchange; its colour and shape name the server."
-        draw_dots(plot, tally, x, y)
+def user_metric(results: Results) -> tuple[str, Distribution]:
+    """Return the metric that users feel: response time in an open loop."""
+    if results.rate:
+        return "response time", results.response_time
+    return "latency", results.latency
+
+
+def columns_of(
+    slices: Slices, results: Results, most: int
+) -> list[tuple[float, float, Counter[Any]]]:
+    """Return slices as at most so many columns: (from s, to s, counts of things)."""
+    found = slices.by_slice()
+    if not found:
+        return []
+    first, last = min(found), max(found)
+    per = (last - first) // most + 1
+    columns: defaultdict[int, Counter[Any]] = defaultdict(Counter)
+    for slice_, things in found.items():
+        columns[(slice_ - first) // per].update(things)
+    width_s, zero = per * 2**slices.shift / 1e9, (first << slices.shift) - results.start_ns
+    return [
+        (max(0.0, zero / 1e9 + k * width_s), zero / 1e9 + (k + 1) * width_s, columns[k])
+        for k in sorted(columns)
+    ]
+
+
+def plot_exchanges(results: Results) -> str:
+    """Plot every exchange over time, or a heat map of very many."""
+    (name, metric), plot = user_metric(results), Plot("Every exchange over time", 300)
+    x = plot.time_axis(results.warmup_s + results.wall_s)
+    y = duration_scale([metric], plot.bottom, TOP + 10)
+    plot.left_axis(y, brief)
+    if results.confirmed + results.failed <= DOTS_SHOWN and results.kept:
+        text = f"A dot is one exchange's {name}; its colour and shape name the server."
+        draw_dots(plot, results, x, y)
     else:
-        text = "The darker a field, the more exchanges (logarithmic)."
-        draw_heat(plot, timeline, x, y)
-    draw_percentiles(plot, timeline, x, y)
-    for k, number in sorted(timeline.failed.items()):
-        at_s = (k + 0.5) * timeline.width_ns / 1e9
-        way = f"M{min(x.end, x(at_s)):.1f} {TOP}m-4-4l8 8m0-8l-8 8"
-        plot.path("fail", way, f"{number} failed near {at_s:.3g} s")
+        text = f"{name.capitalize()}: the darker a field, the more exchanges (log scale)."
+        draw_heat(plot, results, metric, x, y)
+    columns = columns_of(metric.slices, results, COLUMNS)
+    for p, least, style in ((0.5, 3, "ink"), (0.99, 100, "ink dash")):
+        points = [
+            (min(x.end, x((at + to) / 2)), y(percentile_of(levels, p)))
+            for at, to, levels in columns
+            if levels.total() >= least
+        ]
+        plot.line(style, points)
+    for at, to, things in columns_of(results.events, results, 4 * COLUMNS):
+        if number := things["failed"]:
+            way = f"M{min(x.end, x((at + to) / 2)):.1f} {TOP}m-4-4l8 8m0-8l-8 8"
+            plot.path("fail", way, f"{number} failed near {at:.3g} s")
     return plot.finish(
         f"{text} Failures are crosses at the top. Lines, where exchanges are many"
-        " enough: p50 and p99 of each moment."
+        " enough: p50, and p99 dashed, of each moment."
     )
 
 
-def draw_percentiles(plot: Plot, timeline: Timeline, x: Scale, y: Scale) -> None:
-    """Draw p50 and p99 over time, as lines that stop where exchanges are few."""
-    column_s, columns = timeline.columns(COLUMNS)
-    for name, least, style in (("p50", 3, "ink"), ("p99", 100, "ink dash")):
-        line: list[tuple[float, float]] = []
-        ends = None
-        for k in range(max(columns, default=0) + 2):
-            levels = columns.get(k, Counter())
-            if levels.total() >= least:
-                value = level_percentile(levels, PERCENTILES[name])
-                ends = min(x.end, x((k + 0.5) * column_s)), y(value)
-                line.append(ends)
-            else:
-                plot.line(style, line)
-                line.clear()
-        if ends:
-            plot.text(ends[0] + 6, ends[1] + 4, name, style="name")
-
-
-def draw_dots(plot: Plot, tally: Tally, x: Scale, y: Scale) -> None:
+def draw_dots(plot: Plot, results: Results, x: Scale, y: Scale) -> None:
     """Draw one path per server with a dot per exchange, and a legend."""
-    names = sorted(tally.servers)
-    paths: defaultdict[str, list[str]] = defaultdict(list)
-    for chunk in tally.kept:
-        for _, (_, sent, first, _, _, code) in chunk.exchanges():
-            if code & OUTCOME_MASK == CONFIRMED:
-                name = chunk.server_of(code)
-                if name not in names:  # "": no server's, with --any-reply
-                    names.append(name)
-                shape = SHAPES[names.index(name) % len(SHAPES)][1]
-                at = x((first - tally.start_ns) / 1e9)
-                paths[name].append(shape.format(x=at, y=y(first - sent)))
-    for k, name in enumerate(names):
-        shape, mark = SHAPES[k % len(SHAPES)]
-        style = f"dots {shape} c{k % 6}"
-        plot.path(style, "".join(paths[name]))
-        if name:
-            at = RIGHT - 76 * (len(names) - k)
-            plot.path(style, mark.format(x=at + 20, y=LEGEND_Y))
-            plot.text(at + 30, LEGEND_Y + 4, name)
+    good = [e for e in results.kept if e.outcome.name == CONFIRMED]
+    for k, name in enumerate(sorted({e.outcome.server for e in good})):
+        shape, mark, sign = SHAPES[k % len(SHAPES)]
+        dots = (
+            mark.format(x=x((e.first - results.start_ns) / 1e9),
+                        y=y(slowness(e) if results.rate else e.first - e.sent))
+            for e in good
+            if e.outcome.server == name
+        )  # fmt: skip
+        plot.path(f"dots {shape} c{k % len(LIGHT)}", "".join(dots))
+        plot.name(name or "no server named", sign, f"t{k % len(LIGHT)}")
 
 
-def draw_heat(plot: Plot, timeline: Timeline, x: Scale, y: Scale) -> None:
-    """Draw one path per shade, with a field per time and latency."""
-    column_s, columns = timeline.columns(2 * COLUMNS)
-    most = math.log1p(max((max(c.values()) for c in columns.values()), default=1))
-    paths: defaultdict[int, list[str]] = defaultdict(list)
-    width = x(column_s) - x(0)
-    for k, levels in columns.items():
+def draw_heat(
+    plot: Plot, results: Results, metric: Distribution, x: Scale, y: Scale
+) -> None:
+    """Draw a field per time and duration."""
+    fields: dict[tuple[float, float, int], int] = Counter()
+    for at, to, levels in columns_of(metric.slices, results, 2 * COLUMNS):
         for level, number in levels.items():
-            shade = min(SHADES - 1, int(SHADES * math.log1p(number) / most))
-            top, bottom = y(hdr_highest((level << 7) + 127)), y(hdr_highest(level << 7))
-            at = f"M{x(0) + width * k:.1f} {top:.1f}"
-            paths[shade].append(f"{at}h{width:.1f}v{bottom - top:.1f}h-{width:.1f}z")
-    for shade, path in sorted(paths.items()):
-        plot.path(f"f0 h{shade}", "".join(path))
+            fields[at, to, level >> COARSE] += number
+    most = math.log1p(max(fields.values(), default=1))
+    for (at, to, level), number in fields.items():
+        shade = min(SHADES - 1, int(SHADES * math.log1p(number) / most))
+        ends = [hdr_highest(((level + k) << COARSE + LEVEL) - 1) for k in (0, 1)]
+        across = [min(x.end, x(at)), min(x.end, x(to))]
+        plot.box(f"f0 h{shade}", across, [min(plot.bottom, y(max(1, e))) for e in ends])
 
 
-def plot_spectrum(summary: Summary, baseline: Summary | None) -> str:
-    """Plot 2: latency and response time by percentile, the tail stretched."""
-    plot = Plot(2, "Percentiles", 300)
-    drawn = {
-        "response time": (summary.response_time, "c1"),
-        "latency": (summary.latency, "c0"),
-    }
+def plot_spectrum(results: Results, baseline: Results | None) -> str:
+    """Plot latency and response time by percentile, the tail stretched."""
+    plot = Plot("Percentiles", 300)
+    drawn = [("response time", results.response_time, "c1", "t1")]
+    drawn.append(("latency", results.latency, "c0", "t0"))
     if baseline:
-        drawn["baseline latency"] = (baseline.latency, "ink dash")
-    y = duration_scale([metric for metric, _ in drawn.values()], plot.bottom, TOP)
-    most = max(2, *(metric.count for metric, _ in drawn.values()))
+        drawn.append(("baseline latency", baseline.latency, "ink dash", ""))
+    y = duration_scale([metric for _, metric, _, _ in drawn], plot.bottom, TOP)
+    most = max(2, *(metric.count for _, metric, _, _ in drawn))
     x = Scale(1, most, LEFT, RIGHT, log=True)  # of 1 / (1 - p)
-    marks = {1.0: "min", 2.0: "50", 10.0: "90", 1e2: "99", 1e3: "99.9", 1e4: "99.99"}
-    marks |= {1e5: "99.999", 1e6: "99.9999"}
-    plot.left_axis(y, "time", brief)
+    marks = {1.0: "min", 2.0: "50"} | {
+        10.0**k: f"{100 - 10 ** (2 - k):.7g}" for k in range(1, 7)
+    }
+    plot.left_axis(y, brief)
     plot.bottom_axis(x, "percentile", {m: w for m, w in marks.items() if m <= most})
-    upper, lower = [], []
-    for odds in spectrum(summary.latency)[1::2]:  # a band needs fewer points
-        around = summary.latency.range_of(1 - 1 / odds)
-        if around:
-            upper.append((x(odds), y(around[1])))
-            lower.append((x(odds), y(around[0])))
-    plot.line("band f0", upper + lower[::-1])
-    for k, (name, (metric, style)) in enumerate(drawn.items()):
-        points = (
-            (x(odds), y(metric.percentile(1 - 1 / odds))) for odds in spectrum(metric)
-        )
-        plot.line(style, points)
-        at = LEFT + 150 * k
-        plot.line(style, [(at, LEGEND_Y), (at + 22, LEGEND_Y)])
-        plot.text(at + 28, LEGEND_Y + 4, name, style="name")
+    name, metric = user_metric(results)
+    parts = [part for part in metric.parts() if part]
+    band = []
+    for k in range(2, 81, 2):
+        odds = max(2, metric.count) ** (k / 80)
+        rich = [percentile_of(p, 1 - 1 / odds) for p in parts if p.total() >= odds]
+        if len(rich) >= FEWEST_PARTS:
+            band.append((x(odds), y(min(rich)), y(max(rich))))
+    style = "f1" if results.rate else "f0"
+    plot.line(f"band {style}", [(a, c) for a, _, c in band]
+              + [(a, b) for a, b, _ in reversed(band)])  # fmt: skip
+    for words, metric, style, colour in drawn:
+        odds_of = [max(2, metric.count) ** (k / 80) for k in range(81)]
+        plot.line(style, ((x(o), y(metric.percentile(1 - 1 / o))) for o in odds_of))
+        plot.name(words, "╌" if "dash" in style else "━", colour)
+    equal = "" if results.rate else " Without a schedule a message is due when sent, so"
+    equal += "" if results.rate else " both are the same but for a reply's rest."
     return plot.finish(
         "How long the slowest exchanges took: at percentile p, p percent were faster."
-        " The band is the 95 % range of latency; what response time adds is waiting to"
-        " be sent, and the rest of the reply."
+        f" The band holds the ten tenths of {name}.{equal}"
     )
 
 
-def spectrum(metric: Distribution) -> list[float]:
-    """Return the odds, 1 to `count`, of the percentiles that a spectrum is drawn at."""
-    return [max(2, metric.count) ** (k / 80) for k in range(81)]
-
-
-def plot_rate(summary: Summary, tally: Tally, timeline: Timeline) -> str:
-    """Plot 3: exchanges per second, and how many were in flight."""
-    plot = Plot(3, "Rate and load", 260)
-    x = plot.time_axis(summary.wall_s)
-    confirmed: Counter[int] = Counter()
-    for (k, _), number in timeline.cells.items():
-        confirmed[k] += number
-    bins = max([*timeline.failed, *confirmed]) + 1
-    per_bar = bins // COLUMNS + 1
-    bar_s = per_bar * timeline.width_ns / 1e9
-    confirmed, failed = joined(confirmed, per_bar), joined(timeline.failed, per_bar)
-    highest = max((confirmed + failed).values()) / bar_s
-    y = Scale(0, max(highest, tally.config.rate) * 1.1, plot.bottom, TOP)
-    plot.left_axis(y, "exchanges per second", lambda value: grouped(round(value)))
-    for k in range(bins // per_bar + 1):
-        left, right = x(k * bar_s), min(x.end, x((k + 1) * bar_s)) - 1
-        stacked = 0  # exchanges below this part of the bar
-        for number, style in ((confirmed[k], "f0 bar"), (failed[k], "bad bar")):
-            bottom, top = y(stacked / bar_s), y((stacked + number) / bar_s)
-            way = f"M{left:.1f} {bottom:.1f}V{top:.1f}H{max(left + 0.5, right):.1f}"
-            if number and left < x.end:
-                plot.path(style, f"{way}V{bottom:.1f}z", f"{number / bar_s:.0f}/s")
-            stacked += number
-    draw_flight(plot, timeline, bins, x)
-    text = (
-        "Bars: exchanges confirmed per second, failed ones on top in the other colour"
-        " (left). Line: exchanges in flight, waiting for their reply (right)."
-    )
-    if tally.config.rate:
-        planned = y(tally.config.rate)
-        plot.line("ink dash", [(x.start, planned), (x.end, planned)])
-        text += " Dashed: the planned rate."
-    return plot.finish(text)
-
-
-def draw_flight(plot: Plot, timeline: Timeline, bins: int, x: Scale) -> None:
-    """Draw the line of exchanges in flight (a bin's mean), and its axis."""
-    flight = [timeline.in_flight_ns[k] / timeline.width_ns for k in range(bins)]
-    z = Scale(0, max(*flight, 1) * 1.1, plot.bottom, TOP)
-    middles = (min(x.end, x((k + 0.5) * timeline.width_ns / 1e9)) for k in range(bins))
-    plot.line("c1", zip(middles, map(z, flight), strict=True))
+def plot_rate(results: Results) -> str:
+    """Plot exchanges per second by server, stacked, and how many were in flight."""
+    plot = Plot("Rate by server, and load", 260)
+    x = plot.time_axis(results.warmup_s + results.wall_s)
+    names = sorted(results.servers)
+    stacks: list[tuple[str, Slices, str, Any]] = [
+        (name, results.servers[name].latency.slices, f"f{k % len(LIGHT)} h5", None)
+        for k, name in enumerate(names)
+    ]
+    if not names:
+        stacks.append(("confirmed", results.latency.slices, "f0 h5", None))
+    events = results.events
+    shift = max([events.shift, *(slices.shift for _, slices, _, _ in stacks)])
+    zero = results.start_ns >> shift
+    last = max([zero, *(s.last >> shift for _, s, _, _ in stacks), events.last >> shift])
+    per = (last - zero) // COLUMNS + 1
+    bar_s = per * 2**shift / 1e9
+    stacks.append(("failed", events, "bad", "failed"))
+    heights: Counter[int] = Counter()
+    fields: list[tuple[int, int, int, str]] = []
+    for k, (name, slices, style, only) in enumerate(stacks):
+        slices.widen(shift)
+        totals: Counter[int] = Counter()
+        for slice_, things in slices.by_slice(only).items():
+            totals[(slice_ - zero) // per] += things.total()
+        for column, number in sorted(totals.items()):
+            fields.append((column, heights[column], heights[column] + number, style))
+            heights[column] += number
+        if totals:
+            plot.name(name, "■", "" if only else f"t{k % len(LIGHT)}")
+    y = Scale(0, max(heights.values(), default=1) / bar_s * 1.1, plot.bottom, TOP)
+    plot.left_axis(y, grouped)
+    for column, low, high, style in fields:
+        across = max(x.start, x(column * bar_s)), min(x.end, x((column + 1) * bar_s)) - 0.6
+        if across[1] > across[0]:
+            plot.box(style, across, [y(low / bar_s), y(high / bar_s)])
+    flight, points = 0, [(0.0, 0)]
+    for slice_, things in events.by_slice().items():
+        flight += things["sent"] - things["ended"]
+        points.append((((slice_ + 1 << shift) - results.start_ns) / 1e9, flight))
+    z = Scale(0, max(1.0, *(n for _, n in points)) * 1.1, plot.bottom, TOP)
+    plot.line("ink", ((min(x.end, max(x.start, x(at))), z(n)) for at, n in points))
     for value in z.ticks():
-        if value == int(value):
-            plot.text(x.end + 8, z(value) + 4, f"{value:g}")
-    plot.text(x.end + 48, (plot.bottom + TOP) / 2, "in flight", "middle", turn=90)
+        plot.text(x.end + 8, z(value) + 4, f"{value:g}")
+    plot.name("in flight (scale on the right)", "━")
+    return plot.finish(
+        "Bars: exchanges confirmed per second, by server, and failed ones on top (left)."
+        " Line: exchanges in flight, sent and waiting for their reply (right)."
+    )
 
 
-def plot_servers(summary: Summary) -> str:
-    """Plot 4: one row per server, on one latency axis."""
-    servers = sorted(summary.servers.items())[:SERVERS_SHOWN]
-    plot = Plot(4, "Latency by server", TOP + SERVER_ROW * len(servers) + BOTTOM)
-    plot.bottom += 6
-    x = duration_scale([summary.latency], LEFT, RIGHT - 110)
+def plot_servers(results: Results) -> str:
+    """Plot one row per server, on one latency axis."""
+    servers = sorted(results.servers.items())[:30]
+    plot = Plot("The servers", TOP + SERVER_ROW * len(servers) + 46)
+    x = duration_scale([results.latency], LEFT, RIGHT - 110)
+    steps = log_steps(x.low, x.high, 48)
     for k, (name, server) in enumerate(servers):
-        base = TOP + SERVER_ROW * (k + 1)
-        share = f"{server.confirmed / max(1, summary.confirmed):.1%} of confirmed"
+        base, metric = TOP + SERVER_ROW * (k + 1), server.latency
         plot.path("axis", f"M{LEFT} {base}H{x.end}")
-        plot.text(LEFT - 8, base - 6, name, "end", "name")
+        plot.text(LEFT - 8, base - 6, name, "end")
+        share = f"{server.confirmed / max(1, results.confirmed):.1%} of confirmed"
         plot.text(x.end + 14, base - 26, share)
-        median = format_duration(server.latency.percentile(0.5))
-        plot.text(x.end + 14, base - 10, f"p50 {median}")
-        draw_histogram(plot, server.latency, x, base, f"f{k % 6} bar")
+        plot.text(x.end + 14, base - 10, f"p50 {with_unit(metric.percentile(0.5))}")
+        bins = binned(metric, steps)
+        bars = zip(itertools.pairwise(map(x, steps)), bins, strict=True)
+        ways = (f"M{a:.1f} {base}v-{46 * n / max(1, *bins):.1f}H{b - 0.6:.1f}V{base}z"
+                for (a, b), n in bars if n)  # fmt: skip
+        plot.path(f"f{k % len(LIGHT)} h5", "".join(ways))
     plot.bottom_axis(x, "latency", {value: brief(value) for value in x.ticks()})
+    words = html.escape(servers_words(results))
     return plot.finish(
         "Each row shows how one server's latencies spread (heights are shares of its"
-        " own exchanges). Upright lines: p50, and p99 dashed."
+        f" own exchanges). {words}"
     )
 
 
-def draw_histogram(
-    plot: Plot, metric: Distribution, x: Scale, base: int, style: str
-) -> None:
-    """Draw a histogram that stands on `base`, and its percentiles."""
-    steps = [x.low * (x.high / x.low) ** (k / 48) for k in range(49)]
-    bins = binned(metric, steps)
-    tall = (SERVER_ROW - 18) / max(1, *bins)
-    bars = zip(itertools.pairwise(map(x, steps)), bins, strict=True)
-    ways = (f"M{a:.1f} {base}v-{tall * n:.1f}H{b - 0.6:.1f}V{base}z"
-            for (a, b), n in bars if n)  # fmt: skip
-    plot.path(style, "".join(ways))
-    for name, line in (("p50", "line ink"), ("p99", "line ink dash")):
-        value = metric.reported(name)
-        if value is not None:
-            hint = f"{name} {format_duration(value)}"
-            plot.path(line, f"M{x(value):.1f} {base}v-50", hint)
+def plot_knee(runs: Sequence[Results]) -> str:
+    """Plot response time against rate."""
+    rated = sorted((run for run in runs if run.rate and run.confirmed), key=rate_of)
+    if len({run.rate for run in rated}) < 2:
+        return ""
+    plot = Plot("Response time by rate", 300)
+    x = Scale(0, rate_of(rated[-1]) * 1.08, LEFT, RIGHT)
+    y = duration_scale([run.response_time for run in rated], plot.bottom, TOP)
+    plot.left_axis(y, brief)
+    marks = {rate_of(run): digits(run.rate) for run in rated}
+    plot.bottom_axis(x, "messages per second", marks)
+    for k, name in enumerate(("p50", "p99")):
+        points = [(x(rate_of(run)), value, run.response_time.tenths(name))
+                  for run in rated
+                  if (value := run.response_time.reported(PERCENTILES[name]))]  # fmt: skip
+        plot.line(f"c{k}", ((at, y(value)) for at, value, _ in points))
+        for at, value, tenths in points:
+            low, high = tenths or (value, value)
+            plot.path(f"line c{k}", f"M{at:.1f} {y(low):.1f}V{y(high):.1f}")
+            plot.path(f"dots round c{k}", f"M{at:.1f} {y(value):.1f}h0")
+        plot.name(f"response time {name}", "●", f"t{k}")
+    words = html.escape(knee_words(runs))
+    return plot.finish(f"{words}. Upright lines: the tenths of each run.".capitalize())
 
 
-def html_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table of cells that are already escaped."""
+def rate_of(results: Results) -> float:
+    """Return the rate that was asked for; 0 in a closed loop."""
+    return results.rate or 0.0
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table; "\\n" in a cell sets its rest small below."""
     lines = [("th", head), *(("td", row) for row in rows)]
     text = "".join(
         "<tr>" + "".join(f"<{tag}>{cell}</{tag}>" for cell in cells)
         for tag, cells in lines
     )
-    return f'<div class="wide"><table>{text}</table></div>'
+    return f"<div class=wide><table>{text}</table></div>"
 
 
-def percentile_table(summary: Summary) -> str:
-    """Return the percentiles of each metric, ranges below them."""
+def figures_table(results: Results) -> str:
+    """Return the percentiles of each metric, their tenths below them."""
     rows = []
-    for name, metric in summary.metrics.items():
-        unit_ns, unit = metric_unit(metric)
-        cells = [name, unit, three_digits(metric.minimum / unit_ns)]
+    for name, metric in metrics_of(results).items():
+        cells = []
         for key, p in PERCENTILES.items():
-            around = metric.range_of(p)
-            words = f"<small>{format_range(around, unit_ns)}</small>" if around else ""
-            cells.append(in_unit(metric.reported(key), unit_ns) + words)
-        rows.append([*cells, three_digits(metric.maximum / unit_ns)])
-    return html_table(["", "", "min", *LABELS.values(), "max"], rows)
+            tenths = metric.tenths(key)
+            small = f"<small>{from_to(tenths)}</small>" if tenths else ""
+            cells.append(f"{with_unit(metric.reported(p))}{small}")
+        low, high = with_unit(metric.minimum), with_unit(metric.maximum)
+        rows.append([name, low, *cells, high])
+    head = ["", "min", *LABELS.values(), "max"]
+    return f"<h2>Figures, tenths below them</h2>{table(head, rows)}" if rows else ""
 
 
-def failures_table(summary: Summary) -> str:
-    """Return the failures by outcome, with examples."""
-    examples: defaultdict[str, list[str]] = defaultdict(list)
-    if summary.tally:
-        for (outcome, words), ((client, message), *_) in summary.tally.examples.items():
-            example = f"{html.escape(words)} (client {client}, message {message})"
-            examples[OUTCOMES[outcome]].append(example)
+def failures_table(results: Results) -> str:
+    """Return the failures by outcome, with examples, and the longest gap."""
     rows = [
-        [name.replace("_", " "), grouped(number), "<br>".join(examples[name])]
-        for name, number in summary.failures.items()
-        if number
-    ]
-    table = html_table(["failure", "count", "for example"], rows)
-    return f'<div class="text">{table}</div>'
+        [outcome.replace("_", " "), grouped(results.failures[outcome]),
+         html.escape(f"{words} ({where[0]})")]
+        for (outcome, words), where in results.examples.items()
+    ]  # fmt: skip
+    words = table(["failure", "count", "for example"], rows)
+    return f"<h2>Failures</h2>{words}<p>{html.escape(gap_words(results))}"
 
 
-def slowest_table(tally: Tally) -> str:
-    """Return the parts of the slowest exchanges."""
-    rows = []
-    for latency, client, name, due, sent, first, last, seen in tally.slowest:
-        at = f"{(sent - tally.start_ns) / 1e9:.3f}"
-        parts = (sent - due, latency, last - first, seen - last)
-        rows.append([at, str(client), name or "–", *map(format_duration, parts)])
-    head = ["sent at, s", "client", "server", "waited to be sent", "latency"]
-    return html_table([*head, "rest of the reply", "client woke late"], rows)
+def slowest_table(results: Results) -> str:
+    """Return the parts of the slowest exchanges, by response time."""
+    rows = [
+        [f"{(e.sent - results.start_ns) / 1e9:.3f}", str(e.client),
+         e.outcome.server or "–", *map(with_unit, (slowness(e), e.sent - e.due,
+         e.first - e.sent, e.last - e.first, e.seen - e.last))]
+        for e in results.slowest
+    ]  # fmt: skip
+    head = ["sent at, s", "client", "server", "response time", "waited to be sent",
+            "latency", "rest of the reply", "client woke late"]  # fmt: skip
+    return f"<h2>The slowest exchanges</h2>{table(head, rows)}"
 
 
-def tiles(summary: Summary) -> str:
-    """Return the most wanted figures, large."""
-    figures = [
-        (grouped(summary.confirmed), f"of {grouped(summary.planned)} confirmed"),
-        (grouped(summary.failed), "failed"),
-        (three_digits(summary.per_s), "exchanges per second"),
-        (format_throughput(summary.bytes_per_s), "throughput"),
-    ]
-    for name in ("p50", "p90", "p99"):
-        value = summary.latency.reported(name)
-        if value is not None:
-            figures.append((format_duration(value), f"latency {name}"))
-    parts = ((*figure.partition(" "), what) for figure, what in figures)
-    return "".join(
-        f"<div><b>{value} <small>{unit}</small></b><small>{what}</small></div>"
-        for value, _, unit, what in parts
-    )
+def sections(results: Results, baseline: Results | None) -> Iterator[str]:
+    """Yield what a page shows of a run."""
+    r = results
+    yield figures_table(r)
+    if has_time := bool(r.events.counts):
+        yield plot_exchanges(r)
+    if r.latency.count:
+        yield plot_spectrum(r, baseline)
+    if has_time:
+        yield plot_rate(r)
+    if r.servers:
+        yield plot_servers(r)
+    if r.failed:
+        yield failures_table(r)
+    if r.difference.count:
+        yield f"<p>The balancer {html.escape(cost_words(r))}."
+    if r.slowest:
+        yield slowest_table(r)
 
 
-def sections(summary: Summary, baseline: Summary | None) -> Iterator[tuple[str, str]]:
-    """Yield (heading, content) of what the run has figures for."""
-    tally = summary.tally
-    timeline = tally.timeline if tally else None
-    if summary.latency.count:
-        table = percentile_table(summary)
-        yield "Figures", f"<p>Below each percentile its 95 % range.{table}"
-    if tally and timeline and (timeline.cells or timeline.failed):
-        yield "Every exchange over time", plot_exchanges(summary, tally, timeline)
-    if summary.latency.count:
-        yield "Percentiles", plot_spectrum(summary, baseline)
-    if tally and timeline and (timeline.cells or timeline.failed):
-        yield "Rate and load", plot_rate(summary, tally, timeline)
-    if summary.servers:
-        words = html.escape(servers_words(summary))
-        yield "The servers", plot_servers(summary) + (f"<p>{words}." if words else "")
-    if summary.failed:
-        words = html.escape(gap_words(summary))
-        yield "Failures", failures_table(summary) + f"<p>{words}"
-    if tally and tally.balancer_cost.count:
-        yield "What the balancer costs", f"<p>{html.escape(cost_words(tally))}."
-    if tally and tally.slowest:
-        yield "The slowest exchanges", slowest_table(tally)
-    command = html.escape(shlex.join(summary.command))
-    machine = "several machines"
-    if summary.course:
-        machine = html.escape(f"{platform.node()}, {platform.platform()}")
-    yield (
-        "How it was measured",
-        f"<p>Command: <code>{command}</code><br>"
-        f"Clock: {summary.timestamps} receive timestamps, CLOCK_REALTIME<br>"
-        f"Machine: {machine}, Python {platform.python_version()}</p>{METHOD}",
-    )
+def tiles_of(results: Results) -> Iterator[tuple[str, str]]:
+    """Yield the most important figures and their names."""
+    yield grouped(results.confirmed), f"of {grouped(results.planned)} confirmed"
+    yield grouped(results.failed), "failed"
+    yield digits(results.per_s), "exchanges per second"
+    yield with_unit(results.bytes_per_s, RATES), "throughput"
+    name, metric = user_metric(results)
+    for key in ("p50", "p90", "p99"):
+        if (value := metric.reported(PERCENTILES[key])) is not None:
+            yield with_unit(value), f"{name} {key}"
+    if results.rate and (value := results.latency.reported(0.5)):
+        yield with_unit(value), "latency p50 (once sent)"
 
 
-def render_report(summary: Summary, baseline: Summary | None, ending: str) -> str:
+def render_report(
+    runs: Sequence[Results], theirs: Sequence[Results], files: str, ending: str
+) -> str:
     """Return the page; `ending` says why the exit status is what it is."""
-    items = "".join(f"<li>{html.escape(w)}" for w in summary.reasons + summary.notices)
-    title = f"{counted(summary.clients, 'client')} → {html.escape(summary.target)}"
-    ran = f"ran {format_duration(summary.wall_s * 1e9)} · {summary.started}"
-    checked = "" if summary.reasons else f" ({checks_of(summary)})"
-    parts = sections(summary, baseline)
-    content = "".join(f"<h2>{heading}</h2>{text}" for heading, text in parts)
-    data = json.dumps(summary.as_json()).replace("<", "\\u003c")
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\';'
-        " style-src 'unsafe-inline'\">"
-        '<meta name="viewport" content="width=device-width">'
-        f"<title>client2: {title}</title><style>{STYLE}</style></head><body><main>"
-        f"<h1>{title}</h1><p class=soft>{html.escape(summary.headline)} · {ran}"
-        f'<div class="tiles">{tiles(summary)}</div>'
-        f'<p><b class="{summary.verdict}">Verdict: {summary.verdict}</b>{checked}.'
-        f" {ending}"
-        f"<ul>{items}</ul>{content}</main>"
-        f'<script type="application/json" id="run">{data}</script></body></html>\n'
+    r, several = runs[-1], len(runs) > 1
+    content = [plot_knee(runs)] if several else []
+    if theirs:
+        lines = "".join(f"<li>{html.escape(w)}" for w in baseline_lines(runs, theirs))
+        when = format_utc(theirs[0].started)[:16].replace("T", " ")
+        content.append(f"<h2>Baseline</h2><p>{html.escape(files)}, {when} UTC<ul>{lines}</ul>")
+    for k, run in enumerate(runs, 1):
+        body = "".join(sections(run, theirs[0] if theirs else None))
+        name = f"{digits(run.rate)}/s" if run.rate else f"run {k}"
+        summary = f"<details><summary>{name}: {run.verdict}</summary>{body}</details>"
+        content.append(summary if several else body)
+    machine = (
+        f"{platform.node()}, {platform.platform()}, Python {platform.python_version()}"
+    )
+    doubts = list(dict.fromkeys(w for run in runs for w in run.reasons + run.notices))
+    checked = "" if any(run.reasons for run in runs) else f" ({checks_of(r)})"
+    verdict = "doubtful" if any(run.reasons for run in runs) else "valid"
+    title = r.title or f"{counted(r.clients, 'client')} → {r.target}"
+    what = f"{len(runs)} runs" if several else r.headline
+    ran = f"ran {with_unit(r.wall_s * 1e9)} · " if not several else ""
+    return PAGE.format(
+        title=html.escape(title),
+        subtitle=html.escape(f"{what} · {ran}{format_utc(runs[0].started)[:19]}Z"),
+        tiles="" if several else "".join(
+            f"<div><b>{v}</b><small>{what}</small></div>" for v, what in tiles_of(r)
+        ),
+        verdict=f"{verdict}{checked}. {html.escape(ending)}",
+        reasons="".join(f"<li>{html.escape(w)}" for w in doubts),
+        content="".join(content),
+        command=html.escape(shlex.join(r.command)),
+        machine=html.escape(machine) if r.options else "several machines",
+        data=json.dumps(document_of(runs, theirs)).replace("<", "\\u003c"),
+        **page_colours(),
     )
 
 
 # ---- Files: JSON, CSV ----------------------------------------------------------------
-# A file is written whole or not at all, under another name first, then renamed; but the
-# CSV as the run goes on.
+
+
+class InputError(Exception):
+    """Options or files that cannot be used; said in one line, exit status 2."""
 
 
 def write_whole(path: str, text: str) -> None:
     """Write a file in one step, so that no reader finds half of it; OSError.
 
-    What is no plain file (a pipe, /dev/stdout) cannot be replaced: it is written to.
+    It keeps the mode of the file it replaces. What is no plain file (a pipe,
+    /dev/stdout) cannot be replaced: it is written to.
     """
-    if is_stdout(path):
-        with leaving_reader():
-            print(text, end="", flush=True)
+    if path == "-" or is_stdout(path):
+        put(text, sys.stdout)
         return
+    data = text.encode("utf-8", "backslashreplace")
     if os.path.exists(path) and not os.path.isfile(path):
-        Path(path).write_text(text, encoding="utf-8")
+        Path(path).write_bytes(data)
         return
     path = os.path.realpath(path)
     beside = f"{path}.{os.getpid()}.tmp"
     try:
-        with open(beside, "w", encoding="utf-8") as file:
-            file.write(text)
+        Path(beside).write_bytes(data)
+        with contextlib.suppress(OSError):  # nothing to replace
+            os.chmod(beside, os.stat(path).st_mode & 0o7777)
         os.replace(beside, path)
     except OSError:
         with contextlib.suppress(OSError):
@@ -3087,134 +3040,165 @@ def write_whole(path: str, text: str) -> None:
 
 def is_stdout(path: str) -> bool:
     """Return whether a path names our standard output, wherever that goes."""
-    with contextlib.suppress(OSError):  # there is no such file, or no descriptor
+    with contextlib.suppress(OSError, ValueError):  # no such file, no descriptor
         return os.path.samestat(os.stat(path), os.fstat(sys.stdout.fileno()))
     return False
 
 
-class CsvWriter:
-    """One line per exchange, as the chunks come.
+class CsvFile:
+    """One line per exchange, written as the run goes on, as long as that is possible.
 
-    A failed one has no latency; its response time is how long it was waited for.
+    A failed exchange has no latency; its response time is how long it was waited for.
     """
 
     HEAD = "client,message,server,due_s,latency_ns,response_time_ns"
     HEAD += ",bytes_sent,bytes_received,outcome\n"
 
-    def __init__(self, file: TextIO, tally: Tally) -> None:
-        self.file, self.tally = file, tally
-        file.write(self.HEAD)
+    def __init__(self, path: str) -> None:
+        self.trouble = ""
+        self.file = sys.stdout if path == "-" or is_stdout(path) else open(
+            path, "w", encoding="utf-8")  # fmt: skip
+        self.write(self.HEAD)
 
-    def write(self, chunk: Chunk) -> None:
-        """Write the exchanges of a chunk."""
-        message_bytes = len(message_of(self.tally.config, chunk.client))
-        for number, (due, sent, first, last, _, code) in chunk.exchanges():
-            outcome, received = code & OUTCOME_MASK, code >> BYTES_SHIFT
-            due_s = (due - self.tally.start_ns) / 1e9
-            latency = first - sent if outcome == CONFIRMED else ""
-            size = 0 if outcome in (CONNECT, SEND) else message_bytes
-            self.file.write(
-                f"{chunk.client},{number},{chunk.server_of(code)},{due_s:.9f},"
-                f"{latency},{last - due},{size},{received},{OUTCOMES[outcome]}\n"
+    def add(self, made: Iterable[Exchange], start: int) -> None:
+        """Write the exchanges of a run that began at `start`."""
+        lines = []
+        for e in made:
+            kind = e.outcome
+            latency = e.first - e.sent if kind.name == CONFIRMED else ""
+            lines.append(
+                f"{e.client},{e.number},{kind.server},{(e.due - start) / 1e9:.9f},{latency},"
+                f"{slowness(e)},{kind.sent},{kind.received},{kind.name}\n"
             )
+        self.write("".join(lines))
+
+    def write(self, text: str) -> None:
+        """Write, or note why that is not possible any more: the run goes on."""
+        if not self.trouble:
+            try:
+                put(text, self.file)
+            except OSError as error:
+                self.trouble = say_why(error)
 
 
-def read_summary(path: str) -> Summary:
-    """Return the summary in a --json file; InputError with the reason if it is none."""
+def document_of(runs: Sequence[Results], theirs: Sequence[Results]) -> dict[str, Any]:
+    """Return what --json writes of one run, or of several."""
+    documents = [run.as_json() for run in runs]
+    whole = documents[0]
+    if len(runs) > 1:
+        reasons = list(dict.fromkeys(reason for run in runs for reason in run.reasons))
+        good = [run for run in runs if run.rate and held(run)]
+        names = ("version", "command", "started", "target", "title")
+        whole = {name: documents[0][name] for name in names}
+        whole |= {"verdict": "doubtful" if reasons else "valid", "reasons": reasons}
+        whole |= {"knee": max(map(rate_of, good), default=None), "runs": documents}
+    if theirs:
+        changes = {name: compare_runs(runs, theirs, name) for name in PERCENTILES}
+        whole["baseline"] = {
+            "runs": [len(runs), len(theirs)],
+            "doubts": baseline_doubts(runs, theirs),
+            **{name: change and {"ratio": round(change.ours / change.theirs, 4),
+                                 **change._asdict()}
+               for name, change in changes.items()},
+        }  # fmt: skip
+    return whole
+
+
+def read_results(path: str) -> list[Results]:
+    """Return the runs that a --json file or a report has; InputError if none."""
     try:
         text = Path(path).read_text(encoding="utf-8")
         if text.startswith("<!doctype"):  # a report: it carries its figures
             text = text.rpartition('id="run">')[2].partition("</script>")[0]
-        return summary_from_json(json.loads(text))
+        data = json.loads(text)
+        return [results_from_json(run) for run in data.get("runs", [data])]
     except OSError as error:
         raise InputError(f"cannot read {path}: {say_why(error)}") from None
-    except KeyError as error:
-        words = f"{path} was not written by --json: no {error}"
-        raise InputError(words) from None
-    except (TypeError, AttributeError, ValueError, ArithmeticError) as error:
-        raise InputError(f"{path} was not written by --json: {error}") from None
-    except (RecursionError, MemoryError):
-        raise InputError(f"{path} was not written by --json: too deep") from None
+    except (
+        LookupError,
+        TypeError,
+        AttributeError,
+        ValueError,
+        ArithmeticError,
+    ) as error:
+        words = safe_text(str(error).encode(), 60)
+        raise InputError(f"{path} was not written by --json: {words}") from None
 
 
-def summary_from_json(data: dict[str, Any]) -> Summary:
-    """Return what `as_json` wrote; KeyError, TypeError or ValueError if it did not.
-
-    The texts are shown on terminals and in pages, so they must be what we write.
-    """
-    if data["version"] != 1:
-        raise ValueError(f"version {data['version']!r:.20} of the format; 1 wanted")
-    if not 0 <= data["wall_s"] <= LARGEST:
-        raise ValueError("its wall time is none")
+def results_from_json(data: dict[str, Any]) -> Results:
+    """Return what `as_json` wrote; an error if it did not."""
+    if data["version"] != 1 or not 0 <= data["wall_s"] <= LARGEST:
+        raise ValueError("another version, or no wall time")
     if data["timestamps"] not in ("kernel", "user"):
         raise ValueError("timestamps are of the kernel, or the user's")
-    time.strptime(data["started"], UTC_FORMAT)
     servers = {}
     for name, figures in data["servers"].items():
-        if not re.fullmatch(r"\d{1,5}", name):
-            raise ValueError("a server is named by its port")
-        latency = Distribution.from_json(figures["latency_ns"])
-        servers[name] = ServerTally(int(figures["confirmed"]), latency=latency)
-    return Summary(
-        command=list(map(str, data["command"])),
-        started=data["started"],
-        target=safe_text(data["target"].encode()),
-        clients=int(data["clients"]),
-        wall_s=float(data["wall_s"]),
-        timestamps=data["timestamps"],
-        interrupted=bool(data["interrupted"]),
-        planned=int(data["exchanges"]["planned"]),
-        confirmed=int(data["exchanges"]["confirmed"]),
-        bytes_sent=int(data["bytes"]["sent"]),
-        bytes_received=int(data["bytes"]["received"]),
+        servers[str(int(name))] = ServerResults(
+            int(figures["confirmed"]),
+            latency=Distribution.from_json(figures["latency_ns"]),
+            by_part=[v and float(v) for v in figures.get("by_part", ())],
+            medians=[float(v) for v in figures.get("connections", ())],
+        )
+    direct, failures = data.get("direct"), data["failures"]
+    return Results(
         latency=Distribution.from_json(data["latency_ns"]),
         response_time=Distribution.from_json(data["response_time_ns"]),
         connect_time=Distribution.from_json(data["connect_ns"]),
+        difference=Distribution.from_json(direct) if direct else Distribution(),
         servers=servers,
-        failures={name: int(data["failures"][name]) for name in FAILURES},
+        failures=Counter({name: int(failures.get(name, 0)) for name in FAILURES}),
+        bytes_sent=int(data["bytes"]["sent"]),
+        bytes_received=int(data["bytes"]["received"]),
+        confirmed=int(data["exchanges"]["confirmed"]),
+        planned=int(data["exchanges"]["planned"]),
+        command=list(map(str, data["command"])),
+        started=parse_utc(data["started"]),
+        target=safe_text(data["target"].encode()),
+        title=safe_text(str(data.get("title", "")).encode()),
+        clients=int(data["clients"]),
+        workers=int(data.get("workers", 1)),
+        rate=data.get("rate") and float(data["rate"]),
+        arrivals=data.get("arrivals") and safe_text(data["arrivals"].encode()),
+        seed=data.get("seed") and int(data["seed"]),
+        warmup_s=float(data.get("warmup_s", 0)),
+        wall_s=float(data["wall_s"]),
+        timestamps=data["timestamps"],
+        interrupted=bool(data["interrupted"]),
         reasons=[safe_text(str(reason).encode()) for reason in data["reasons"]],
     )
 
 
-def merge_summaries(parts: list[Summary], command: list[str]) -> Summary:
+def merge_files(paths: list[str]) -> Results:
     """Return several machines' runs as one: samples add up, percentiles do not."""
-    merged = dataclasses.replace(parts[0], command=command, reasons=[])
-    merged.wall_s = wall_of(parts)
+    parts = [part for path in paths for part in read_results(path)]
+    merged, begin, end = Results(workers=0), -math.inf, -math.inf
+    names = sorted({name for part in parts for name in part.servers})
+    by_part: dict[str, list[float | None]] = {name: [] for name in names}
+    for part in sorted(parts, key=operator.attrgetter("started")):
+        merged.merge(part)
+        merged.workers += part.workers
+        begin = part.started
+        merged.wall_s += max(0.0, begin + part.wall_s - max(begin, end))
+        end = max(end, begin + part.wall_s)
+        for name in names:  # one server's parts beside the others'
+            server = part.servers.get(name, ServerResults())
+            by_part[name] += server.by_part or [None] * PARTS
+    for name in names:
+        merged.servers[name].by_part = by_part[name]
     if merged.wall_s > 1 + max(part.wall_s for part in parts):
         merged.notices = ["not all runs were at the same time: wall times were added"]
     merged.started = min(part.started for part in parts)
-    for name in ("clients", "planned", "confirmed", "bytes_sent", "bytes_received"):
-        setattr(merged, name, sum(getattr(part, name) for part in parts))
     merged.target = ", ".join(dict.fromkeys(part.target for part in parts))
+    rates = [part.rate for part in parts if part.rate]
+    merged.rate = sum(rates) if len(rates) == len(parts) else None
     merged.interrupted = any(part.interrupted for part in parts)
-    if any(part.timestamps == "user" for part in parts):
-        merged.timestamps = "user"
-    merged.failures = {k: sum(p.failures[k] for p in parts) for k in FAILURES}
-    for name in ("latency", "response_time", "connect_time"):
-        setattr(merged, name, Distribution())
-        for part in parts:
-            getattr(merged, name).merge(getattr(part, name))
-    merged.servers = {}
+    merged.timestamps = min(
+        (part.timestamps for part in parts), key=("user", "kernel").index
+    )
+    merged.headline = f"merged from {counted(len(parts), 'run')}"
     for k, part in enumerate(parts, 1):
         merged.reasons += [f"file {k}: {reason}" for reason in part.reasons]
-        for name, server in part.servers.items():
-            ours = merged.servers.setdefault(name, ServerTally())
-            ours.confirmed += server.confirmed
-            ours.latency.merge(server.latency)
-    merged.headline = f"merged from {counted(len(parts), 'run')}"
     return merged
-
-
-def wall_of(parts: list[Summary]) -> float:
-    """Return for how many seconds at least one of some runs lasted."""
-    wall_s, begin, end = 0.0, -math.inf, -math.inf
-    runs = [(calendar.timegm(time.strptime(p.started, UTC_FORMAT)), p) for p in parts]
-    for started, part in sorted(runs, key=operator.itemgetter(0)):
-        # A start is known to the second: one second apart may be the same moment.
-        begin = begin if started <= begin + 1 else started
-        wall_s += max(0.0, begin + part.wall_s - max(begin, end))
-        end = max(end, begin + part.wall_s)
-    return wall_s
 
 
 # ---- The demo: three servers and the balancer as children ----------------------------
@@ -3222,7 +3206,6 @@ def wall_of(parts: list[Summary]) -> float:
 # order. If it is killed, the end of their standard input ends them (`GUARD`).
 
 USUAL_PORTS = (9991, 9992, 9993, 9990)  # the balancer last
-CHILD_START_S = 20.0
 CHILD_END_S = 10.0
 GUARD = """
 import os, runpy, signal, sys, threading
@@ -3240,133 +3223,86 @@ class DemoError(Exception):
     """A child of the demo did not start."""
 
 
-class Child:
-    """A script beside this one; `command` has "{port}" where its port belongs."""
+def start_child(
+    children: list[subprocess.Popen[str]], script: str, port: int, *command: str
+) -> str:
+    """Start a script beside this one, and return the address it listens on.
 
-    def __init__(self, port: int, script: str, *command: str) -> None:
-        self.path = Path(__file__).resolve().with_name(script)
-        if not self.path.exists():
-            raise DemoError(f"--demo needs {script} beside client2.py")
-        self.port, self.command = port, command
-        self._start()
-
-    def _start(self) -> None:
-        """Start the process, and the thread that reads its standard output."""
-        options = (part.format(port=self.port) for part in self.command)
-        self.complaints = tempfile.TemporaryFile()  # its standard error
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", GUARD, str(self.path), *options],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.complaints,
-            start_new_session=True,
-        )
-        self.address: queue.SimpleQueue[str] = queue.SimpleQueue()
-        name = f"demo-{self.path.stem}"
-        self.reader = threading.Thread(target=self._read_lines, name=name, daemon=True)
-        self.reader.start()
-
-    def _read_lines(self) -> None:
-        """Find the address in the first line; let the rest pass (thread `demo-…`)."""
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            match = re.match(rb"listening on (\S+:\d+)", line)
-            if match:
-                self.address.put(match[1].decode())
-        self.address.put("")
-
-    def listening(self) -> str:
-        """Return the address it listens on; DemoError if it does not start."""
-        try:
-            address = self.address.get(timeout=CHILD_START_S)
-        except queue.Empty:
-            address = ""
-        if address:
-            return address
-        if not self.port:
-            raise DemoError(f"{self.path.name} did not start")
-        self.stop()  # its port is taken: let the system choose one
-        self.complaints.close()
-        self.port = 0
-        self._start()
-        return self.listening()
-
-    def stop(self) -> None:
-        """Ask it to stop, wait, and kill it if it does not."""
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.terminate()
-        try:
-            self.process.wait(CHILD_END_S)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        self.process.stdin.close()
-        self.reader.join()
-        self.process.stdout.close()
-
-    def end(self) -> None:
-        """Stop it for good, and pass on what it complained about."""
-        self.stop()
-        with self.complaints:
-            self.complaints.seek(0)
-            sys.stderr.write(self.complaints.read().decode(errors="replace"))
+    Where the port ("{}" in the command) is taken, the system chooses one; only then
+    are its complaints of use.
+    """
+    path = Path(__file__).resolve().with_name(script)
+    if not path.exists():
+        raise DemoError(f"--demo needs {script} beside client2.py")
+    options = [part.format(port) for part in (*command, "--quiet")]
+    child = subprocess.Popen(
+        [sys.executable, "-c", GUARD, str(path), *options],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL if port else None,
+        start_new_session=True,
+        text=True,
+    )
+    children.append(child)
+    assert child.stdout
+    for line in child.stdout:
+        if match := re.match(r"listening on (\S+:\d+)", line):
+            drain = threading.Thread(
+                target=child.stdout.read, name=f"demo-{path.stem}", daemon=True
+            )
+            drain.start()  # what else it prints must not fill the pipe
+            return match[1]
+    if not port:
+        raise DemoError(f"{script} did not start")
+    return start_child(children, script, 0, *command)
 
 
 @contextlib.contextmanager
-def demo_system(quiet: bool) -> Iterator[str]:
+def demo_system(options: argparse.Namespace) -> Iterator[str]:
     """Run three servers and the balancer; yield the balancer's address."""
-    children: list[Child] = []
+    children: list[subprocess.Popen[str]] = []
     try:
-        for port in USUAL_PORTS[:3]:
-            children.append(Child(port, "server2.py", "{port}"))
-        servers = [child.listening() for child in children]
-        options = ["--listen=127.0.0.1:{port}", *(f"--server={a}" for a in servers)]
-        children.append(Child(USUAL_PORTS[3], "load_balancer.py", *options))
-        target = children[-1].listening()
-        if not quiet:
-            ports = ", ".join(address.rpartition(":")[2] for address in servers)
-            print(f"demo: servers {ports} behind the balancer {target}\n", flush=True)
+        servers = [
+            start_child(children, "server2.py", port, "{}") for port in USUAL_PORTS[:3]
+        ]
+        command = ["--listen=127.0.0.1:{}", *(f"--server={a}" for a in servers)]
+        target = start_child(children, "load_balancer.py", USUAL_PORTS[3], *command)
+        options.server_names = [a.rpartition(":")[2] for a in servers]
+        if not options.quiet:
+            names = ", ".join(options.server_names)
+            say(f"demo: servers {names} behind the balancer {target}\n\n", options)
         yield target
     finally:
         for child in reversed(children):  # the balancer first
-            child.end()
+            child.terminate()
+            try:
+                child.wait(CHILD_END_S)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
 
 
 # ---- Command line --------------------------------------------------------------------
-# Everything wrong with the options is said before a client is started.
 
 
-class InputError(Exception):
-    """Options or files that cannot be used; said in one line, exit status 2."""
+class Parser(argparse.ArgumentParser):
+    """Say what is wrong in one line; the whole usage is one `--help` away."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line on standard error; exit with status 2."""
+        self.exit(2, f"{self.prog}: {message} (see --help)\n")
 
 
-def parse_number(
-    convert: Callable[[str], Any], least: float, above: bool = False
-) -> Callable[[str], Any]:
-    """Return a parser of numbers that refuses what is too small or beyond reason."""
-
-    def parse(text: str) -> Any:
-        try:
-            value = convert(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-        if not (math.isfinite(value) and (value > least if above else value >= least)):
-            words = "above" if above else "at least"
-            raise argparse.ArgumentTypeError(f"{text} is not {words} {least:g}")
-        if value > LARGEST:
-            raise argparse.ArgumentTypeError(f"{text} is more than {LARGEST:.0e}")
-        return value
-
-    return parse
-
-
-parse_count = parse_number(int, 1)
-parse_positive = parse_number(float, 0, above=True)
-
-
-def parse_workers(text: str) -> int:
-    """Return the number of worker processes; 0 stands for auto."""
-    return 0 if text == "auto" else int(parse_count(text))
+def parse_address(text: str) -> tuple[str, int]:
+    """Return (host, port) of "HOST:PORT" or "[IPv6]:PORT" (RFC 3986, 3.2.2)."""
+    host, _, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        host = ""  # an IPv6 address without brackets: its end is not a port
+    if not (host and port.isascii() and port.isdigit() and int(port) <= 65535):
+        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT (port 0 to 65535)")
+    return host, int(port)
 
 
 def parse_addresses(text: str) -> list[tuple[str, int]]:
@@ -3374,87 +3310,127 @@ def parse_addresses(text: str) -> list[tuple[str, int]]:
     return [parse_address(part) for part in text.split(",")]
 
 
+def format_address(address: tuple[Any, ...]) -> str:
+    """Return "host:port" of a socket address, an IPv6 host in brackets."""
+    host, port = address[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def number(convert: Callable[[str], Any], least: float) -> Callable[[str], Any]:
+    """Return a parser of numbers that refuses what is too small or beyond reason."""
+
+    def parse(text: str) -> Any:
+        with contextlib.suppress(ValueError):
+            if least <= (value := convert(text)) <= LARGEST:
+                return value
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from {least:g}")
+
+    return parse
+
+
+whole, seconds = number(int, 1), number(float, 1e-6)
+
+
+def rates(text: str) -> list[float]:
+    """Return the rates of a comma-separated list."""
+    return [seconds(part) for part in text.split(",")]
+
+
+def workers(text: str) -> int:
+    """Return the number of worker processes; 0 stands for auto."""
+    return 0 if text == "auto" else int(whole(text))
+
+
+def warmup(text: str) -> tuple[str, float]:
+    """Return what --warmup leaves out: ("seconds", S), or ("messages", N) of "Nx"."""
+    if text.endswith("x"):
+        return "messages", whole(text[:-1])
+    return "seconds", seconds(text)
+
+
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     """Return the options; SystemExit with 2 when they make no sense."""
     parser = Parser(
         prog="client2.py",
         description="Start N clients at once and measure every exchange.",
-        epilog="Percentiles are nearest rank. Exit status: 0 none failed, 1 something"
-        " failed, 2 usage, 99 a --fail-if limit broken, 130 interrupted.",
+        epilog="Percentiles are nearest rank; tenths are the lowest and the highest of"
+        " ten parts of a run. Exit status: 0 none failed, 1 something failed, 2 usage,"
+        " 99 a --fail-if limit broken, 130 interrupted.",
     )
-    parser.add_argument(
-        "clients", metavar="N", nargs="?", type=parse_count, help="start N clients"
-    )
-    parser.add_argument("--demo", action="store_true",
+    add = parser.add_argument
+    add("clients", metavar="N", nargs="?", type=whole, help="start N clients")
+    add("--demo", action="store_true",
         help="start three servers and the balancer first, stop them"
         " afterwards")  # fmt: skip
-    load = add_load_options(parser)
-    add_output_options(parser)
-    options = parser.parse_args(argv)
-    check_options(parser, options, load)
-    return options
-
-
-def add_load_options(parser: Parser) -> list[argparse.Action]:
-    """Add what a run does; return these options."""
+    add("--version", action="version", version=f"client2.py {VERSION}")
     add = parser.add_argument_group("load").add_argument
-    return [
+    load = [
         add("--target", metavar="HOST:PORT", type=parse_address,
             help="connect to this address (default: 127.0.0.1:9990)"),
-        add("--messages", metavar="COUNT", type=parse_count,
+        add("--messages", metavar="COUNT", type=whole, default=0,
             help="send so many per client (default: 1; with --duration, no limit)"),
-        add("--duration", metavar="S", type=parse_positive, default=0.0,
+        add("--duration", metavar="S", type=seconds, default=0.0,
             help="send for so many seconds (default: until all messages are sent)"),
-        add("--rate", metavar="R", type=parse_positive, default=0.0,
+        add("--rate", metavar="R,...", type=rates, default=[],
             help="send R messages per second, all clients together, on a fixed"
-            " schedule: an open loop (default: a closed loop, each client sends when"
-            " its last reply has come)"),
-        add("--ramp", metavar="S", type=parse_number(float, 0), default=0.0,
-            help="spread the clients' starts over so many seconds (default: 0)"),
-        add("--message", metavar="TEXT",
-            help='send this line (default: "Hello from client <i>!")'),
-        add("--size", metavar="BYTES", type=parse_count, default=0,
+            " schedule: an open loop; several rates are run one after the other"
+            " (default: a closed loop, each client sends when its last reply has come)"),
+        add("--arrivals", choices=("even", "poisson"), default="even",
+            help="space the schedule's messages evenly, or at random like independent"
+            " users (default: even)"),
+        add("--seed", metavar="NUMBER", type=number(int, 0),
+            help="draw Poisson arrivals from it, to repeat a run (default: another"
+            " one each time, printed)"),
+        add("--think", metavar="S", type=number(float, 0), default=0.0,
+            help="pause so long after each reply (default: 0)"),
+        add("--ramp", metavar="S", type=number(float, 0), default=0.0,
+            help="spread the clients' starts over so many seconds; shows round robin in"
+            " order (default: 0)"),
+        add("--warmup", metavar="S", type=warmup,
+            help="leave the first S seconds out of all figures, or each client's first"
+            " messages: 20x (default: off)"),
+        add("--runs", metavar="COUNT", type=whole, default=1,
+            help="do it so many times, to know how much runs differ (default: 1)"),
+        add("--message", metavar="TEXT", default="Hello from client {client}!",
+            help='send this line; {client} and {message} are numbers, "@FILE" takes a'
+            ' file\'s lines in turn (default: "Hello from client {client}!")'),
+        add("--size", metavar="BYTES", type=whole, default=0,
             help="fill up or shorten the message to this size, newline included"
             " (default: off)"),
-        add("--timeout", metavar="S", type=parse_positive, default=5.0,
-            help="wait at most so long for a connection, and for a whole reply"
-            " (default: 5)"),
-        add("--workers", metavar="COUNT", type=parse_workers, default=1,
+        add("--timeout", metavar="S", type=seconds, default=5.0,
+            help="wait at most so long for a connection, and for a reply (default: 5)"),
+        add("--workers", metavar="COUNT", type=workers, default=0,
             help='spread the clients over processes; "auto": as many as it takes'
-            " (default: 1)"),
+            " (default: auto)"),
         add("--direct", metavar="HOST:PORT,...", type=parse_addresses, default=[],
             help="pair each exchange with one directly with the same server: what the"
             " balancer costs (default: off)"),
         add("--reconnect", action="store_true",
             help="open a new connection for every message (default: keep it)"),
         add("--any-reply", action="store_true",
-            help="take any reply that ends a line, e.g. of another protocol (default:"
-            " it must repeat the message)"),
+            help="take any reply, e.g. of another protocol: it ends at its newline, or,"
+            f" if more came within {SILENCE_S * 1000:.0f} ms of the first one's, by such"
+            " a silence, or at the end of file (default: it must repeat the message)"),
+        add("--csv", metavar="FILE", help="write one line per exchange (default: off)"),
     ]  # fmt: skip
-
-
-def add_output_options(parser: Parser) -> None:
-    """Add what is made of a run's figures."""
-    group = parser.add_argument_group("output")
-    add = group.add_argument
+    add = parser.add_argument_group("output (a FILE of - is standard output)").add_argument
     add("--json", metavar="FILE", help="write the figures (default: off)")
-    add("--csv", metavar="FILE", help="write one line per exchange (default: off)")
-    add("--report", metavar="FILE.html",
-        help="write a page with plots, in one file (default: off)")  # fmt: skip
-    add("--baseline", metavar="FILE.json",
-        help="compare latency and rate with an earlier run's --json"
-        " (default: off)")  # fmt: skip
+    add("--report", metavar="FILE.html", help="write a page with plots (default: off)")
+    add("--title", metavar="TEXT", default="", help="head summary and report with it")
+    add("--baseline", metavar="FILE.json", nargs="+", default=[],
+        help="compare latency and rate with earlier runs' --json; four runs or more on"
+        " each side, in turns, tell a change from chance (default: off)")  # fmt: skip
     add("--merge", metavar="FILE.json", nargs="+",
         help="run nothing: add up what --json wrote, e.g. on several"
         " machines")  # fmt: skip
     add("--fail-if", metavar="LIMIT", type=parse_limit, default=[], action="append",
-        help="exit with 99 when this holds: p99>50ms, response.p50>=1s, failed>1%%,"
-        " rate<1000/s; repeatable")  # fmt: skip
-    either = group.add_mutually_exclusive_group()
-    either.add_argument(
-        "--verbose", action="store_true", help="show every exchange as well"
-    )
-    either.add_argument("--quiet", action="store_true", help="print errors only")
+        help="exit with 99 when this holds: p99>50ms, response.p95>=1s, failed>1%%,"
+        " rate<1000/s; any percentile; repeatable")  # fmt: skip
+    add("--verbose", action="store_true", help="show every exchange as well")
+    add("--quiet", action="store_true", help="print errors only")
+    options = parser.parse_args(argv)
+    check_options(parser, options, load)
+    return options
 
 
 def check_options(
@@ -3465,70 +3441,87 @@ def check_options(
         parser.error("give the number of clients N, or files to --merge")
     if options.demo and (options.target or options.merge):
         parser.error("--demo brings its own target and runs by itself")
-    if options.merge:
-        given = [a for a in load if a.default != getattr(options, a.dest)]
-        flags = [a.option_strings[0] for a in given] + ["--csv"] * bool(options.csv)
-        if flags:
-            parser.error(f"--merge runs nothing: leave out {flags[0]}")
-    if options.rate and options.ramp:
-        parser.error("--rate is a schedule of its own: leave out --ramp")
-    if options.message and "\n" in options.message and not options.any_reply:
+    for action in load if options.merge else ():
+        if getattr(options, action.dest) != action.default:
+            flag = action.option_strings[0]
+            parser.error(f"--merge runs nothing: leave out {flag}")
+    for name in ("ramp", "think"):
+        if options.rate and getattr(options, name):
+            parser.error(f"--rate is a schedule of its own: leave out --{name}")
+    if options.arrivals == "poisson" and not options.rate:
+        parser.error("--arrivals needs a --rate")
+    if len(options.rate) > 1 and not (options.duration or options.messages):
+        parser.error("several rates need a --duration, or --messages")
+    try:
+        options.texts = texts_of(options.message)
+    except OSError as error:
+        parser.error(f"--message: cannot read {options.message[1:]}: {say_why(error)}")
+    if any(b"\n" in text for text in options.texts) and not options.any_reply:
         parser.error("--message is one line; more lines need --any-reply")
-    ports = [port for _, port in options.direct]
-    if len(set(ports)) < len(ports):
-        parser.error("--direct: a reply names its server by the port, so ports differ")
+    if not options.texts:
+        parser.error(f"--message: {options.message[1:]} has no line")
     for name in ("json", "csv", "report"):
         path = getattr(options, name)
-        if path and not can_write(path, replaces=name != "csv"):
+        if path not in (None, "-") and not can_write(path):
             parser.error(f"--{name}: cannot write {path!r}")
 
 
-def can_write(path: str, replaces: bool) -> bool:
-    """Return whether a file can be written: replaced as a whole, or opened."""
-    if os.path.isdir(path):
+def can_write(path: str) -> bool:
+    """Return whether a file can be written, or made and renamed."""
+    folder = os.path.dirname(os.path.realpath(path))
+    if os.path.isdir(path) or not os.path.isdir(folder):
         return False
-    if os.path.exists(path) and not (replaces and os.path.isfile(path)):
-        return os.access(path, os.W_OK)
-    return os.access(os.path.dirname(os.path.realpath(path)), os.W_OK)
+    is_other = os.path.exists(path) and not os.path.isfile(path)  # a pipe, a terminal
+    return os.access(path if is_other else folder, os.W_OK)
+
+
+def texts_of(message: str) -> list[bytes]:
+    """Return the messages' texts; OSError if their file cannot be read."""
+    if message.startswith("@"):
+        return Path(message[1:]).read_bytes().splitlines()
+    return [os.fsencode(message)]
 
 
 def resolve(address: tuple[str, int]) -> Addresses:
-    """Return the socket addresses of a host and port; InputError if it has none."""
-    try:
-        answers = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not a host name"
-        raise InputError(f"cannot resolve {address[0]!r}: {reason}") from None
+    """Return the socket addresses of a host and port; InputError if it has none.
+
+    In a thread of its own, so that Ctrl-C ends a slow look-up at once.
+    """
+    found: list[Any] = []
+
+    def look_up() -> None:
+        try:
+            found.append(socket.getaddrinfo(*address, type=socket.SOCK_STREAM))
+        except (OSError, UnicodeError) as error:
+            found.append(error)
+        done.set()
+
+    done = threading.Event()
+    threading.Thread(target=look_up, name="resolve", daemon=True).start()
+    done.wait()
+    (answers,) = found
+    if isinstance(answers, Exception):
+        reason = answers.strerror if isinstance(answers, OSError) else "not a host name"
+        raise InputError(f"cannot resolve {address[0]!r}: {reason}")
     return [(family, sockaddr) for family, _, _, _, sockaddr in answers]
 
 
-def complain(text: str) -> None:
-    """Say in one line on standard error what is wrong."""
-    print(f"client2.py: {text}", file=sys.stderr, flush=True)
-
-
-def make_config(options: argparse.Namespace, target: tuple[str, int]) -> Config:
-    """Return the run that the options describe; InputError if it cannot be run."""
-    clients, message = options.clients, options.message
-    messages = options.messages or (0 if options.duration else 1)
-    few = clients <= CLIENTS_SHOWN and 0 < clients * messages <= EXCHANGES_SHOWN
-    return Config(
-        target=format_address(target),
-        addresses=resolve(target),
-        clients=clients,
-        messages=messages,
-        duration_s=options.duration,
-        rate=options.rate,
-        ramp_s=options.ramp,
-        message=None if message is None else os.fsencode(message),
-        size=options.size,
-        reconnect=options.reconnect,
-        timeout_s=options.timeout,
-        any_reply=options.any_reply,
-        workers=workers_for(clients, options.workers, 2 if options.direct else 1),
-        direct={str(a[1]): resolve(a) for a in options.direct},
-        keep_replies=not options.quiet and (few or options.verbose),
-    )
+def prepare(options: argparse.Namespace, rate: float) -> argparse.Namespace:
+    """Return the options of one run, and what follows from them."""
+    o = argparse.Namespace(**vars(options))
+    o.rate, o.fail_if = rate, []
+    o.messages = o.messages or (0 if o.duration else 1)
+    o.varies = len(o.texts) > 1 or b"{message}" in o.texts[0]
+    o.connects_first = not (o.ramp or (o.rate and o.reconnect))
+    if o.seed is None:
+        o.seed = random.randrange(10**6)
+    o.planned = o.clients * o.messages
+    if rate and (o.planned or o.duration):
+        o.planned = sum(1 for _ in arrivals(o))
+    by_count = o.clients * o.messages
+    few = o.clients <= CLIENTS_SHOWN and 0 < by_count <= EXCHANGES_SHOWN
+    o.keep = not o.quiet and (few or o.verbose) and o.is_single
+    return o
 
 
 def workers_for(clients: int, workers: int, each: int) -> int:
@@ -3549,17 +3542,17 @@ def workers_for(clients: int, workers: int, each: int) -> int:
             f"{clients} clients need {need} open files and this process may have"
             f" {limit}: raise the limit (ulimit -n {need}), or use fewer or --workers"
         )
-    return workers
+    return min(workers, clients)
 
 
 @contextlib.contextmanager
-def signals_to(inbox: Inbox) -> Iterator[None]:
-    """Turn the first Ctrl-C or SIGTERM into an event; a second one ends at once."""
+def signals_to(inbox: queue.SimpleQueue[Any]) -> Iterator[None]:
+    """Turn the first Ctrl-C or SIGTERM into a report; a second one ends at once."""
 
     def send(signum: int, frame: Any) -> None:
         for number in before:
             signal.signal(number, signal.SIG_DFL)
-        inbox.put(("signal", signum))  # SimpleQueue.put may interrupt itself
+        inbox.put(signum)  # SimpleQueue.put may interrupt itself
 
     if threading.current_thread() is not threading.main_thread():
         yield  # called from a test's thread: signals are not ours
@@ -3572,130 +3565,165 @@ def signals_to(inbox: Inbox) -> Iterator[None]:
             signal.signal(signum, handler)
 
 
-def measure(options: argparse.Namespace, command: list[str]) -> Summary:
-    """Run what the options describe, with the demo around it if wanted."""
-    inbox: Inbox = queue.SimpleQueue()
+def measure(options: argparse.Namespace, command: list[str]) -> list[Results]:
+    """Run what the options describe, one run or several, with the demo around it."""
+    o, runs = options, []
+    target = o.target or ("127.0.0.1", 9990)
+    o.addresses, o.target_text = resolve(target), format_address(target)
+    o.server_names = [str(a[1]) for a in o.direct]
+    o.direct = {str(a[1]): resolve(a) for a in o.direct}
+    o.workers = workers_for(o.clients, o.workers, 2 if o.direct else 1)
+    rates = [rate for rate in o.rate or [0.0] for _ in range(o.runs)]
+    o.is_single = len(rates) == 1
+    inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
     with contextlib.ExitStack() as stack:
         stack.enter_context(signals_to(inbox))
-        target = options.target or ("127.0.0.1", 9990)
-        if options.demo:
-            target = parse_address(stack.enter_context(demo_system(options.quiet)))
+        if o.demo:
+            o.target_text = stack.enter_context(demo_system(o))
+            o.addresses = resolve(parse_address(o.target_text))
         # The server keeps its core when a client wakes. Not earlier: the demo's scripts
         # choose for themselves.
         do_not_preempt()
-        run = Run(make_config(options, target), inbox)
-        run.tally.timeline = Timeline() if options.report else None
-        if options.csv:
-            file = sys.stdout
-            if not is_stdout(options.csv):
-                file = stack.enter_context(open(options.csv, "w", encoding="utf-8"))
-            run.on_chunk = CsvWriter(file, run.tally).write
-        run.execute(Progress(run.config, sys.stderr, not options.quiet))
-        return summarize(run, command)
+        options.table = CsvFile(o.csv) if o.csv else None
+        for k, rate in enumerate(rates, 1):
+            if not (o.is_single or o.quiet):
+                what = f"{digits(rate)}/s" if rate else f"run {k}"
+                complain(f"{what} ({k} of {len(rates)})")
+            runs.append(measure_once(prepare(o, rate), inbox, o.table))
+            runs[-1].command = command
+            if runs[-1].interrupted:
+                break
+    return runs
 
 
-@contextlib.contextmanager
-def leaving_reader() -> Iterator[None]:
-    """Let the reader of our output go before its end (`| head`), as other tools do."""
-    try:
-        yield
-        sys.stdout.flush()
-    except BrokenPipeError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())  # for the flush at exit
-        os.close(nowhere)
+def measure_once(
+    options: argparse.Namespace, inbox: queue.SimpleQueue[Any], table: CsvFile | None
+) -> Results:
+    """Make one run, with progress and CSV on the way, and judge it."""
+    progress = Progress(options, sys.stderr)
+    options.table = None  # a worker has no use for it
+
+    def on_report(total: Results, latest: Results) -> None:
+        progress.draw(total, latest)
+        if table:
+            table.add(latest.kept, total.start_ns)
+        dots = options.report and total.confirmed + total.failed <= DOTS_SHOWN
+        if not (options.keep or dots):
+            total.kept.clear()
+
+    results = run(options, inbox, on_report)
+    progress.clear()
+    judge(results, options)
+    notice(results, options)
+    return results
+
+
+def say(text: str, options: argparse.Namespace) -> None:
+    """Write to standard output, or beside it where that gets a file; OSError."""
+    names = (options.json, options.report, options.csv)
+    put(text, sys.stderr if "-" in names else sys.stdout)
+
+
+def text_of(
+    runs: Sequence[Results], theirs: Sequence[Results], options: argparse.Namespace,
+    broken: Sequence[str],
+) -> list[str]:  # fmt: skip
+    """Return the lines that a person gets to read."""
+    results, lines = runs[0], []
+    if len(runs) == 1:
+        lines += head_lines(results)
+        if results.options and results.options.keep:
+            lines += [*exchange_lines(results, results.options), ""]
+        lines += summary_lines(results)
+    for k, words in enumerate(baseline_lines(runs, theirs) if theirs else ()):
+        lines += wrapped("" if k else "baseline", words)
+    for words in broken:
+        lines += wrapped("limit", f"broken: {words}")
+    lines += closing_lines(results) if len(runs) == 1 else series_lines(runs)
+    if sys.stdout.isatty() and not os.environ.get("NO_COLOR") and (
+        os.environ.get("TERM") != "dumb"
+    ):  # fmt: skip
+        colour = f"\x1b[{31 if any(run.reasons for run in runs) else 32}m"
+        lines = [f"{colour}{line}\x1b[0m" if line.startswith(" verdict") else line
+                 for line in lines]  # fmt: skip
+    return lines
 
 
 def finish(
-    summary: Summary, baseline: Summary | None, options: argparse.Namespace
+    runs: Sequence[Results], theirs: Sequence[Results], options: argparse.Namespace
 ) -> int:
-    """Write the files and print what was asked for; return the exit status."""
-    broken = broken_limits(options.fail_if, summary)
-    status, reason = exit_status(summary, broken)
+    """Print what was asked for and write the files; return the exit status.
+
+    What cannot be written costs only itself, a line, and the status 0.
+    """
+    broken = [words for run in runs for words in broken_limits(options.fail_if, run)]
+    status, reason = max(exit_status(run, broken) for run in runs)
     ending = f"exit {status}: {reason}"
-    nobody = unreachable(summary)
-    if not (nobody or options.quiet):  # first: a file may be impossible to write
-        with leaving_reader():
-            show(summary, baseline, broken)
-    words = html.escape("; ".join([ending, *broken])).capitalize()
-    if not write_files(summary, baseline, options, words):
-        status = status or 1
-    elif nobody:
-        complain(nobody)
-    elif options.quiet:
-        if status:
-            complain("; ".join([reason, *broken]))
-    else:
-        for name in ("report", "json", "csv"):
-            path = getattr(options, name)
-            ending += f"   {name}: {path}" if path else ""
-        with leaving_reader():
-            print(f" {ending}", flush=True)
-    return status
-
-
-def show(summary: Summary, baseline: Summary | None, broken: list[str]) -> None:
-    """Print exchanges, summary, comparison, and broken limits."""
-    if summary.tally and summary.tally.config.keep_replies:
-        print("\n".join(exchange_lines(summary.tally)), end="\n\n")
-    print_summary(summary, sys.stdout)
-    if baseline:
-        print("\n".join(baseline_lines(summary, baseline)))
-    for words in broken:
-        print("\n".join(wrapped("limit", f"broken: {words}")))
-
-
-def write_files(
-    summary: Summary, baseline: Summary | None, options: argparse.Namespace, ending: str
-) -> bool:
-    """Write --json and --report; say which could not be, and return False."""
-    texts: list[tuple[str, Callable[[], str]]] = [
-        (options.json, lambda: json.dumps(summary.as_json(), indent=1) + "\n"),
-        (options.report, lambda: render_report(summary, baseline, ending)),
-    ]
-    done = True
-    for path, text in texts:
+    nobody, failed = unreachable(runs[0]), []
+    shown = f" {ending}"
+    for name in ("report", "json", "csv"):
+        shown += f"   {name}: {path}" if (path := getattr(options, name)) else ""
+    table = getattr(options, "table", None)
+    if table and table.trouble:
+        failed.append(f"cannot write {options.csv}: {table.trouble}")
+    jobs: list[tuple[str, Callable[[], None]]] = []
+    if not (nobody or options.quiet):
+        text = "\n".join([*text_of(runs, theirs, options, broken), shown, ""])
+        jobs.append(("standard output", lambda: say(text, options)))
+    if path := options.report:
+        files = ", ".join(options.baseline)
+        words = "; ".join([ending, *broken])
+        jobs.append((path, lambda p=path: write_whole(
+            p, render_report(runs, theirs, files, words))))  # fmt: skip
+    if path := options.json:
+        data = document_of(runs, theirs)
+        jobs.append((path, lambda p=path: write_whole(
+            p, json.dumps(data, indent=1) + "\n")))  # fmt: skip
+    for name, job in jobs:
         try:
-            if path:
-                write_whole(path, text())
-        except OSError as error:
-            complain(f"cannot write {path}: {say_why(error)}")
-            done = False
-    return done
+            job()
+        except BrokenPipeError:  # the reader of our output has left, as `| head` does
+            if name not in ("-", "standard output"):
+                failed.append(f"cannot write {name}: broken pipe")
+        except (OSError, ValueError) as error:
+            why = say_why(error) if isinstance(error, OSError) else str(error)
+            failed.append(f"cannot write {name}: {why}")
+    for words in failed:
+        complain(words)
+    if nobody:
+        complain(nobody)
+    elif options.quiet and status:
+        complain("; ".join([reason, *broken]))
+    return status or int(bool(failed))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the client; return the exit status, as the end of `--help` lists them."""
-    if sys.stdout is None or sys.stderr is None:  # closed: `>&-`
-        nowhere = open(os.devnull, "w", encoding="utf-8")
-        sys.stdout, sys.stderr = sys.stdout or nowhere, sys.stderr or nowhere
+    open_missing_streams()
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL and (
+        threading.current_thread() is threading.main_thread()
+    ):
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     argv = sys.argv[1:] if argv is None else argv
     options = parse_args(argv)
     command = ["client2.py", *argv]
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal without these characters
     try:
         # Read before the run: a mistake is said at once.
-        baseline = read_summary(options.baseline) if options.baseline else None
+        theirs = [run for path in options.baseline for run in read_results(path)]
         if options.merge:
-            summary = merge_summaries(list(map(read_summary, options.merge)), command)
+            runs = [merge_files(options.merge)]
+            runs[0].command, runs[0].title = command, options.title
         else:
-            summary = measure(options, command)
-        return finish(summary, baseline, options)
+            runs = measure(options, command)
+        return finish(runs, theirs, options)
     except KeyboardInterrupt:  # before or after the run
         complain("interrupted")
         return 130
     except InputError as error:
         complain(str(error))
         return 2
-    except DemoError as error:
-        complain(str(error))
-        return 1
-    except OSError as error:
-        complain(f"{error.filename or 'error'}: {say_why(error)}")
-        with leaving_reader():
-            sys.stdout.flush()
+    except (DemoError, OSError) as error:
+        complain(say_why(error) if isinstance(error, OSError) else str(error))
         return 1
 
 
