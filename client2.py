@@ -141,12 +141,12 @@ SCARCE = {errno.EADDRNOTAVAIL: "local ports", errno.EMFILE: "descriptors",
           errno.ENOBUFS: "memory"}  # fmt: skip
 READ_BYTES = 1 << 16
 LONGEST_REPLY = 64 << 20  # with --any-reply
-SILENCE_S = 0.05  # ends a reply of several lines, with --any-reply
+SILENCE_S = 0.02  # ends a reply of several lines, with --any-reply
 SAME_CLOCK_NS = 20_000  # readings of two clocks differ by less
 
 TICK_S = 0.25  # a group reports so often, and the progress line moves
 BEAT_S = 0.01  # a group looks so often whether it stood still
-STILL_S = 0.03  # a beat later than this was no busy processor
+STILL_S = 0.02  # beats later than this can be that
 STILL_SHARE = 0.05  # of the run: then its figures are doubtful
 CLOCK_STEP_NS = 500_000_000  # slewing and a late thread stay below this
 GAP_SHOWN_S = 0.5  # a gap without a good reply is worth a line from here on
@@ -273,8 +273,8 @@ def open_missing_streams() -> None:
 
 def hdr_index(value: int) -> int:
     """Return the counter of a value: 2,048 linear sub-buckets, 1,024 per doubling."""
-    shift = max(0, value.bit_length() - 11)
-    return (shift << 10) + (value >> shift)
+    shift = value.bit_length() - 11
+    return (shift << 10) + (value >> shift) if shift > 0 else value
 
 
 def hdr_highest(index: int) -> int:
@@ -347,6 +347,11 @@ class Slices:
     last: int = 0
     counts: Counter[tuple[int, Any]] = field(default_factory=Counter)  # (slice, thing)
 
+    @property
+    def span(self) -> tuple[int, int]:
+        """The first moment and the last."""
+        return self.first, self.last
+
     def add(self, moments: Sequence[int], things: Iterable[Any]) -> None:
         """Count a thing per moment."""
         if moments:
@@ -417,6 +422,7 @@ def needed(p: float) -> int:
 
 
 NEEDED = {name: needed(p) for name, p in PERCENTILES.items()}
+PARTS_NEED = {name: round(PARTS / (1 - p)) for name, p in PERCENTILES.items()}
 
 
 @dataclass(slots=True)
@@ -436,18 +442,19 @@ class Distribution:
     slices: Slices = field(default_factory=Slices)
     read: dict[str, list[float]] = field(default_factory=dict)
 
-    def extend(self, values: Sequence[int], moments: Sequence[int] = ()) -> None:
-        """Add durations, and when each was."""
+    def extend(self, values: Sequence[int], moments: Sequence[int] = ()) -> list[int]:
+        """Add durations, and when each was; return their levels, if that is known."""
         if not values:
-            return
-        if min(values) < 0:  # the clock was set back
-            values = [max(0, value) for value in values]
-        indices = list(map(hdr_index, values))
+            return []
+        if (least := min(values)) < 0:  # the clock was set back
+            values, least = [max(0, value) for value in values], 0
+        indices, levels = list(map(hdr_index, values)), list[int]()
         self.counts.update(indices)
         if moments:
-            levels = map(operator.rshift, indices, itertools.repeat(LEVEL))
+            levels = list(map(operator.rshift, indices, itertools.repeat(LEVEL)))
             self.slices.add(moments, levels)
-        self._include(len(values), sum(values), min(values), max(values), values)
+        self._include(len(values), sum(values), least, max(values), values)
+        return levels
 
     def merge(self, other: Distribution) -> None:
         """Add another distribution."""
@@ -857,9 +864,9 @@ class Connection:
 
     def has_left_over(self) -> bool:
         """Return whether bytes have come that belong to no message."""
-        with contextlib.suppress(OSError, AttributeError):  # no socket, no such flag
-            assert self.sock is not None
-            return bool(self.sock.recv(1, socket.MSG_DONTWAIT))
+        with contextlib.suppress(OSError):
+            if self.sock is not None and hasattr(socket, "MSG_DONTWAIT"):
+                return bool(self.sock.recv(1, socket.MSG_DONTWAIT))
         return False
 
     def close(self) -> None:
@@ -926,7 +933,14 @@ class Client(threading.Thread):
         )  # fmt: skip
 
     def run(self) -> None:
-        """Connect, wait for the common start, converse (the thread's whole life)."""
+        """Converse, and say that it has ended (the thread's whole life)."""
+        try:
+            self._converse()
+        finally:
+            self.clients.events.put(1 + self.done)
+
+    def _converse(self) -> None:
+        """Connect, wait for the common start, make exchange after exchange."""
         options, clients = self.options, self.clients
         if options.connects_first:
             try:
@@ -953,7 +967,6 @@ class Client(threading.Thread):
                     break
             self._attempt(due, late)
         self._close(may_have_more=True)
-        clients.events.put(1 + self.done)
 
     def _is_over(self) -> bool:
         """Return whether this client has sent all that it was asked to."""
@@ -1123,12 +1136,13 @@ class Clients:
         self.left_over: deque[int] = deque()  # clients whose connection had more bytes
         # Of each client how its first connect went (words, or ""), and at its end 1 and
         # its messages; 0 is the order to end at once.
-        self.events: queue.SimpleQueue[str | int] = queue.SimpleQueue()
+        # Not a SimpleQueue: a signal makes its get() wait longer than its timeout.
+        self.events: queue.Queue[str | int] = queue.Queue()
         self.lock = threading.Lock()
         self.schedule = arrivals(options) if options.rate else iter(())
         self.schedule = itertools.islice(self.schedule, number, None, options.workers)
-        self.beat, self.used_s = 0.0, 0.0  # the last one: monotonic, processor time
-        self.still_s = 0.0  # time in which this program did not run at all
+        self.beat = 0.0  # the last one, CLOCK_MONOTONIC
+        self.late: list[tuple[float, float]] = []  # beats: due, come
 
     def next_due(self) -> int | None:
         """Return when the next message is due, in ns after the start; None: no more."""
@@ -1149,16 +1163,51 @@ class Clients:
         return ended
 
     def _feel_pulse(self) -> None:
-        """Add up the time in which this process stood still, and used no processor.
+        """Note when this thread woke too late: the process may have been stopped."""
+        now = time.monotonic()
+        if self.beat and now - self.beat > BEAT_S + STILL_S:
+            self.late.append((self.beat + BEAT_S, now))
+        self.beat = now
 
-        A busy processor lets a thread wait a few ms; and a thread that waits for the
-        interpreter's lock is late while others of its process work.
+    @property
+    def still_s(self) -> float:
+        """Time for which this process was stopped: late beats that ended with SIGCONT.
+
+        Others are late because a processor is busy, which costs all programs alike.
         """
-        now, used_s = time.monotonic(), time.process_time()
-        late_s = now - self.beat - BEAT_S
-        if self.beat and late_s > max(STILL_S, 2 * (used_s - self.used_s)):
-            self.still_s += late_s
-        self.beat, self.used_s = now, used_s
+        return sum(
+            come - due for due, come in self.late
+            if any(due <= moment <= come + 0.05 for moment in CONTINUED)
+        )  # fmt: skip
+
+
+CONTINUED: deque[float] = deque(maxlen=10_000)  # moments of CLOCK_MONOTONIC
+
+
+def note_continuations() -> None:
+    """Have it noted when this process goes on after a stop (main thread).
+
+    All others have the signal blocked: a main thread that waits hears it at once only
+    when the kernel gives it to this thread.
+    """
+    with contextlib.suppress(AttributeError, ValueError):  # Windows; another thread
+        signal.signal(signal.SIGCONT, lambda *_: CONTINUED.append(time.monotonic()))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCONT})
+
+
+def throttled_s() -> float:
+    """Return for how long this process had used up its CPU quota (cgroups(7))."""
+    total = 0.0
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, kinds, place = line.split(":", 2)
+            if kinds == "" or "cpu" in kinds.split(","):
+                folder = Path("/sys/fs/cgroup", "cpu" if kinds else "", place.strip("/"))
+                text = (folder / "cpu.stat").read_text()
+                words = dict(line.split() for line in text.splitlines())
+                total += int(words.get("throttled_usec", 0)) / 1e6
+                total += int(words.get("throttled_time", 0)) / 1e9
+    return total
 
 
 def serve_group(pipe: Any, options: argparse.Namespace, numbers: range, k: int) -> None:
@@ -1184,8 +1233,10 @@ def serve_group(pipe: Any, options: argparse.Namespace, numbers: range, k: int) 
         target=follow_orders, args=(pipe, clients), name="orders", daemon=True
     )
     orders.start()
-    if options.connects_first:
-        pipe.send(Counter(str(clients.events.get()) for _ in numbers))
+    if options.workers > 1:
+        note_continuations()
+    first = [clients.events.get() for _ in numbers if options.connects_first]
+    pipe.send(Counter(map(str, first)))
     clients.go.wait()
     used_s, left = time.process_time(), len(numbers)
     start_ns = clients.start_mono_ns + clients.to_realtime_ns
@@ -1232,11 +1283,12 @@ class Group:
             target=serve_group, args=arguments, name=f"group-{number}"
         )
         self.worker.daemon = True
-        with deaf_to_ctrl_c():
+        reader = threading.Thread(target=self.read, name=f"reader-{number}", daemon=True)
+        with without_signals():
             self.worker.start()
+            reader.start()
         if options.workers > 1:
             self.far_end.close()  # the pipe ends with the process
-        threading.Thread(target=self.read, name=f"reader-{number}", daemon=True).start()
 
     def read(self) -> None:
         """Pass on what the group reports, until it ends (thread reader-K)."""
@@ -1244,17 +1296,18 @@ class Group:
             while (report := self.pipe.recv()) is not None:
                 if isinstance(report, Results):
                     self.left -= report.ended
-                self.inbox.put(report)
-        self.inbox.put(self)
+                self.inbox.put((self, report))
+        self.inbox.put((self, None))
 
 
 @contextlib.contextmanager
-def deaf_to_ctrl_c() -> Iterator[None]:
-    """Start a process that Ctrl-C does not reach: only this one hears it."""
+def without_signals() -> Iterator[None]:
+    """Start threads and processes that leave Ctrl-C and SIGCONT to this thread."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    signals = {signal.SIGINT, signal.SIGCONT}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield
     finally:
@@ -1349,6 +1402,7 @@ class Results:
     wake_delay: Distribution = field(default_factory=Distribution)  # in kernel → seen
     send_delay: Distribution = field(default_factory=Distribution)  # open loop
     waited_for_client: int = 0  # messages due while all clients were busy
+    backlog_ns: int = 0  # for which these waited
     unstamped: int = 0
     left_over: int = 0  # connections that had more bytes than replies
     warmed_up: int = 0  # exchanges left out of all figures
@@ -1424,8 +1478,6 @@ class Results:
             ended = [e.last for e in flights]
             self.events.add([e.sent for e in flights], itertools.repeat("sent"))
             self.events.add(ended, itertools.repeat("ended"))
-            by_response = operator.attrgetter("waited")
-            del by_response
             self.slowest = sorted(good, key=slowness, reverse=True)[:SLOWEST_SHOWN]
         if options.keep or options.csv or (options.report and len(made) <= DOTS_SHOWN):
             self.kept = made
@@ -1433,35 +1485,31 @@ class Results:
 
     def _add_confirmed(self, good: list[Exchange], options: argparse.Namespace) -> None:
         """Add confirmed exchanges, column by column."""
-        client, _, due, sent, first, last, seen, outcome, _, _, late, direct = zip(
-            *good, strict=True
-        )
-        minus = operator.sub
-        self.latency.extend(array("q", map(minus, first, sent)), sent)
-        self.response_time.extend(array("q", map(minus, last, due)), due)
+        columns = zip(*good, strict=True)
+        _, _, due, sent, first, last, seen, outcome, _, connect, late, _ = columns
+        minus, kinds = operator.sub, Counter(outcome)
+        by_server = {kind.server: good for kind in kinds}
+        if len(by_server) > 1:
+            for name in by_server:
+                by_server[name] = [e for e in good if e.outcome.server == name]
+        for name, mine in by_server.items():
+            self._add_server(name, mine, options)
+        response = array("q", map(minus, last, due))
+        if response == array("q", map(minus, first, sent)):
+            self.response_time.merge(self.latency)
+        else:
+            self.response_time.extend(response, due)
         self.wake_delay.extend(array("q", map(minus, seen, last)))
         if TIMESTAMP_OPTION is not None:
             self.unstamped = sum(map(operator.eq, seen, last))
         if options.rate:
             self.send_delay.extend(late)
-            backlog = map(minus, map(minus, sent, due), late)
-            self.waited_for_client = sum(ns > 1_000_000 for ns in backlog)
-        for kind, number in Counter(outcome).items():
+            waits = list(map(minus, map(minus, map(minus, sent, due), late), connect))
+            self.waited_for_client = sum(ns > 1_000_000 for ns in waits)
+            self.backlog_ns = sum(ns for ns in waits if ns > 0)
+        for kind, number in kinds.items():
             self.bytes_sent += number * kind.sent
             self.bytes_received += number * kind.received
-        for name in {kind.server for kind in set(outcome)} - {""}:
-            mine = [e for e in good if e.outcome.server == name]
-            self.servers[name] = server = ServerResults(len(mine))
-            server.latency.slices.reach(self.latency.slices.first, mine[0].sent)
-            latency = array("q", [e.first - e.sent for e in mine])
-            server.latency.extend(latency, [e.sent for e in mine])
-            server.connections = sum(e.connect > 0 for e in mine)
-            if not options.reconnect:
-                levels = [hdr_index(max(0, ns)) >> LEVEL for ns in latency]
-                groups = [e.client % CONNECTION_GROUPS for e in mine]
-                server.groups.update(zip(groups, levels, strict=True))
-            if options.clients <= CLIENTS_SHOWN:
-                server.clients = {e.client for e in mine}
         if options.direct:
             pairs = [e for e in good if e.direct is not None]
             both = [e for e in pairs if e.direct and e.direct >= 0]
@@ -1469,6 +1517,24 @@ class Results:
             more = [e.first - e.sent - (e.direct or 0) for e in both]
             self.faster_through = sum(ns < 0 for ns in more)
             self.difference.extend(more, [e.sent for e in both])
+
+    def _add_server(
+        self, name: str, mine: list[Exchange], options: argparse.Namespace
+    ) -> None:
+        """Add exchanges that one server confirmed; "" is one that did not say who."""
+        server = ServerResults(len(mine), sum(e.connect > 0 for e in mine))
+        server.latency.slices.reach(*self.latency.slices.span)
+        latency = array("q", [e.first - e.sent for e in mine])
+        levels = server.latency.extend(latency, [e.sent for e in mine])
+        self.latency.merge(server.latency)
+        if not name:
+            return
+        self.servers[name] = server
+        if not options.reconnect:
+            groups = [e.client % CONNECTION_GROUPS for e in mine]
+            server.groups.update(zip(groups, levels, strict=True))
+        if options.clients <= CLIENTS_SHOWN:
+            server.clients = {e.client for e in mine}
 
     def _add_failed(self, failed: Iterable[Exchange]) -> None:
         """Add failed exchanges."""
@@ -1485,7 +1551,7 @@ class Results:
                      "send_delay", "difference", "events"):  # fmt: skip
             getattr(self, name).merge(getattr(other, name))
         for name in ("bytes_sent", "bytes_received", "confirmed", "unstamped",
-                     "direct_failed", "faster_through", "waited_for_client", "kept",
+                     "direct_failed", "faster_through", "waited_for_client", "backlog_ns", "kept",
                      "left_over", "warmed_up", "never_started",
                      "clients", "planned"):  # fmt: skip
             setattr(self, name, getattr(self, name) + getattr(other, name))
@@ -1653,28 +1719,25 @@ def run(
         arrivals=o.arrivals if o.rate else None,
         seed=o.seed if o.arrivals == "poisson" else None)  # fmt: skip
     overflows, clock, began = listen_overflows(), clock_offset(), time.monotonic_ns()
+    throttled = throttled_s()
     edges = [1 + o.clients * k // o.workers for k in range(o.workers + 1)]
     parts = enumerate(itertools.starmap(range, itertools.pairwise(edges)))
     with socket.socket() as holder:  # the kernel turns its stamps on with a delay
         ask_for_stamps(holder)
         groups = [Group(k, numbers, o, inbox) for k, numbers in parts]
-        going, connecting = set(groups), o.clients if o.connects_first else 0
+        going, unready = set(groups), set(groups)
         while going:
-            if not connecting:
-                connecting = -1  # once
-                total.connect_wall_ns = time.monotonic_ns() - began
-                start_together(groups, o, total)
-            report = inbox.get()
+            group, report = inbox.get()
             if isinstance(report, Results):
                 total.merge(report)
                 on_report(total, report)
-            elif isinstance(report, Counter):  # how first connects went
-                connecting -= report.total()
+            elif isinstance(report, Counter):  # it is ready: how first connects went
+                unready.discard(group)
                 total.connected += report[""]
-            elif isinstance(report, Group):  # has ended
-                going.discard(report)
-                total.lost += max(0, report.left)
-                connecting -= report.left if connecting > 0 else 0
+            elif report is None:  # it has ended
+                going.discard(group)
+                unready.discard(group)
+                total.lost += max(0, group.left)
             elif isinstance(report, str):
                 raise OSError(report)
             elif not total.interrupted:  # a signal: report what there is, and end
@@ -1682,9 +1745,13 @@ def run(
                 if not total.start_ns:
                     break
                 send_order(groups, 0)
+            if not (unready or total.start_ns):
+                total.connect_wall_ns = time.monotonic_ns() - began
+                start_together(groups, o, total)
         send_order(groups, 0)  # its thread ends
     total.overflows = listen_overflows() - overflows
     total.clock_step_ns = clock_offset() - clock
+    total.still_s[-1] = throttled_s() - throttled
     finish_run(total, o)
     return total
 
@@ -1823,10 +1890,9 @@ def judge_open_loop(
     everybody = f"all {counted(r.clients, 'client')} were busy"
     everybody = "the only client was busy" if r.clients == 1 else everybody
     share = r.waited_for_client / max(1, r.confirmed)
-    waiting = r.response_time.total - r.latency.total - r.send_delay.total
     sent_share = (r.confirmed + r.failed) / max(1, r.planned)
     late_ns = r.send_delay.percentile(0.99)
-    if r.waited_for_client and waiting > 0.5 * r.response_time.total:
+    if r.backlog_ns > 0.5 * r.response_time.total:
         sent = f"; {sent_share:.0%} were sent" if r.not_sent else ""
         doubt(f"{everybody} when {share:.0%} of the messages were due{sent}: response"
             " time is mostly that; use more clients, unless this is to show a target"
@@ -2001,9 +2067,9 @@ def compare_runs(
     """
     p = PERCENTILES[name]
     sides = [[run.latency.reported(p) or 0 for run in runs] for runs in (ours, theirs)]
-    if not all(map(all, sides)):
+    if not all(value for side in sides for value in side):
         return None
-    a, b = map(statistics.median, sides)
+    a, b = (statistics.median(side) for side in sides)
     if len(ours) == len(theirs) == 1:
         x, y = (run[0].latency.tenths(name) for run in (ours, theirs))
         if not (x and y and min(y) > 0):
@@ -2067,12 +2133,11 @@ def baseline_lines(ours: Sequence[Results], theirs: Sequence[Results]) -> Iterat
             continue
         line = f"latency {name} {change.ours / change.theirs - 1:+.1%} "
         line += f"({with_unit(change.theirs)} → {with_unit(change.ours)}"
-        if not several:
-            ranges = [run[0].latency.tenths(name) for run in (theirs, ours)]
-            if all(ranges):
-                line += f"; tenths {from_to(ranges[0])} → {from_to(ranges[1])}"
         line += f"; p {change.chance:.3f}" if change.chance is not None else ""
         yield f"{line}){'' if change.said == 'repeat' else f': {change.said}'}"
+        if change.tenths:
+            ranges = [from_to(run[0].latency.tenths(name)) for run in (theirs, ours)]
+            yield f"  tenths {' → '.join(ranges)}"
     rates = [statistics.median(run.per_s for run in runs) for runs in (ours, theirs)]
     if rates[1]:
         yield f"exchanges per second {rates[0] / rates[1] - 1:+.1%}"
@@ -2237,21 +2302,18 @@ def percentile_lines(results: Results) -> Iterator[str]:
         if name == "connect" or not any(ranges):
             continue
         has_tenths = True
-        for k, words in enumerate(("tenths from", "to")):
+        for k, edge in enumerate(("tenths from", "to")):
             row = "".join(f"{with_unit(r[k]) if r else '':>9}" for r in ranges)
-            yield f" {words:>13}{'':9}{row}".rstrip()
+            yield f" {edge:>13}{'':9}{row}".rstrip()
     yield "   latency = sent → reply's first byte; response time = due → its last byte"
     if not results.rate:
         yield "   (no schedule: a message is due when it is sent)"
     if has_tenths:
         yield "   tenths = lowest and highest of ten tenths of the run, in order of time"
-    missing = [f"{LABELS[n]} {grouped(NEEDED[n])}" for n in NEEDED if size < NEEDED[n]]
-    parts = [f"of {LABELS[n]} {grouped(round(PARTS / (1 - PERCENTILES[n])))}"
-             for n in ("p50", "p90", "p99") if not results.latency.tenths(n)]  # fmt: skip
-    words = [f"needs exchanges: {', '.join(missing[:2])}"] if missing else []
-    words += [f"tenths {', '.join(parts)}"] if parts else []
-    if words:
-        yield f"   {'; '.join(words)}"
+    for what, least in (("exchanges", NEEDED), ("for tenths of", PARTS_NEED)):
+        missing = [f"{LABELS[n]} needs {grouped(v)}" for n, v in least.items() if size < v]
+        if missing:
+            yield f"   {what} {', '.join(missing[:2])}"
 
 
 def log_steps(low: float, high: float, number: int) -> list[float]:
@@ -2378,8 +2440,8 @@ def gap_words(results: Results) -> str:
 def cost_words(results: Results) -> str:
     """Say what the balancer costs: the median of paired differences."""
     found, middle = results.difference, results.difference.percentile(0.5)
-    around = from_to(found.tenths("p50"))
-    around = f"tenths {around}" if found.tenths("p50") else "too few pairs for tenths"
+    tenths = found.tenths("p50")
+    around = f"tenths {from_to(tenths)}" if tenths else "too few pairs for tenths"
     words = f"adds {with_unit(middle)} to latency at p50 ({around};"
     words += f" {counted(found.count, 'pair')}; the wall time has the direct ones, too)"
     if results.direct_failed:
@@ -3177,7 +3239,9 @@ def merge_files(paths: list[str]) -> Results:
     for part in sorted(parts, key=operator.attrgetter("started")):
         merged.merge(part)
         merged.workers += part.workers
-        begin = part.started
+        # Known to the second only, one second apart may be the same moment.
+        if part.started > begin + part.started.is_integer():
+            begin = part.started
         merged.wall_s += max(0.0, begin + part.wall_s - max(begin, end))
         end = max(end, begin + part.wall_s)
         for name in names:  # one server's parts beside the others'
@@ -3552,7 +3616,7 @@ def signals_to(inbox: queue.SimpleQueue[Any]) -> Iterator[None]:
     def send(signum: int, frame: Any) -> None:
         for number in before:
             signal.signal(number, signal.SIG_DFL)
-        inbox.put(signum)  # SimpleQueue.put may interrupt itself
+        inbox.put((None, signum))  # SimpleQueue.put may interrupt itself
 
     if threading.current_thread() is not threading.main_thread():
         yield  # called from a test's thread: signals are not ours
@@ -3584,6 +3648,7 @@ def measure(options: argparse.Namespace, command: list[str]) -> list[Results]:
         # The server keeps its core when a client wakes. Not earlier: the demo's scripts
         # choose for themselves.
         do_not_preempt()
+        note_continuations()
         options.table = CsvFile(o.csv) if o.csv else None
         for k, rate in enumerate(rates, 1):
             if not (o.is_single or o.quiet):
@@ -3629,7 +3694,7 @@ def text_of(
     broken: Sequence[str],
 ) -> list[str]:  # fmt: skip
     """Return the lines that a person gets to read."""
-    results, lines = runs[0], []
+    results, lines = runs[0], list[str]()
     if len(runs) == 1:
         lines += head_lines(results)
         if results.options and results.options.keep:
@@ -3666,28 +3731,29 @@ def finish(
     table = getattr(options, "table", None)
     if table and table.trouble:
         failed.append(f"cannot write {options.csv}: {table.trouble}")
-    jobs: list[tuple[str, Callable[[], None]]] = []
+    jobs: list[tuple[str, Callable[[], str]]] = []
     if not (nobody or options.quiet):
-        text = "\n".join([*text_of(runs, theirs, options, broken), shown, ""])
-        jobs.append(("standard output", lambda: say(text, options)))
-    if path := options.report:
-        files = ", ".join(options.baseline)
+        jobs.append(("", lambda: "\n".join(
+            [*text_of(runs, theirs, options, broken), shown, ""])))  # fmt: skip
+    if options.report:
         words = "; ".join([ending, *broken])
-        jobs.append((path, lambda p=path: write_whole(
-            p, render_report(runs, theirs, files, words))))  # fmt: skip
-    if path := options.json:
-        data = document_of(runs, theirs)
-        jobs.append((path, lambda p=path: write_whole(
-            p, json.dumps(data, indent=1) + "\n")))  # fmt: skip
-    for name, job in jobs:
+        jobs.append((options.report, lambda: render_report(
+            runs, theirs, ", ".join(options.baseline), words)))  # fmt: skip
+    if options.json:
+        jobs.append((options.json, lambda: json.dumps(
+            document_of(runs, theirs), indent=1) + "\n"))  # fmt: skip
+    for name, text in jobs:
         try:
-            job()
+            if name:
+                write_whole(name, text())
+            else:
+                say(text(), options)
         except BrokenPipeError:  # the reader of our output has left, as `| head` does
-            if name not in ("-", "standard output"):
+            if name not in ("", "-"):
                 failed.append(f"cannot write {name}: broken pipe")
         except (OSError, ValueError) as error:
             why = say_why(error) if isinstance(error, OSError) else str(error)
-            failed.append(f"cannot write {name}: {why}")
+            failed.append(f"cannot write {name or 'standard output'}: {why}")
     for words in failed:
         complain(words)
     if nobody:

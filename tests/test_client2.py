@@ -54,7 +54,8 @@ from tests.support import (
 MS = 1_000_000  # nanoseconds
 NOISE_NS = 400 * MS  # what a busy machine may add to one figure
 PERCENTILES = ("p50", "p90", "p99", "p99_9")
-SUMMARY_KEYS = {"count", "min", "mean", *PERCENTILES, "max", "hdr"}
+SUMMARY_KEYS = {"count", "min", "mean", *PERCENTILES, "p95", "max", "hdr"}
+SUMMARY_KEYS |= {"tenths", "parts"}
 CSV_HEADER = (
     "client,message,server,due_s,latency_ns,response_time_ns,"
     "bytes_sent,bytes_received,outcome"
@@ -307,19 +308,24 @@ class TheFigures(ClientTestCase):
             set(document),
             {
                 *("version", "command", "started", "target", "clients", "wall_s"),
+                *("title", "workers", "rate", "arrivals", "seed", "warmup_s"),
+                *("comparison", "direct", "notices"),
                 *("timestamps", "interrupted", "exchanges", "bytes", "latency_ns"),
                 *("response_time_ns", "connect_ns", "servers", "failures"),
                 *("verdict", "reasons"),
             },
         )
         self.assertEqual(
-            set(document["exchanges"]), {"planned", "confirmed", "failed", "per_s"}
+            set(document["exchanges"]),
+            {"planned", "confirmed", "failed", "not_sent", "per_s"},
         )
         self.assertEqual(set(document["bytes"]), {"sent", "received", "per_s"})
         for name in ("latency_ns", "response_time_ns", "connect_ns"):
             self.assertEqual(set(document[name]), SUMMARY_KEYS, name)
         (server,) = document["servers"].values()
-        self.assertEqual(set(server), {"confirmed", "latency_ns"})
+        self.assertEqual(
+            set(server), {"confirmed", "latency_ns", "by_part", "connections"}
+        )
         self.assertEqual(set(server["latency_ns"]), SUMMARY_KEYS)
         self.assertEqual(
             document["failures"],
@@ -331,6 +337,7 @@ class TheFigures(ClientTestCase):
                 "closed": 0,
                 "mismatch": 0,
                 "error_reply": 0,
+                "local": 0,
             },
         )
 
@@ -339,7 +346,7 @@ class TheFigures(ClientTestCase):
         self.assertEqual(document["version"], 1)
         self.assertEqual(document["command"][:2], ["client2.py", "9"])
         self.assertIn(self.target, document["command"])
-        self.assertRegex(document["started"], r"\A\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ\Z")
+        self.assertRegex(document["started"], r"\A\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z\Z")
         self.assertEqual(document["target"], self.target)
         self.assertEqual(document["clients"], 9)
         self.assertIs(document["interrupted"], False)

@@ -1,37 +1,36 @@
-"""The pure functions of client2.py: percentiles, ranges, histograms, texts."""
+"""The pure functions of client2.py: percentiles, tenths, histograms, texts."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import math
-import queue
+import os
 import random
 import socket
+import tempfile
 import threading
-import time
 import unittest
 from array import array
 from base64 import b64decode
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from unittest import mock
 
 import client2
 from client2 import (
-    CONFIDENCE,
-    Chunk,
-    Config,
+    Clients,
     Connection,
     Distribution,
-    Gap,
+    Exchange,
+    Outcome,
+    Results,
     Scale,
-    Summary,
-    Tally,
-    Timeline,
+    ServerResults,
+    Slices,
 )
-from tests.support import wait_until
 
 MS = 1_000_000  # nanoseconds
 
@@ -43,27 +42,39 @@ def distribution(values: list[int]) -> Distribution:
     return metric
 
 
-def config(clients: int = 1, messages: int = 1, **rest: object) -> Config:
-    """Return a run's configuration with nothing to connect to."""
-    made = Config("127.0.0.1:1", [], clients, messages)
-    for name, value in rest.items():
-        setattr(made, name, value)
-    return made
+def options_of(*argv: object, rate: float = 0.0) -> argparse.Namespace:
+    """Return the options of one run with nothing to connect to."""
+    options = client2.parse_args(list(map(str, argv)))
+    options.is_single, options.server_names = True, []
+    options.addresses, options.target_text = [], "127.0.0.1:1"
+    options.direct, options.workers = {}, 1
+    return client2.prepare(options, rate)
 
 
-def chunk_of(*rows: tuple[int, ...], client: int = 1, server: str = "9991") -> Chunk:
-    """Return a chunk of rows: due, sent, first, last, seen, outcome."""
-    chunk = Chunk(client, servers=[server])
-    for *times, outcome in rows:
-        index = 0 if outcome == client2.CONFIRMED else client2.UNKNOWN_SERVER
-        chunk.rows.extend([*times, outcome | index << 4 | 43 << 20])
-        chunk.failure = "" if outcome == client2.CONFIRMED else "it failed"
-    return chunk
+GOOD = Outcome("confirmed", "9991", 21, 43)
 
 
-def connection_of(made: Config) -> Connection:
-    """Return a connection to a configuration's addresses that nobody cuts."""
-    return Connection(made.addresses, made, b"message\n", threading.Event())
+def exchange(
+    sent: int, first: int, *, client: int = 1, number: int = 1, due: int = 0,
+    last: int = 0, seen: int = 0, outcome: Outcome = GOOD, since: int = 0, **rest: int,
+) -> Exchange:  # fmt: skip
+    """Return an exchange whose other moments are the usual ones."""
+    last = last or first
+    return Exchange(client, number, due or sent, sent, first, last, seen or last,
+                    outcome, since or sent, **rest)  # fmt: skip
+
+
+def results_of(made: Sequence[Exchange], *argv: object, rate: float = 0.0) -> Results:
+    """Return the figures of exchanges of a run that began at 0."""
+    options = options_of(*(argv or (1,)), rate=rate)
+    with mock.patch.object(client2, "time_ns", return_value=max(e.last for e in made)):
+        found = Results.of(list(made), options, 0)
+    found.options, found.clients = options, options.clients
+    found.rate = options.rate or None
+    client2.finish_run(found, options)
+    client2.judge(found, options)
+    client2.notice(found, options)
+    return found
 
 
 @contextlib.contextmanager
@@ -100,44 +111,92 @@ class PercentilesAreNearestRank(unittest.TestCase):
         self.assertEqual(empty, [None] * 7)
 
     def test_none_is_reported_that_the_sample_cannot_carry(self) -> None:
-        for name, least in (("p90", 29), ("p99", 299), ("p99_9", 2995)):
+        for name, least in (("p90", 29), ("p95", 59), ("p99", 299), ("p99_9", 2995)):
             with self.subTest(name):
-                self.assertIsNone(distribution([5] * (least - 1)).reported(name))
-                self.assertEqual(distribution([5] * least).reported(name), 5)
+                p = client2.PERCENTILES[name]
+                self.assertIsNone(distribution([5] * (least - 1)).reported(p))
+                self.assertEqual(distribution([5] * least).reported(p), 5)
 
 
-class RangesAreOrderStatistics(unittest.TestCase):
-    """Between two samples lies the percentile with 95 % confidence."""
+class Tenths(unittest.TestCase):
+    """From the least to the greatest of ten parts' own percentiles."""
 
-    def test_published_ranks_of_the_median(self) -> None:
-        # real-statistics.com, order statistics: 6 → 96.9 %, 9 → x2 to x8 96.1 %.
-        self.assertIsNone(client2.percentile_ranks(5, 0.5))
-        self.assertEqual(client2.percentile_ranks(6, 0.5), (1, 6))
-        self.assertEqual(client2.percentile_ranks(9, 0.5), (2, 8))
+    def test_ten_parts_of_ten_levels_give_the_least_and_the_greatest(self) -> None:
+        metric = Distribution()
+        for part in range(10):  # values 1000, 2000, ... 10000: one level each
+            moments = array("q", range(part * 10**9, part * 10**9 + 10**9, 10**7))
+            metric.extend(array("q", [1000 * (part + 1)] * 100), moments)
+        low, high = metric.tenths("p50") or (0, 0)
+        self.assertAlmostEqual(low, 1000, delta=8)
+        self.assertAlmostEqual(high, 10_000, delta=80)
+        self.assertEqual(len(metric.part_values("p90")), 10)
 
-    def test_fewest_samples_for_a_range(self) -> None:
-        for share, least in ((0.75, 11), (0.9, 29), (0.95, 59), (0.99, 299)):
-            with self.subTest(share):
-                self.assertIsNone(client2.percentile_ranks(least - 1, share))
-                self.assertIsNotNone(client2.percentile_ranks(least, share))
+    def test_there_is_none_where_parts_are_too_few(self) -> None:
+        for count, name, given in (
+            (19, "p50", False), (20, "p50", True), (99, "p90", False),
+            (100, "p90", True), (999, "p99", False), (1000, "p99", True),
+        ):  # fmt: skip
+            metric = Distribution()
+            moments = array("q", range(0, count * 10**8, 10**8))
+            metric.extend(array("q", [5000] * count), moments)
+            with self.subTest(count=count, name=name):
+                self.assertEqual(metric.tenths(name) is not None, given)
 
-    def test_coverage_is_at_least_the_confidence(self) -> None:
-        for count, share in ((9, 0.5), (40, 0.9), (100, 0.5), (500, 0.99)):
-            with self.subTest(count=count, share=share):
-                ranks = client2.percentile_ranks(count, share)
-                assert ranks is not None
-                covered = sum(
-                    math.comb(count, k) * share**k * (1 - share) ** (count - k)
-                    for k in range(ranks[0], ranks[1])
-                )
-                self.assertGreaterEqual(covered, CONFIDENCE)
+    def test_they_hold_the_median_of_a_correlated_run(self) -> None:
+        source, held = random.Random(3), 0
+        for _ in range(40):  # AR(1), rho 0.9: the old ranges held it in 37 %
+            metric, state, logs = Distribution(), 0.0, []
+            for _ in range(1200):
+                state = 0.9 * state + source.gauss(0, 1)
+                logs.append(round(1e6 * math.exp(state / 4)))
+            metric.extend(array("q", logs), array("q", range(0, 12 * 10**11, 10**9)))
+            low, high = metric.tenths("p50") or (0, 0)
+            held += low <= 1e6 <= high
+        self.assertGreaterEqual(held, 36)
 
-    def test_ranks_of_a_million_samples_are_those_of_the_normal_distribution(
-        self,
-    ) -> None:
-        low, high = client2.percentile_ranks(1_000_000, 0.5) or (0, 0)
-        self.assertAlmostEqual(low, 500_000 - 980, delta=2)
-        self.assertAlmostEqual(high, 500_000 + 980, delta=2)
+    def test_the_order_in_which_threads_report_does_not_matter(self) -> None:
+        source = random.Random(4)
+        pairs = [(k * 10**7, source.randrange(10**5, 10**6)) for k in range(3000)]
+        ordered, mixed = Distribution(), Distribution()
+        ordered.extend([v for _, v in pairs], [m for m, _ in pairs])
+        source.shuffle(pairs)
+        for k in range(0, 3000, 100):
+            part = pairs[k : k + 100]
+            mixed.extend([v for _, v in part], [m for m, _ in part])
+        self.assertEqual(mixed.tenths("p90"), ordered.tenths("p90"))
+
+    def test_a_merge_joins_the_parts_of_both_runs(self) -> None:
+        one, two = Distribution(), Distribution()
+        for metric, value in ((one, 1000), (two, 9000)):
+            metric.extend(array("q", [value] * 100), array("q", range(0, 10**9, 10**7)))
+        merged = Distribution()
+        for metric in (one, two):
+            merged.merge(Distribution.from_json(metric.as_json()))
+        self.assertEqual(len(merged.part_values("p50")), 20)
+        low, high = merged.tenths("p50") or (0, 0)
+        self.assertAlmostEqual(low, 1000, delta=8)
+        self.assertAlmostEqual(high, 9000, delta=80)
+
+
+class TimeInSlices(unittest.TestCase):
+    """Counts by time, in bounded memory."""
+
+    def test_a_day_fits_and_nothing_is_lost(self) -> None:
+        slices, day = Slices(), 86_400 * 10**9
+        moments = range(0, day, day // 5000)
+        for k in range(0, 5000, 10):
+            slices.add(list(moments[k : k + 10]), [7] * 10)
+        self.assertEqual(slices.counts.total(), 5000)
+        self.assertLessEqual(len(slices.by_slice()), client2.MOST_SLICES)
+
+    def test_parts_are_of_about_equal_number(self) -> None:
+        slices = Slices()
+        slices.add([k * 10**7 for k in range(1000)], [1] * 1000)
+        sizes = Counter[int]()
+        for slice_, part in slices.cut().items():
+            sizes[part] += slices.by_slice()[slice_].total()
+        self.assertEqual(sorted(sizes), list(range(10)))
+        self.assertLess(max(sizes.values()), 1.4 * min(sizes.values()))
 
 
 class Histograms(unittest.TestCase):
@@ -209,7 +268,7 @@ class Histograms(unittest.TestCase):
         merged = Distribution()
         for part in (values[:1000], values[1000:1500], values[1500:]):
             merged.merge(Distribution.from_json(distribution(part).as_json()))
-        self.assertEqual(merged.hdr_counts(), whole.hdr_counts())
+        self.assertEqual(merged.counts, whole.counts)
         self.assertEqual(merged.percentile(0.99), whole.percentile(0.99))
         self.assertEqual(merged.count, 3000)
         self.assertEqual((merged.minimum, merged.maximum), (min(values), max(values)))
@@ -230,29 +289,88 @@ class Histograms(unittest.TestCase):
 
 
 class Comparisons(unittest.TestCase):
-    """A difference is claimed only where its range leaves 0 out."""
+    """A difference is claimed only where chance does not make it."""
 
-    def test_a_tenfold_difference_is_shown(self) -> None:
-        found = client2.compare(
-            distribution([10_000 + k for k in range(100)]),
-            distribution([1000 + k for k in range(100)]),
-            0.5,
-            CONFIDENCE,
-        )
-        assert found is not None
-        ratio, low, high = found
-        self.assertAlmostEqual(ratio, 10_049 / 1049 - 1)
-        self.assertTrue(8 < low < ratio < high < 9)
+    def servers(self, more: float, seed: int = 1, reconnect: bool = False) -> Results:
+        """Return a run of three servers, the second slower by so much."""
+        source, made = random.Random(seed), []
+        offsets = [source.lognormvariate(0, 0.02) for _ in range(30)]
+        for k in range(6000):
+            client = k % 30
+            name = ("9991", "9992", "9993")[client % 3]
+            drift = 1 + 0.3 * math.sin(k / 900)
+            latency = 1e6 * drift * offsets[client] * source.lognormvariate(0, 0.1)
+            latency *= 1 + more * (name == "9992")
+            made.append(exchange(k * MS, k * MS + round(latency), client=client + 1,
+                                 outcome=GOOD._replace(server=name)))  # fmt: skip
+        words = ["--reconnect"] if reconnect else []
+        return results_of(made, 30, "--messages", 200, *words)
 
-    def test_the_same_samples_show_none(self) -> None:
-        metric = distribution([1000 + 10 * k for k in range(50)])
-        ratio, low, high = client2.compare(metric, metric, 0.5, CONFIDENCE) or (1, 1, 1)
-        self.assertEqual(ratio, 0)
-        self.assertTrue(low < 0 < high)
+    def test_a_slower_server_is_named_with_its_ratio(self) -> None:
+        (found,), absent = self.servers(0.2).slower_servers()
+        self.assertEqual((found.server, absent), ("9992", []))
+        self.assertAlmostEqual(found.ratio, 1.2, delta=0.05)
+        self.assertTrue(1 < found.tenths[0] < found.ratio < found.tenths[1])
+        words = client2.slower_words(self.servers(0.2))
+        self.assertRegex(words, r"9992 is slower than 999[13]: p50 \+\d\d% \(\+\d")
 
-    def test_too_few_samples_show_nothing(self) -> None:
-        few = distribution([1, 2, 3])
-        self.assertIsNone(client2.compare(few, few, 0.5, CONFIDENCE))
+    def test_equal_servers_are_not_told_apart(self) -> None:
+        called = sum(bool(self.servers(0, seed).slower_servers()[0]) for seed in range(12))
+        self.assertLessEqual(called, 1)
+
+    def test_new_connections_are_compared_by_tenths_alone(self) -> None:
+        run = self.servers(0.2, reconnect=True)
+        self.assertEqual(run.servers["9992"].medians, [])
+        self.assertEqual(run.slower_servers()[0][0].server, "9992")
+
+    def test_less_than_5_percent_is_not_worth_a_sentence(self) -> None:
+        self.assertEqual(self.servers(0.03).slower_servers()[0], [])
+
+    def test_a_server_that_was_not_there_all_the_time_is_not_compared(self) -> None:
+        run = self.servers(0.5)
+        run.servers["9992"].by_part[7] = None
+        self.assertEqual(run.slower_servers(), ([], ["9992"]))
+        self.assertIn("9992 was not there all the time", client2.slower_words(run))
+
+    def test_chance_of_groups_that_differ_and_of_those_that_do_not(self) -> None:
+        # Ten against ten, all of one side above: 2 of 184,756 ways.
+        self.assertLess(client2.chance([list(range(100, 110)), list(range(10))]), 0.005)
+        self.assertGreater(client2.chance([[1, 4, 2, 3], [2, 3, 1, 4]]), 0.5)
+        self.assertEqual(client2.chance([[5], [9]]), 1.0)
+
+    def test_turns_are_seen_by_the_moments_of_starting(self) -> None:
+        self.assertTrue(client2.take_turns([1, 3, 5, 7], [2, 4, 6, 8]))
+        self.assertFalse(client2.take_turns([1, 2, 3, 4], [5, 6, 7, 8]))
+
+    def run_of(self, median: int, spread: float = 0.02, seed: int = 1) -> Results:
+        source = random.Random(seed)
+        made = [exchange(k * MS, k * MS + round(median * source.lognormvariate(0, spread)))
+                for k in range(1000)]  # fmt: skip
+        return results_of(made, 1, "--messages", 1000)
+
+    def test_one_run_each_is_called_different_only_if_all_parts_are(self) -> None:
+        for median, said in ((100_000, "repeat"), (300_000, "slower"), (30_000, "faster")):
+            change = client2.compare_runs(
+                [self.run_of(median)], [self.run_of(100_000, seed=2)], "p50"
+            )
+            assert change
+            self.assertEqual(change.said, said)
+
+    def test_four_runs_each_are_compared_by_permutation(self) -> None:
+        theirs = [self.run_of(100_000 + 900 * k, seed=k) for k in range(4)]
+        same = [self.run_of(100_500 + 900 * k, seed=9 + k) for k in range(4)]
+        slow = [self.run_of(120_000 + 900 * k, seed=9 + k) for k in range(4)]
+        for ours, said in ((same, "not told apart"), (slow, "slower")):
+            change = client2.compare_runs(ours, theirs, "p50")
+            assert change
+            self.assertEqual(change.said, said)
+
+    def test_what_speaks_against_a_comparison_is_said(self) -> None:
+        ours, theirs = self.run_of(1000), self.run_of(1000)
+        theirs.clients, theirs.interrupted, theirs.reasons = 5, True, ["it stood still"]
+        words = client2.baseline_doubts([ours], [theirs, theirs])
+        self.assertEqual(words, ["other clients", "it was interrupted",
+            "its own verdict was doubtful", "the same run was given twice"])  # fmt: skip
 
 
 class Texts(unittest.TestCase):
@@ -263,13 +381,53 @@ class Texts(unittest.TestCase):
         cases |= {1019.6: "1\u2009020", 99_999.0: "100\u2009000", 0.0: "0"}
         for value, text in cases.items():
             with self.subTest(value):
-                self.assertEqual(client2.three_digits(value), text)
+                self.assertEqual(client2.digits(value), text)
 
     def test_durations_and_rates_carry_their_unit(self) -> None:
-        self.assertEqual(client2.format_duration(1_617_000), "1.62 ms")
-        self.assertEqual(client2.format_duration(950), "0.950 µs")
-        self.assertEqual(client2.format_duration(2_000_000_000), "2.00 s")
-        self.assertEqual(client2.format_throughput(23_414.6), "23.4 kB/s")
+        self.assertEqual(client2.with_unit(1_617_000), "1.62 ms")
+        self.assertEqual(client2.with_unit(950), "0.950 µs")
+        self.assertEqual(client2.with_unit(2_000_000_000), "2.00 s")
+        self.assertEqual(client2.with_unit(23_414.6, client2.RATES), "23.4 kB/s")
+
+    def test_what_rounds_to_a_thousand_gets_the_next_unit(self) -> None:
+        # Was "1 000 µs", eight columns wide and glued to the number before it.
+        self.assertEqual(client2.with_unit(999_600), "1.00 ms")
+        self.assertEqual(client2.with_unit(999_400), "999 µs")
+        self.assertEqual(client2.with_unit(999_960_000), "1.00 s")
+
+    def test_bounds_are_rounded_not_cut_off(self) -> None:
+        self.assertEqual(client2.from_to((11_580_000, 11_640_000)), "11.6 ms")
+        self.assertEqual(client2.from_to((11_580, 2_364_000)), "11.6 µs–2.36 ms")
+        self.assertEqual(client2.from_to((1_430_000, 1_800_000)), "1.43–1.80 ms")
+        self.assertEqual(client2.from_to(None), "–")
+
+    def test_each_value_of_a_table_has_a_unit_that_suits_it(self) -> None:
+        made = [exchange(k * MS, k * MS + (40_000 if k else 3 * 10**9)) for k in range(30)]
+        text = "\n".join(client2.percentile_lines(results_of(made, 1, "--messages", 30)))
+        self.assertRegex(text, r"latency +40.0 µs +40.0 µs .* 3.00 s\n")
+
+    def test_values_that_are_alike_have_their_bar_and_marks_in_one_row(self) -> None:
+        lines = list(client2.histogram_lines(distribution([1_199_900] * 400)))
+        (row,) = [line for line in lines if "█" in line]
+        self.assertRegex(row, "← p50 p90 p95 p99$")
+
+    def test_signs_that_an_encoding_lacks_become_ascii(self) -> None:
+        raw = io.BytesIO()
+        stream = io.TextIOWrapper(raw, encoding="ascii")
+        with mock.patch.object(client2.os, "name", "nt"):
+            client2.put("9\u2009991 → 1.5–2 µs ✓ █▏ … é\n", stream)
+        self.assertEqual(raw.getvalue(), b"9 991 -> 1.5-2 us + ## ... \\xe9\n")
+
+    def test_a_stream_that_does_not_block_loses_nothing(self) -> None:
+        reading, writing = os.pipe()
+        os.set_blocking(writing, False)
+        with open(writing, "w", encoding="utf-8") as stream, open(reading, "rb") as end:
+            found: list[bytes] = []
+            thread = threading.Thread(target=lambda: found.append(end.read(1_000_000)))
+            thread.start()
+            client2.put("x" * 1_000_000, stream)
+            thread.join(20)
+        self.assertEqual(list(map(len, found)), [1_000_000])
 
     def test_no_byte_of_a_reply_can_steer_a_terminal(self) -> None:
         hostile = b"\x1b[2J\x9b31m\x07\xe2\x80\xae\r\n"
@@ -284,21 +442,23 @@ class Texts(unittest.TestCase):
     def test_axis_steps_enclose_the_values(self) -> None:
         for low, high in ((700_000, 6_900_000), (5_000_000, 5_300_000), (10, 10**11)):
             with self.subTest(low=low, high=high):
-                steps = client2.axis_steps(low, high, 12)
+                steps = client2.log_steps(low, high, 12)
                 self.assertTrue(steps[0] <= low and high < steps[-1])
                 self.assertLessEqual(len(steps), 13)
 
     def test_a_histogram_loses_no_value(self) -> None:
         values = [1, 999, 1000, 54_321, 10**6, 10**9]
-        steps = client2.axis_steps(1, 10**9, 12)
+        steps = client2.log_steps(1, 10**9, 12)
         self.assertEqual(sum(client2.binned(distribution(values), steps)), 6)
 
 
 class Messages(unittest.TestCase):
-    """The bytes that a client sends."""
+    """The bytes that a client sends, and whose a reply is."""
 
     def test_hello_is_twenty_bytes_and_a_newline(self) -> None:
-        self.assertEqual(client2.message_of(config(), 1), b"Hello from client 1!\n")
+        self.assertEqual(
+            client2.message_of(options_of(1), 1, 1), b"Hello from client 1!\n"
+        )
 
     def test_size_includes_the_newline(self) -> None:
         for size, expected in (
@@ -309,11 +469,68 @@ class Messages(unittest.TestCase):
             (25, b"Hello from client 7! xxx\n"),
         ):
             with self.subTest(size):
-                found = client2.message_of(config(size=size), 7)
+                found = client2.message_of(options_of(9, "--size", size), 7, 1)
                 self.assertEqual(found, expected)
 
     def test_a_message_of_its_own(self) -> None:
-        self.assertEqual(client2.message_of(config(message=b"\xff\r"), 1), b"\xff\r\n")
+        options = options_of(1, "--message", os.fsdecode(b"\xff\r"))
+        self.assertEqual(client2.message_of(options, 1, 1), b"\xff\r\n")
+
+    def test_numbers_and_lines_of_a_file(self) -> None:
+        options = options_of(3, "--message", "m{message} c{client}")
+        self.assertEqual(client2.message_of(options, 2, 5), b"m5 c2\n")
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "lines")
+            path.write_bytes(b"one {client}\ntwo\n")
+            options = options_of(3, "--message", f"@{path}")
+        found = [client2.message_of(options, 3, number) for number in (1, 2, 3)]
+        self.assertEqual(found, [b"one 3\n", b"two\n", b"one 3\n"])
+
+    def test_a_difference_is_shown_wherever_it_is(self) -> None:
+        for reply, words in (
+            (b"hello\r\n", "ends in \\r\\n instead of \\n"),
+            (b"hello\nhe", "2 bytes left over after it"),
+            (b"hexlo\n", "byte 3: 'xlo' instead of 'llo'"),
+            (b"hel", "ends after 3 of 6 bytes"),
+        ):
+            self.assertEqual(client2.difference(reply, b"hello\n"), words)
+        long = b"x" * 500
+        self.assertIn("byte 501", client2.difference(long + b"a\n", long + b"b\n"))
+
+    def test_whose_message_a_reply_repeats(self) -> None:
+        connection = Connection(options_of(5, "--message", "c{client} m{message}"))
+        connection.message = b"c1 m1\n"
+        found = [connection._owner(b) for b in (b"c1 m1\n", b"c4 m7\n", b"c9 m1\n", b"x")]
+        self.assertEqual(found, ["", "client 4 message 7", "", ""])
+
+
+class TheSchedule(unittest.TestCase):
+    """When messages are due."""
+
+    def arrivals(self, *argv: object, rate: float) -> list[int]:
+        return list(client2.arrivals(options_of(*argv, rate=rate)))
+
+    def test_even_arrivals_are_as_many_as_rate_and_duration_say(self) -> None:
+        due = self.arrivals(2, "--rate", 60, "--duration", 1, rate=60)
+        self.assertEqual((len(due), due[:2], due[30]), (60, [0, 16_666_666], 500_000_000))
+
+    def test_poisson_arrivals_are_drawn_from_the_seed(self) -> None:
+        words = (2, "--rate", 1, "--duration", 20, "--arrivals", "poisson", "--seed")
+        one, again, other = (self.arrivals(*words, s, rate=500) for s in (1, 1, 2))
+        self.assertEqual(one, again)
+        self.assertNotEqual(one, other)
+        gaps = [b - a for a, b in zip(one, one[1:], strict=False)]
+        mean = sum(gaps) / len(gaps)
+        spread = math.sqrt(sum((g - mean) ** 2 for g in gaps) / len(gaps))
+        self.assertAlmostEqual(mean, 2e6, delta=1e5)  # of 10,000: 2 % standard error
+        self.assertAlmostEqual(spread / mean, 1, delta=0.06)  # exponential
+
+    def test_groups_share_one_schedule(self) -> None:
+        options = options_of(4, "--rate", 100, "--messages", 25, rate=100)
+        options.workers = 3
+        groups = [Clients(options, k) for k in range(3)]
+        due = [due for group in groups for due in iter(group.next_due, None)]
+        self.assertEqual(sorted(due), [k * 10**7 for k in range(100)])
 
 
 class Limits(unittest.TestCase):
@@ -322,7 +539,9 @@ class Limits(unittest.TestCase):
     def test_figures_signs_and_units(self) -> None:
         for text, figure, sign, value in (
             ("p99>50ms", "latency.p99", ">", 50e6),
-            ("response.p99.9 >= 1.5s", "response.p99_9", ">=", 1.5e9),
+            ("response.p99.9 >= 1.5s", "response.p99.9", ">=", 1.5e9),
+            ("p95>50ms", "latency.p95", ">", 50e6),
+            ("response.p97.5<1s", "response.p97.5", "<", 1e9),
             ("connect.max<200us", "connect.max", "<", 200e3),
             ("failed>0", "failed", ">", 0),
             ("failed>1%", "failed%", ">", 1),
@@ -336,7 +555,7 @@ class Limits(unittest.TestCase):
                 )
 
     def test_nonsense_is_refused(self) -> None:
-        for text in ("p99", "p98>1ms", "p99>1", "rate>1%", "failed>1/s", "p99>1.2.3ms"):
+        for text in ("p99", "p0>1ms", "p100>1ms", "p99>1", "rate>1%", "failed>1/s", "p99>1.2.3ms"):
             with (
                 self.subTest(text),
                 self.assertRaises(argparse.ArgumentTypeError),
@@ -344,125 +563,88 @@ class Limits(unittest.TestCase):
                 client2.parse_limit(text)
 
 
-class LateThreads(unittest.TestCase):
-    """The kernel's time counts, not the moment when a thread wakes up."""
-
-    def test_a_reply_that_came_in_time_is_no_timeout_and_a_missing_one_is(self) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            listener.settimeout(10)
-            made = config(addresses=[(socket.AF_INET, listener.getsockname())])
-            connection = connection_of(made)
-            connection.connect()
-            self.addCleanup(connection.close)
-            peer, _ = listener.accept()
-            self.addCleanup(peer.close)
-        sent = time.time_ns()
-        late = sent + 60 * 10**9  # long after the deadline
-        peer.sendall(b"y\n")
-        assert connection.sock is not None
-        self.assertEqual(connection.sock.recv(2, socket.MSG_PEEK), b"y\n")
-        reply, last, _ = connection._receive_rest(b"repl", sent, late, sent)
-        self.assertEqual(reply, b"reply\n")
-        self.assertLess(last, late)
-        with self.assertRaisesRegex(client2.ExchangeError, "only 4 bytes") as found:
-            connection._receive_rest(b"repl", sent, late, sent)
-        self.assertEqual(found.exception.outcome, client2.TIMEOUT)
+    def test_any_percentile_can_be_asked_for(self) -> None:
+        run = results_of([exchange(k, k + 1000 * k) for k in range(1, 101)],
+                         1, "--messages", 100)  # fmt: skip
+        self.assertEqual(client2.figure_of(run, "latency.p95"), 95_000)
+        self.assertEqual(client2.figure_of(run, "latency.p60"), 60_000)
+        self.assertIsNone(client2.figure_of(run, "latency.p99"))
 
 
 class Connections(unittest.TestCase):
     """One connection without a client and a run."""
 
+    def connected(self, *argv: object) -> tuple[Connection, socket.socket]:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            connection = Connection(options_of(1, *argv))
+            self.addCleanup(connection.close)
+            connection.connect([(socket.AF_INET, listener.getsockname())])
+            peer, _ = listener.accept()
+            self.addCleanup(peer.close)
+        return connection, peer
+
     def test_an_address_whose_socket_cannot_be_made_gives_way_to_the_next(self) -> None:
         unheard_of = (9999, ("::1", 1))  # EAFNOSUPPORT, like a missing IPv6
         with socket.create_server(("127.0.0.1", 0)) as listener:
             reachable = (socket.AF_INET, listener.getsockname())
-            made = config(addresses=[unheard_of, reachable])
-            connection = connection_of(made)
+            connection = Connection(options_of(1))
             self.addCleanup(connection.close)
-            connection.connect()
+            connection.connect([unheard_of, reachable])
             assert connection.sock is not None
             self.assertEqual(connection.sock.getpeername(), listener.getsockname())
-        connection = Connection([unheard_of], made, b"message\n", threading.Event())
-        with self.assertRaisesRegex(client2.ExchangeError, "not supported") as found:
-            connection.connect()
-        self.assertEqual(found.exception.outcome, client2.CONNECT)
+        with self.assertRaisesRegex(client2.Failed, "not supported") as found:
+            Connection(options_of(1)).connect([unheard_of])
+        self.assertEqual(found.exception.outcome, "connect")
 
-    def test_waiting_awake_ends_with_a_wait_asleep(self) -> None:
-        connection = Connection([], config(), b"message\n", threading.Event())
-        connection.sock = mock.Mock()
-        nothing = BlockingIOError()
-        connection.sock.recvmsg.side_effect = [
-            nothing,
-            nothing,
-            (b"reply\n", [], 0, None),
-        ]
-        with mock.patch.object(client2, "AWAKE_TRIES", 2):
-            self.assertEqual(connection._receive_awake(64, 32)[0], b"reply\n")
-        awake, asleep = mock.call(64, 32, socket.MSG_DONTWAIT), mock.call(64, 32)
-        self.assertEqual(connection.sock.recvmsg.mock_calls, [awake, awake, asleep])
+    def test_what_this_machine_ran_out_of_is_not_the_targets_failure(self) -> None:
+        for number, words in (
+            (client2.errno.EADDRNOTAVAIL, "local ports of this machine ran out"),
+            (client2.errno.EMFILE, "descriptors of this machine ran out"),
+            (client2.errno.ENOBUFS, "memory of this machine ran out"),
+        ):
+            refuse = mock.Mock(side_effect=OSError(number, "no"))
+            with (
+                mock.patch.object(client2.socket, "socket", refuse),
+                self.assertRaisesRegex(client2.Failed, words) as found,
+            ):
+                Connection(options_of(1)).connect([(socket.AF_INET, ("127.0.0.1", 1))])
+            self.assertEqual(found.exception.outcome, "local")
 
-    def test_connect_time_is_the_connect_alone(self) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            reachable = (socket.AF_INET, listener.getsockname())
-            made = config(addresses=[reachable])
-            connection = connection_of(made)
-            self.addCleanup(connection.close)
-            make = connection._new_socket
+    @unittest.skipUnless(client2.TIMESTAMP_OPTION, "needs kernel timestamps")
+    def test_a_reply_before_its_message_is_a_mismatch(self) -> None:
+        connection, peer = self.connected()
+        peer.sendall(b"Server 9991 received: Hello\n")
+        assert connection.sock is not None
+        connection.sock.recv(1, socket.MSG_PEEK)
+        with self.assertRaisesRegex(client2.Failed, "came before its message") as found:
+            connection.exchange(b"Hello\n")
+        self.assertEqual(found.exception.outcome, "mismatch")
 
-            def slow(family: int) -> socket.socket:
-                threading.Event().wait(0.2)
-                return make(family)
+    def test_a_connect_time_is_no_busy_client(self) -> None:
+        made = [exchange(50 * MS + k, 51 * MS + k, due=1 + k, connect=50 * MS)
+                for k in range(20)]  # fmt: skip
+        run = results_of(made, 20, "--rate", 9, rate=9)
+        self.assertEqual((run.waited_for_client, run.reasons), (0, []))
 
-            with mock.patch.object(connection, "_new_socket", slow):
-                self.assertLess(connection.connect(), 150_000_000)
-
-    def test_a_connect_that_hangs_can_be_cut(self) -> None:
-        with full_listener() as address:
-            made = config(addresses=[(socket.AF_INET, address)], timeout_s=20.0)
-            is_cut = threading.Event()
-            connection = Connection(made.addresses, made, b"message\n", is_cut)
-            failures: queue.SimpleQueue[Exception] = queue.SimpleQueue()
-
-            def connect() -> None:
-                try:
-                    connection.connect()
-                except client2.ExchangeError as error:
-                    failures.put(error)
-
-            thread = threading.Thread(target=connect)
-            thread.start()
-            wait_until(lambda: connection.sock is not None)
-            threading.Event().wait(0.05)  # it hangs in connect(2) by now
-            is_cut.set()
-            connection.cut()
-            thread.join(5)
-            self.assertFalse(thread.is_alive())
-            self.assertIsInstance(failures.get(timeout=1), client2.ExchangeError)
-
-    def test_a_pause_before_connecting_again_is_short_after_a_success(self) -> None:
-        gates, inbox = client2.Gates(), queue.SimpleQueue[object]()
-        gates.stop.set()
-        client = client2.Client(1, config(), gates, inbox)
-        client.pause_s = client2.LAST_PAUSE_S
-        with mock.patch.object(client.connection, "connect", return_value=1):
-            client._connect()
-        self.assertEqual(client.pause_s, client2.FIRST_PAUSE_S)
-
-    def test_a_new_connection_forgets_who_answered_on_the_old_one(self) -> None:
-        gates, inbox = client2.Gates(), queue.SimpleQueue[object]()
-        client = client2.Client(1, config(any_reply=True), gates, inbox)
-        client.connection.server = "9991"
-        client._record(0, 1, 2, 3, 4, 5)
-        with mock.patch.object(client.connection, "connect", return_value=1):
-            client._connect()
-        client.connection.server = ""
-        client._record(0, 1, 2, 3, 4, 5)
-        names = [client.chunk.server_of(row[5]) for _, row in client.chunk.exchanges()]
-        self.assertEqual(names, ["9991", ""])
+    def test_pauses_are_short_for_a_second_then_longer_and_never_all_alike(self) -> None:
+        client = client2.Client(1, options_of(1), Clients(options_of(1), 0))
+        pauses, now = [], 10**9
+        with (
+            mock.patch.object(client, "_wait_until", lambda until: pauses.append(until)),
+            mock.patch.object(client2.time, "monotonic_ns", lambda: now),
+        ):
+            for now in (10**9, 15 * 10**8, 2 * 10**9, 25 * 10**8, 35 * 10**8, 10**10):
+                client._pause()
+                pauses[-1] -= now
+        self.assertEqual([p < 75 * MS for p in pauses], [True] * 3 + [False] * 0
+                         + [p < 75 * MS for p in pauses[3:]])  # fmt: skip
+        self.assertGreater(min(pauses), 24 * MS)
+        self.assertLess(max(pauses), 1500 * MS)
+        self.assertEqual(len(set(pauses)), 6)
 
 
 class Workers(unittest.TestCase):
-    """How many processes there are, and one that never was."""
+    """How many processes there are."""
 
     def test_auto_is_one_per_dozen_clients_and_for_very_many_some_per_core(
         self,
@@ -476,14 +658,15 @@ class Workers(unittest.TestCase):
             (1000, 2, 7),
             (9000, 2, 8),
         ):
-            options = client2.parse_args([str(clients), "--workers", "auto"])
             with (
                 self.subTest(clients=clients, cores=cores),
                 mock.patch.object(client2, "usable_cores", return_value=cores),
                 mock.patch.object(client2, "raise_descriptor_limit", return_value=None),
             ):
-                made = client2.make_config(options, ("127.0.0.1", 1))
-                self.assertEqual(made.workers, workers)
+                self.assertEqual(client2.workers_for(clients, 0, 1), workers)
+
+    def test_auto_is_the_default(self) -> None:
+        self.assertEqual(client2.parse_args(["200"]).workers, 0)
 
     def test_auto_is_as_many_as_can_open_the_clients_files(self) -> None:
         spare = client2.SPARE_DESCRIPTORS
@@ -501,136 +684,76 @@ class Workers(unittest.TestCase):
             ):
                 self.assertEqual(client2.workers_for(clients, 0, each), workers)
 
-    def test_a_group_whose_process_was_never_started_can_be_closed(self) -> None:
-        inbox: client2.Inbox = queue.SimpleQueue()
-        client2.WorkerGroup(config(), range(1, 2), inbox, 1).close()
-        self.assertTrue(inbox.empty())
+    def test_a_stop_is_told_from_a_busy_processor(self) -> None:
+        clients = Clients(options_of(1), 0)
+        clients.late = [(1.0, 1.1), (2.0, 2.3), (3.0, 3.1)]
+        with mock.patch.object(client2, "CONTINUED", [1.1, 3.1]):
+            self.assertAlmostEqual(clients.still_s, 0.2)
 
 
-class TheTally(unittest.TestCase):
-    """Rows become figures."""
+class TheResults(unittest.TestCase):
+    """Exchanges become figures."""
 
-    def test_latency_response_time_and_bytes_of_a_row(self) -> None:
-        tally = Tally(config())
-        tally.start_ns = 1000
-        tally.take(chunk_of((1000, 1500, 4500, 5500, 7000, client2.CONFIRMED)))
-        self.assertEqual(tally.latency.percentile(0.5), 3000)
-        self.assertEqual(tally.response_time.percentile(0.5), 4500)
-        self.assertEqual(tally.wake_delay.percentile(0.5), 1500)
-        self.assertEqual((tally.bytes_sent, tally.bytes_received), (21, 43))
-        self.assertEqual(tally.servers["9991"].confirmed, 1)
+    def test_latency_response_time_and_bytes_of_an_exchange(self) -> None:
+        run = results_of([exchange(1500, 4500, due=1000, last=5500, seen=7000)])
+        self.assertEqual(run.latency.percentile(0.5), 3000)
+        self.assertEqual(run.response_time.percentile(0.5), 4500)
+        self.assertEqual(run.wake_delay.percentile(0.5), 1500)
+        self.assertEqual((run.bytes_sent, run.bytes_received), (21, 43))
+        self.assertEqual(run.servers["9991"].confirmed, 1)
 
     def test_a_clock_that_is_set_back_makes_no_negative_duration(self) -> None:
-        tally = Tally(config())
-        tally.take(chunk_of((1000, 1000, 700, 700, 700, client2.CONFIRMED)))
-        for metric in (tally.latency, tally.response_time):
+        run = results_of([exchange(1000, 700)])
+        for metric in (run.latency, run.response_time):
             self.assertEqual(metric.minimum, 0)
             self.assertEqual(Distribution.from_json(metric.as_json()).count, 1)
 
     def test_failures_are_counted_and_left_out_of_latency(self) -> None:
-        tally = Tally(config(messages=2))
-        tally.take(
-            chunk_of(
-                (0, 0, 10, 10, 10, client2.CONFIRMED),
-                (20, 20, 900, 900, 900, client2.TIMEOUT),
-            )
-        )
-        self.assertEqual(tally.latency.count, 1)
-        self.assertEqual((tally.confirmed, tally.failed), (1, 1))
-        self.assertEqual(tally.outcomes[client2.TIMEOUT], 1)
+        late = Outcome("timeout", text="no reply")
+        run = results_of([exchange(1, 10), exchange(20, 900, outcome=late)])
+        self.assertEqual((run.latency.count, run.confirmed, run.failed), (1, 1, 1))
+        self.assertEqual(run.failures["timeout"], 1)
 
-    def test_the_longest_gap_spans_chunks_and_failures(self) -> None:
-        tally = Tally(config(clients=2, messages=9))
-        good, reset = client2.CONFIRMED, client2.RESET
-        tally.take(chunk_of((0, 0, 10, 10, 10, good), (10, 10, 40, 40, 40, reset)))
-        self.assertEqual(tally.gap, Gap(30, 1, 10, until_the_end=True))
-        tally.take(chunk_of((0, 0, 25, 25, 25, good), client=2))
-        tally.take(chunk_of((60, 60, 95, 95, 95, good)))
-        self.assertEqual(tally.gap, Gap(85, 1, 10))
+    def test_the_longest_gap_spans_failures(self) -> None:
+        reset = Outcome("reset", text="reset")
+        made = [exchange(1, 10), exchange(11, 40, outcome=reset)]
+        self.assertEqual(results_of(made).gap, (29, 1, 11, True))
+        made += [exchange(60, 95, since=11), exchange(1, 25, client=2)]
+        self.assertEqual(results_of(made).gap, (84, 1, 11, False))
 
-    def test_a_client_that_starts_late_or_waits_for_its_turn_has_no_gap(self) -> None:
-        tally = Tally(config(messages=9, rate=2.0))
-        good, second = client2.CONFIRMED, 10**9
-        rows = [(k * second, k * second, k * second + 7, k * second + 7, k * second + 8)
-                for k in range(1, 4)]  # fmt: skip
-        tally.take(chunk_of(*((*row, good) for row in rows)))
-        self.assertEqual(tally.gap.length_ns, 7)
+    def test_a_warm_up_is_left_out_of_all_figures(self) -> None:
+        made = [exchange(k * 10**8, k * 10**8 + 5000, number=k + 1) for k in range(50)]
+        by_time = results_of(made, 1, "--messages", 50, "--warmup", 2)
+        by_count = results_of(made, 1, "--messages", 50, "--warmup", "20x")
+        for run in (by_time, by_count):
+            self.assertEqual((run.confirmed, run.planned, run.warmed_up), (30, 30, 20))
+            self.assertAlmostEqual(run.wall_s, 2.9, delta=0.001)
+            self.assertAlmostEqual(run.warmup_s, 2)
+            self.assertIn("left out of all figures", run.notices[0])
 
-    def test_what_the_progress_did_not_ask_for_does_not_pile_up(self) -> None:
-        tally = Tally(config(messages=10_000))
-        rows = [(k, k, k + 1, k + 1, k + 2, client2.CONFIRMED) for k in range(100)]
-        for _ in range(client2.RECENT // 100 + 5):
-            tally.take(chunk_of(*rows))
-        self.assertEqual(len(tally.recent), client2.RECENT)
+    def test_a_schedule_lasts_to_its_end_not_to_the_last_reply(self) -> None:
+        made = [exchange(k * 10**8 + 1, k * 10**8 + 5000) for k in range(10)]
+        run = results_of(made, 1, "--rate", 10, "--duration", 1, rate=10)
+        self.assertEqual((run.wall_s, run.per_s), (1.0, 10.0))
 
-    def test_an_open_loop_tells_its_own_lateness_from_the_servers(self) -> None:
-        tally = Tally(config(messages=2, rate=10.0))
-        good = client2.CONFIRMED
-        chunk = chunk_of((0, 5, 100, 100, 110, good), (50, 113, 150, 150, 151, good))
-        chunk.send_delays.extend((5, 0))  # as its client saw it
-        tally.take(chunk)
-        self.assertEqual(tally.backlog_ns, 60)  # due at 50, free at 110
-        self.assertEqual(list(tally.send_delay.values or []), [5, 0])
+    def test_in_flight_is_never_more_than_the_clients(self) -> None:
+        reset = Outcome("reset", text="r")
+        made = [exchange(k * MS + c, (k + 1) * MS - 9 + c, client=c, outcome=(
+            reset if k % 3 else GOOD)) for k in range(200) for c in range(1, 31)]  # fmt: skip
+        made.append(exchange(7, 10**9, client=31, outcome=Outcome("connect", text="no")))
+        run = results_of(made, 31, "--messages", 200, "--report", "x.html")
+        flight, most = 0, 0
+        for things in run.events.by_slice().values():
+            flight += things["sent"] - things["ended"]
+            most = max(most, flight)
+        self.assertLessEqual(most, 30)
+        self.assertEqual(flight, 0)
 
-    def test_a_connect_is_not_called_the_clients_own_lateness(self) -> None:
-        gates = client2.Gates(start_mono_ns=time.monotonic_ns())
-        inbox: client2.Inbox = queue.SimpleQueue()
-        client = client2.Client(1, config(messages=1, rate=10.0), gates, inbox)
-
-        def slow_connect() -> None:
-            threading.Event().wait(0.1)
-            raise client2.ExchangeError(client2.CONNECT, "refused")
-
-        with mock.patch.object(client, "_connect", slow_connect):
-            client._converse()
-        _, chunk = inbox.get_nowait()
-        late_ns = chunk.send_delays if chunk.send_delays else [1 << 62]
-        self.assertLess(max(late_ns), 100_000_000)
-
-    def test_rows_of_a_long_run_are_let_go(self) -> None:
-        rows = [(k, k, k + 1, k + 1, k + 2, client2.CONFIRMED) for k in range(8)]
-        with mock.patch.object(client2, "DOTS_SHOWN", 10):
-            tally = Tally(config(messages=16))
-            for _ in range(2):
-                tally.take(chunk_of(*rows))
-        self.assertEqual(tally.kept, [])
-        self.assertEqual(tally.confirmed, 16)
-
-
-class TheTimeline(unittest.TestCase):
-    """Counts over time in a bounded number of columns."""
-
-    def test_a_day_fits_and_nothing_is_lost(self) -> None:
-        timeline = Timeline()
-        day = 86_400 * 10**9
-        moments = array("q", range(0, day, day // 500))
-        latency = array("q", [MS] * len(moments))
-        for k in range(0, len(moments), 10):
-            last = moments[k : k + 10]
-            sent = array("q", [moment - MS for moment in last])
-            timeline.add(0, sent, latency[k : k + 10], last)
-        timeline.add_failures(0, array("q", [day - 9]), array("q", [day - 1]))
-        self.assertEqual(timeline.cells.total(), len(moments))
-        self.assertEqual(timeline.failed.total(), 1)
-        self.assertLess(max(k for k, _ in timeline.cells), client2.TIME_BINS)
-        self.assertLessEqual(
-            len(timeline.columns(client2.COLUMNS)[1]), client2.COLUMNS + 1
-        )
-
-    def test_an_exchange_that_failed_was_in_flight_until_then(self) -> None:
-        timeline = Timeline()
-        timeline.add_failures(0, array("q", [MS // 2]), array("q", [5 * MS // 2]))
-        flights = Counter({0: MS // 2, 1: MS, 2: MS // 2})
-        self.assertEqual(timeline.in_flight_ns, flights)
-
-    def test_time_in_flight_is_shared_among_the_columns_it_spans(self) -> None:
-        timeline = Timeline()
-        timeline.add(
-            0, array("q", [MS // 2]), array("q", [2 * MS]), array("q", [5 * MS // 2])
-        )
-        self.assertEqual(
-            timeline.in_flight_ns, Counter({0: MS // 2, 1: MS, 2: MS // 2})
-        )
+    def test_a_moment_is_written_with_its_fraction_and_read_back(self) -> None:
+        text = client2.format_utc(1_795_790_000.25)
+        self.assertEqual(text, "2026-11-27T14:33:20.250000Z")
+        self.assertEqual(client2.parse_utc(text), 1_795_790_000.25)
+        self.assertEqual(client2.parse_utc("2026-11-27T14:33:20Z"), 1_795_790_000)
 
 
 class Scales(unittest.TestCase):
@@ -644,75 +767,82 @@ class Scales(unittest.TestCase):
 
     def test_ticks_are_round_and_inside(self) -> None:
         self.assertEqual(Scale(0, 10, 0, 1).ticks(), [0, 2, 4, 6, 8, 10])
-        self.assertEqual(Scale(8, 120, 0, 1, log=True).ticks()[:3], [10, 15, 20])
+        self.assertEqual(Scale(8, 120, 0, 1, log=True).ticks()[:3], [10, 20, 50])
 
 
 class TheVerdict(unittest.TestCase):
     """A run that measured its own client more than the server says so."""
 
-    def summary(self, tally: Tally, seen: client2.Course) -> Summary:
-        run = mock.Mock(config=tally.config, tally=tally, course=seen)
-        return client2.summarize(run, ["client2.py"])
+    def made(self, wake: int = 100_000) -> list[Exchange]:
+        return [exchange(k * MS, k * MS + 900_000, seen=k * MS + 900_000 + wake)
+                for k in range(1, 101)]  # fmt: skip
 
-    def quiet_run(self) -> tuple[Tally, client2.Course]:
-        tally = Tally(config(messages=100))
-        rows = [
-            (k * MS, k * MS, k * MS + 900_000, k * MS + 900_000, (k + 1) * MS, 0)
-            for k in range(100)
-        ]
-        tally.take(chunk_of(*rows))
-        return tally, client2.Course(connected=1, wall_s=0.1)
+    def judged(self, made: list[Exchange], *argv: object, rate: float = 0, **more: object
+               ) -> Results:  # fmt: skip
+        """Return a run with something changed before it is judged."""
+        argv = argv or (1, "--messages", 100)
+        run, options = results_of(made, *argv, rate=rate), options_of(*argv, rate=rate)
+        for name, value in more.items():
+            setattr(run, name, value)
+        run.reasons.clear()
+        client2.judge(run, options)
+        return run
 
     def test_a_quiet_run_is_valid(self) -> None:
-        found = self.summary(*self.quiet_run())
+        found = self.judged(self.made())
         self.assertEqual((found.verdict, found.reasons), ("valid", []))
 
     def test_reasons_to_doubt(self) -> None:
         cases: dict[str, dict[str, object]] = {
-            "stood still": {"stalled_s": 2.0},
+            "stood still for 0.05 s, 50%": {"still_s": {0: 0.01, 1: 0.05}},
             "clock was stepped": {"clock_step_ns": 3_600 * 10**9},
             "worker process died": {"lost": 5},
+            "left over on 3 connections": {"left_over": 3},
+            "most direct exchanges failed": {"direct_failed": 5},
+            "had no kernel timestamp": {"unstamped": 50},
         }
         for words, change in cases.items():
             with self.subTest(words):
-                tally, seen = self.quiet_run()
-                for name, value in change.items():
-                    setattr(seen, name, value)
-                found = self.summary(tally, seen)
+                found = self.judged(self.made(), **change)
                 self.assertEqual(found.verdict, "doubtful")
                 self.assertIn(words, found.reasons[0])
 
-    def test_clients_that_mostly_do_other_things_than_wait_are_a_reason(self) -> None:
-        tally = Tally(config(messages=100))
-        rows = [(k * MS, k * MS, k * MS + 9, k * MS + 9, k * MS + 500_000, 0)
-                for k in range(100)]  # fmt: skip
-        tally.take(chunk_of(*rows))
-        found = self.summary(tally, client2.Course(connected=1, wall_s=0.1))
-        self.assertIn("Little's law only 0.00", found.reasons[0])
+    def test_standing_still_for_less_than_a_twentieth_is_none(self) -> None:
+        found = self.judged(self.made(), wall_s=10.0, still_s={0: 0.4})
+        self.assertEqual(found.reasons, [])
 
-    def test_clients_that_are_done_or_wait_for_a_dead_server_are_none(
-        self,
-    ) -> None:
-        tally = Tally(config(messages=100, clients=2))
-        quick = [(k * MS, k * MS, k * MS + 900_000, k * MS + 900_000, (k + 1) * MS, 0)
-                 for k in range(100)]  # fmt: skip
-        tally.take(chunk_of(*quick))  # done after 0.1 of 9 s
-        second = 10**9
-        tally.take(chunk_of((0, 0, second, second, second, client2.TIMEOUT), client=2))
-        found = self.summary(tally, client2.Course(connected=2, wall_s=9.0))
-        self.assertEqual(found.verdict, "valid")
+    def test_ports_that_ran_out_are_a_reason_that_clears_the_target(self) -> None:
+        words = "local ports of this machine ran out"
+        made = [*self.made(), exchange(5, 9, outcome=Outcome("local", text=words))]
+        (reason,) = self.judged(made).reasons
+        self.assertIn(words, reason)
+        self.assertIn("not the target's failure", reason)
 
-    def test_missing_timestamps_are_a_reason(self) -> None:
-        tally, seen = self.quiet_run()
-        tally.unstamped = 50
-        self.assertIn("timestamp", self.summary(tally, seen).reasons[0])
+    def test_clients_that_mostly_work_themselves_are_a_reason(self) -> None:
+        made = [exchange(k * MS, k * MS + 9, seen=k * MS + 500_000) for k in range(1, 101)]
+        found = self.judged(made, cpu_s={0: 0.09}, wall_s=0.1)
+        self.assertIn("(Little's law)", found.reasons[0])
+        # The same with an idle processor: other processes had it.
+        self.assertEqual(self.judged(made, cpu_s={0: 0.01}, wall_s=0.1).reasons, [])
 
-    def test_an_open_loop_that_sent_too_little_is_doubtful(self) -> None:
-        tally, seen = self.quiet_run()
-        tally.config.rate = tally.config.duration_s = 20.0
-        tally.config.messages = 0
-        found = self.summary(tally, seen)
-        self.assertIn("sent 25% of the 400 messages planned", found.reasons[0])
+    def test_busy_clients_are_named_whatever_was_sent(self) -> None:
+        made = [exchange(k * MS + 9, k * MS + MS, due=1 + k * MS // 2) for k in range(100)]
+        argv = (2, "--rate", 2000, "--messages", 50)
+        found = self.judged(made, *argv, rate=2000)
+        self.assertRegex(
+            found.reasons[0],
+            r"all 2 clients were busy when 9\d% of the messages were due: response",
+        )
+        early = made[:33]
+        found = self.judged(early, *argv, rate=2000)
+        self.assertIn("33% were sent", found.reasons[0])
+
+    def test_refused_connects_are_not_busy_clients(self) -> None:
+        refused = Outcome("connect", text="connection refused")
+        made = [exchange(k * MS, k * MS + 5, outcome=refused) for k in range(1, 50)]
+        made += self.made()[:10]
+        found = self.judged(made, 2, "--rate", 1000, "--messages", 50, rate=1000)
+        self.assertIn("the clients were waiting after failures", found.reasons[0])
 
     def test_a_split_by_chance_is_told_from_an_uneven_one(self) -> None:
         for counts, words in (
@@ -721,51 +851,67 @@ class TheVerdict(unittest.TestCase):
             ((80, 10, 10), "unevenly"),
         ):
             with self.subTest(counts):
-                tally, seen = self.quiet_run()
+                run = Results()
                 for name, count in zip("abc", counts, strict=True):
-                    tally.server(name).connections = count
-                del tally.servers["9991"]
-                self.assertIn(words, client2.split_words(self.summary(tally, seen)))
+                    run.servers[name] = ServerResults(connections=count)
+                self.assertIn(words, client2.split_words(run))
+
+    def test_the_knee_is_named(self) -> None:
+        def run(rate: float, confirmed: int, *reasons: str) -> Results:
+            return Results(rate=rate, confirmed=confirmed, planned=round(rate),
+                           wall_s=1.0, reasons=list(reasons))  # fmt: skip
+
+        runs = [run(100, 100), run(400, 399), run(200, 200), run(800, 512)]
+        self.assertEqual(
+            client2.knee_words(runs),
+            "the knee: the target holds 400/s; at 800/s it confirmed 512/s",
+        )
+        self.assertIn("all of these", client2.knee_words(runs[:2]))
+        self.assertIn("none of these", client2.knee_words([run(5, 1), run(9, 1)]))
 
 
 class TheReport(unittest.TestCase):
-    """The page, from a summary alone."""
+    """The page, from results alone."""
+
+    def page(self, made: list[Exchange], *argv: object, rate: float = 0) -> str:
+        run = results_of(made, *argv, "--report", "run.html", rate=rate)
+        return client2.render_report([run], [], "", "")
 
     def test_more_exchanges_than_dots_make_a_heat_map(self) -> None:
-        tally = Tally(config(messages=9000))
-        tally.timeline = Timeline()
-        rows = [(k * MS, k * MS, k * MS + 10**5, k * MS + 10**5, (k + 1) * MS, 0)
-                for k in range(9000)]  # fmt: skip
-        tally.take(chunk_of(*rows))
-        seen = client2.Course(connected=1, wall_s=9.0)
-        run = mock.Mock(config=tally.config, tally=tally, course=seen)
-        page = client2.render_report(client2.summarize(run, ["client2.py"]), None, "")
+        made = [exchange(k * MS, k * MS + 10**5) for k in range(1, 9001)]
+        page = self.page(made, 1, "--messages", 9000)
         self.assertIn("the darker a field", page.lower())
         self.assertEqual(page.count("<svg"), 4)
         self.assertLess(len(page.encode()), 500_000)
 
     def test_a_reply_of_no_server_has_its_dot_beside_those_of_named_ones(self) -> None:
-        tally = Tally(config(messages=2, any_reply=True))
-        tally.timeline = Timeline()
-        tally.take(chunk_of((0, 0, MS, MS, MS, 0)))
-        unnamed = chunk_of((MS, MS, 2 * MS, 2 * MS, 2 * MS, 0))
-        unnamed.rows[5] |= client2.UNKNOWN_SERVER << 4
-        tally.take(unnamed)
-        seen = client2.Course(connected=1, wall_s=0.1)
-        run = mock.Mock(config=tally.config, tally=tally, course=seen)
-        page = client2.render_report(client2.summarize(run, ["client2.py"]), None, "")
+        made = [exchange(1, MS), exchange(MS, 2 * MS, outcome=GOOD._replace(server=""))]
+        page = self.page(made, 1, "--messages", 2, "--any-reply")
         self.assertIn('class="dots square c1"', page)
 
+    def test_twelve_servers_have_twelve_colours(self) -> None:
+        made = [exchange(k * MS, k * MS + 10**5, client=k,
+                         outcome=GOOD._replace(server=str(9000 + k % 12)))
+                for k in range(1, 25)]  # fmt: skip
+        page = self.page(made, 24)
+        for k in range(12):
+            self.assertIn(f'"t{k}"', page)
+
+    def test_in_an_open_loop_all_goes_by_response_time(self) -> None:
+        made = [exchange(k * MS + 10**9, k * MS + 10**9 + 400_000, due=k * MS)
+                for k in range(1, 400)]  # fmt: skip
+        page = self.page(made, 9, "--rate", 1000, "--messages", 50, rate=1000)
+        self.assertIn("<b>1.00 s</b><small>response time p50</small>", page)
+        self.assertIn("one exchange's response time", page)
+
     def test_a_report_can_be_read_back(self) -> None:
-        tally = Tally(config(message=b"</script>"))
-        tally.take(chunk_of((0, 0, MS, MS, MS, 0)))
-        seen = client2.Course(connected=1, wall_s=0.1)
-        run = mock.Mock(config=tally.config, tally=tally, course=seen)
-        summary = client2.summarize(run, ["client2.py", "--message", "</script>"])
-        page = client2.render_report(summary, None, "")
+        run = results_of([exchange(1, MS)], 1, "--message", "</script>")
+        run.command = ["client2.py", "--message", "</script>"]
+        page = client2.render_report([run], [], "", "")
         with mock.patch.object(Path, "read_text", return_value=page):
-            found = client2.read_summary("run.html")
-        self.assertEqual(found.as_json(), summary.as_json())
+            (found,) = client2.read_results("run.html")
+        ours, theirs = run.as_json(), found.as_json()
+        self.assertEqual(theirs | {"notices": []}, ours | {"notices": []})
 
 
 if __name__ == "__main__":
