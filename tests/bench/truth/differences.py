@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -11,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from tests.bench.machine import Stage
 from tests.bench.subjects import CLIENT
 from tests.bench.truth.system import Figure, Json, Options, System, say
+from tests.bench.truth.tenths import client2
 
 SLOWER = re.compile(r"(\d+) is slower than (\d+)")
 RUN_S = 1.5
@@ -21,8 +20,6 @@ PER_SYSTEM = 5  # runs against the same processes
 DELAY_S = 0.005
 REPEATED_RUNS = 32
 EACH_SIDE = 4  # runs, when several are compared with several
-COMPARE_S = 60.0
-COMMON = {"version": 1, "command": ["client2.py"], "verdict": "valid", "reasons": []}
 
 
 # ---- Servers of one run ----------------------------------------------------------
@@ -91,46 +88,61 @@ def called(
 
 
 def repeats(options: Options) -> Iterator[Figure]:
-    """Repeat one run; yield how often --baseline calls repetitions different."""
+    """Yield how often --baseline calls runs different: the same again, then slower."""
     count = 2 * EACH_SIDE if options.short else options.runs_or(REPEATED_RUNS)
     seconds = 0.3 if options.short else options.seconds_or(RUN_S)
+    same = [""] * 3, [""] * 3
+    what = f"the same run again, 9 clients, {seconds:g} s, by --baseline: different"
+    yield from compared(what, same, count, seconds, options, "≤ 5 %")
+    if not options.short:
+        more = [f"{DELAY_S}"] * 3, [f"{1.2 * DELAY_S}"] * 3
+        what = f"servers of 6 ms after servers of 5 ms, {seconds:g} s: slower"
+        yield from compared(what, more, count // 2, seconds, options, "")
+
+
+def compared(
+    what: str,
+    delays: tuple[list[str], list[str]],
+    count: int,
+    seconds: float,
+    options: Options,
+    goal: str,
+) -> Iterator[Figure]:
+    """Make runs against two systems in turns; compare neighbours, and groups."""
     with Stage() as stage:
         system = System(stage, options)
-        target = system.behind_balancer([""] * 3).address
+        targets = [system.behind_balancer(side).address for side in delays]
         words = ("9", "--duration", str(seconds))
-        found = [system.measure(target, *words, seconds=seconds) for _ in range(count)]
-        say(f"repeats: {count} runs made")
-        pairs = list(itertools.pairwise(found))
-        said = Counter(compare(system, [new], [old]) for old, new in pairs)
-        say(f"repeats: one against one: {dict(said)}")
-        several = [
-            compare(system, runs[0::2], runs[1::2])
-            for k in range(0, count - 2 * EACH_SIDE + 1, 2)
-            for runs in [found[k : k + 2 * EACH_SIDE]]
+        runs = [
+            system.measure(targets[k % 2], *words, seconds=seconds)
+            for k in range(count - count % 2)
         ]
-        say(f"repeats: {EACH_SIDE} against {EACH_SIDE}: {dict(Counter(several))}")
-    different = said["slower"] + said["faster"]
-    what = f"the same run again, {seconds:g} s, by --baseline: called different"
-    yield Figure(what, different, len(pairs), "≤ 5 %", "one run each")
-    if several:
-        different = sum(text in ("slower", "faster") for text in several)
-        label = f"{EACH_SIDE} runs each, in turns"
-        yield Figure(what, different, len(several), "≤ 5 %", label)
+    pairs = [compare(options, [b], [a]) for a, b in batched(runs, 2)]
+    groups = [
+        compare(options, some[1::2], some[0::2])
+        for k in range(0, len(runs) - 2 * EACH_SIDE + 1, 2)
+        for some in [runs[k : k + 2 * EACH_SIDE]]
+    ]
+    wanted = {"slower", "faster"} if goal else {"slower"}
+    for said, label in ((pairs, "one run each"), (groups, f"{EACH_SIDE} in turns")):
+        say(f"repeats: {what}: {label}: {dict(Counter(said))}")
+        if said:
+            hits = sum(word in wanted for word in said)
+            yield Figure(what, hits, len(said), goal, label)
 
 
-def compare(system: System, ours: Sequence[Json], theirs: Sequence[Json]) -> str:
-    """Return what client2.py says of the p50 of runs beside others, by --baseline.
+def batched(runs: Sequence[Json], size: int) -> Iterator[Sequence[Json]]:
+    """Yield groups of runs, one after the other."""
+    for k in range(0, len(runs) - size + 1, size):
+        yield runs[k : k + size]
 
-    Several runs of ours stand in one file, as --runs writes them.
+
+def compare(options: Options, ours: Sequence[Json], theirs: Sequence[Json]) -> str:
+    """Return what client2.py says of the p50 of runs beside others, as --baseline does.
+
+    By its own functions: its command compares runs that it makes, and ours took turns.
     """
-    folder = system.stage.folder
-    own = dict(ours[0]) if len(ours) == 1 else {**COMMON, "runs": list(ours)}
-    files = [folder / f"side-{number}.json" for number in range(len(theirs) + 1)]
-    for file, document in zip(files, [own, *theirs], strict=True):
-        file.write_text(json.dumps(document))
-    out = folder / "compared.json"
-    command = [*system.command(CLIENT), "--merge", str(files[0])]
-    command += ["--baseline", *map(str, files[1:]), "--json", str(out), "--quiet"]
-    system.stage.run(command, COMPARE_S)
-    said: str = json.loads(out.read_text())["baseline"]["p50"]["said"]
-    return said
+    module = client2(options.scripts / CLIENT)
+    sides = [[*map(module.results_from_json, side)] for side in (ours, theirs)]
+    change = module.compare_runs(*sides, "p50")
+    return str(change.said) if change else "nothing"
