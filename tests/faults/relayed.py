@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import itertools
 import json
-import os
 import random
 import re
 import select
@@ -19,8 +18,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tests.balancer import SAME_ORIGIN, STATUS, Ending, endings
+from tests.balancer import SAME_ORIGIN, Ending, endings
 from tests.faults.lab import LONG_ONLY, Lab, scenario, steady_port
+from tests.faults.processes import (
+    has_ended,
+    kill_worker,
+    status_address,
+    workers_of,
+)
 from tests.support import (
     Running,
     children,
@@ -185,14 +190,6 @@ class Travellers:
 
 
 # ---- What the balancer says, and what the others say -----------------------------
-
-
-def status_address(balancer: Running) -> str:
-    """Return where the balancer serves its status."""
-    match = STATUS.search(balancer.stdout_lines()[0])
-    if not match:
-        raise AssertionError(f"no status address: {balancer.stdout_text()[:200]}")
-    return match[1]
 
 
 def settled(balancer: Running) -> dict[str, Any]:
@@ -364,7 +361,7 @@ def chaos(lab: Lab, workers: int) -> None:
         elif dice < 0.8:
             peers.freeze(index, choices.choice((0.02, 0.1, 0.3, longest)))
         elif dice < 0.9 and workers > 1:
-            kill_worker(lab, balancer, choices)
+            lab.count("workers killed", kill_worker(balancer, choices))
         else:
             give_order(lab, balancer, peers, choices)
         check_limit(lab, balancer, most)
@@ -401,18 +398,6 @@ def check_limit(lab: Lab, balancer: Running, most: int) -> None:
         lab.expect(not most or server["active"] <= most, f"above {most}: {server}")
 
 
-def kill_worker(lab: Lab, balancer: Running, choices: random.Random) -> None:
-    """Kill a worker process by its id, and wait until it is gone."""
-    workers = children(balancer.pid)
-    if not workers:
-        lab.lost("there is no worker")
-        return
-    victim = choices.choice(workers)
-    os.kill(victim, signal.SIGKILL)
-    wait_until(lambda: not is_live(victim), what=f"the end of process {victim}")
-    lab.count("workers killed")
-
-
 def ends_of(lines: Sequence[Ending]) -> list[tuple[str, int]]:
     """Return how often each termination code came."""
     return Counter(line.code for line in lines).most_common()
@@ -423,7 +408,7 @@ def check_held(lab: Lab, balancer: Running, before: tuple[int, int, int]) -> Non
 
     def is_back() -> bool:
         fds, running, memory = held(balancer)
-        workers = max(1, len(children(balancer.pid)))
+        workers = max(1, len(workers_of(balancer)))
         return (
             fds <= before[0] + 2  # a check may be under way
             and running <= before[1] + SPARE_THREADS * workers
@@ -461,33 +446,21 @@ def echo_once(sock: socket.socket, data: bytes = b"0000000000") -> bool:
 def killed_balancer(lab: Lab) -> None:
     """Kill the balancer: clients get an end, and no worker lives on."""
     peers = Peers(lab)
-    balancer = lab.balancer(peers.live, "--workers", 2)
+    balancer = lab.balancer(peers.live, "--workers", 2, "--status", "127.0.0.1:0")
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(dial(balancer, STUCK_S)) for _ in range(12)]
         for client in clients:
             lab.expect(echo_once(client), "no echo before the kill")
-        workers = children(balancer.pid)
+        workers = workers_of(balancer)
         lab.expect(len(workers) == 2, f"{len(workers)} workers instead of 2")
+        family = children(balancer.pid)
         balancer.signal(signal.SIGKILL)
         lab.count("kills")
         for client in clients:
             with contextlib.suppress(ConnectionResetError):
                 lab.expect(client.recv(1) == b"", "more bytes from a dead balancer")
-        wait_until(lambda: not set(workers) & set(live_pids(workers)), what="workers")
+        wait_until(lambda: all(map(has_ended, family)), what="the end of all processes")
     lab.count("connections", 12)
-
-
-def live_pids(pids: Sequence[int]) -> list[int]:
-    """Return those of the processes that still run."""
-    return [pid for pid in pids if is_live(pid)]
-
-
-def is_live(pid: int) -> bool:
-    """Tell whether a process runs (a zombie has no threads to list)."""
-    try:
-        return bool(threads(pid)) and memory_kib(pid) > 0
-    except (OSError, IndexError):
-        return False
 
 
 @scenario(3, share=0.5, short_s=LONG_ONLY)
@@ -502,14 +475,14 @@ def killed_worker(lab: Lab) -> None:
         clients = [stack.enter_context(dial(balancer, STUCK_S)) for _ in range(12)]
         for client in clients:
             lab.expect(echo_once(client), "no echo before the kill")
-        kill_worker(lab, balancer, choices)
+        lab.count("workers killed", kill_worker(balancer, choices))
         line = balancer.wait_for_line(r"worker=\d+ died")
         found = re.search(r"with (\d+) connections", line)
         died = int(found[1]) if found else -1
         ended = sum(not still_echoes(client) for client in clients)
         lab.expect(0 < died < 12, f"{died} of 12 connections were the worker's")
         lab.expect(died == ended, f"{died} reported, {ended} ended")
-        wait_until(lambda: len(children(balancer.pid)) == 2, what="a new worker")
+        wait_until(lambda: len(workers_of(balancer)) == 2, what="a new worker")
         for _ in range(6):
             with dial(balancer) as another:
                 lab.expect(echo_once(another), "no echo after the kill")
