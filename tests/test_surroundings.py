@@ -509,14 +509,15 @@ class ClosedStreams(ScriptTestCase):
             for number in range(300):
                 send_and_read(address, f"number-{number}-")
 
-        lines = self.through(
-            "server2.py",
-            ["0"],
-            use,
-            lambda said: all(f"number-{n}-" in said for n in range(300)),
-        )
-        for number in range(300):
-            self.assertTrue(any(f"number-{number}-" in line for line in lines), number)
+        def accounted(said: str) -> int:
+            """Return how many messages are shown, or counted where they are not."""
+            counted = re.findall(r"(\d+) more messages?", said)
+            return said.count(" received: number-") + sum(map(int, counted))
+
+        lines = self.through("server2.py", ["0"], use, lambda t: accounted(t) >= 300)
+        self.assertEqual(accounted("\n".join(lines)), 300)
+        for line in lines[2:]:
+            self.assertRegex(line, r"\A127\.0\.0\.1:\d+ (received|closed): |\d more ")
 
     def test_a_clients_output_that_does_not_block_loses_no_line(self) -> None:
         server = self.backend(confirm())
@@ -526,9 +527,10 @@ class ClosedStreams(ScriptTestCase):
             lambda _: wait_until(lambda: server.received.count(b"\n") > 80),
             None,
         )
-        text = "\n".join(lines)
-        self.assertEqual(text.count("received: Hello from client "), 400)
-        self.assertIn("VALID", text.upper())
+        rows = [line for line in lines if re.match(r" +\d+ +\d+ ", line)]
+        pairs = {tuple(row.split()[:2]) for row in rows if " Server " in row}
+        self.assertEqual(len(pairs), 400)
+        self.assertRegex("\n".join(lines), "(?i)valid|doubtful")
 
     def through(
         self,
