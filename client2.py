@@ -2488,7 +2488,7 @@ def closing_lines(results: Results) -> Iterator[str]:
     r = results
     words = f"{grouped(r.confirmed)} of {grouped(r.planned)} confirmed"
     words += f"   {grouped(r.failed)} failed   {digits(r.per_s)} exchanges/s"
-    words += f"   throughput {with_unit(r.bytes_per_s, RATES)}"
+    words += f"   {with_unit(r.bytes_per_s, RATES)}"
     yield from textwrap.wrap(words, WIDTH, initial_indent=" ", subsequent_indent=" ")
     if r.latency.count:
         metrics = {"latency": r.latency, "response time": r.response_time}
