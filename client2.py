@@ -122,7 +122,8 @@ CONNECTION_GROUPS = 32  # of a server's connections, at most
 SHUFFLES = 1000
 CHANCE = 0.05  # at most, of a difference that is none, in time or of runs, ...
 CHANCE_OF_CONNECTIONS = 0.01  # ... and of servers that differ by their connections
-LEAST_RATIO = 1.05  # of two servers, to be worth a sentence
+LEAST_RATIO = 1.05  # of two servers, to be worth a sentence; in each part, ...
+LEAST_IN_PART = 1.02  # ... for equal ones differ by less in one part or other
 
 CONFIRMED = "confirmed"
 FAILURES = ("connect", "send", "timeout", "reset", "closed", "mismatch", "error_reply",
@@ -595,7 +596,7 @@ def ratios_of(
     both = zip(slow, fast, strict=True)
     ratios = [a / b for a, b in both if a is not None and b]
     enough = 2 * 0.5 ** len(ratios) * pairs <= CHANCE
-    return ratios if enough and min(ratios) > 1 else []
+    return ratios if enough and min(ratios) > LEAST_IN_PART else []
 
 
 def take_turns(ours: Sequence[float], theirs: Sequence[float]) -> bool:
