@@ -2488,7 +2488,9 @@ def closing_lines(results: Results) -> Iterator[str]:
     """Yield the most important figures, and the verdict."""
     r = results
     words = f"{grouped(r.confirmed)} of {grouped(r.planned)} confirmed"
-    words += f"   {grouped(r.failed)} failed   {digits(r.per_s)} exchanges/s"
+    words += f"   {grouped(r.failed)} failed"
+    words += f"   {grouped(r.not_sent)} not sent" if r.not_sent else ""
+    words += f"   {digits(r.per_s)} exchanges/s"
     words += f"   {with_unit(r.bytes_per_s, RATES)}"
     yield from textwrap.wrap(words, WIDTH, initial_indent=" ", subsequent_indent=" ")
     if r.latency.count:
@@ -2547,7 +2549,8 @@ color:var(--soft);position:sticky;left:0}}}}
 .dots{{fill:none;stroke-width:5;stroke-opacity:.6}}.round{{stroke-linecap:round}}
 .square{{stroke-linecap:square;stroke-width:4}}.thin{{stroke-width:1.4}}
 .band{{stroke:none;fill-opacity:.16}}
-.fail{{stroke:var(--fail);stroke-width:2;fill:none}}.bad{{fill:var(--fail)}}{colours}
+.fail{{stroke:var(--fail);stroke-width:2;fill:none}}
+.bad{{fill:var(--fail);color:var(--fail)}}{colours}
 @media print{{figure,table{{break-inside:avoid}}}}
 </style></head><body><h1>{title}</h1><p class=soft>{subtitle}
 <div class="tiles">{tiles}</div><p><b>Verdict: {verdict}</b><ul>{reasons}</ul>{content}
@@ -2855,7 +2858,7 @@ def plot_rate(results: Results) -> str:
             fields.append((column, heights[column], heights[column] + number, style))
             heights[column] += number
         if totals:
-            plot.name(name, "■", "" if only else f"t{k % len(LIGHT)}")
+            plot.name(name, "■", "bad" if only else f"t{k % len(LIGHT)}")
     y = Scale(0, max(heights.values(), default=1) / bar_s * 1.1, plot.bottom, TOP)
     plot.left_axis(y, grouped)
     for column, low, high, style in fields:
