@@ -41,10 +41,9 @@ once, without waiting for replies; a second one ends the program.
     python3 client2.py 50 --rate 500,1000,2000 --duration 10 --report run.html
     python3 client2.py --merge a.json b.json
 
---json has, beside what its names say: in each metric `tenths` (the ranges) and `parts`
-(the ten parts' percentiles, which --merge joins); `servers` with each one's p50 in the
-ten parts and of its connections; `comparison` (`slower`: which server than which one,
-by what ratio); `baseline`, `direct`; with several --rate or --runs, `runs`.
+--json has in each metric `tenths` (the ranges) and `parts` (the ten parts' percentiles,
+which --merge joins); each server's p50 in the ten parts and of its connections; and
+`comparison` (`slower`: which server than which one); several --rate or --runs: `runs`.
 
 It does not speak TLS or HTTP, send a message before the last one's reply (no
 pipelining), or load more than one target.
@@ -66,7 +65,6 @@ if __name__ == "__main__" and callable(signal.getsignal(signal.SIGINT)):
 
 import argparse
 import bisect
-import calendar
 import contextlib
 import errno
 import html
@@ -98,6 +96,7 @@ from base64 import b64decode, b64encode
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from time import time_ns
 from typing import Any, NamedTuple, NoReturn, TextIO
@@ -122,7 +121,8 @@ CONNECTION_GROUPS = 32  # of a server's connections, at most
 SHUFFLES = 1000
 CHANCE = 0.05  # at most, of a difference that is none, in time or of runs, ...
 CHANCE_OF_CONNECTIONS = 0.01  # ... and of servers that differ by their connections
-LEAST_RATIO = 1.05  # of two servers, to be worth a sentence
+LEAST_RATIO = 1.05  # of two servers, to be worth a sentence; in each part, ...
+LEAST_IN_PART = 1.02  # ... for equal ones differ by less in one part or other
 
 CONFIRMED = "confirmed"
 FAILURES = ("connect", "send", "timeout", "reset", "closed", "mismatch", "error_reply",
@@ -164,7 +164,6 @@ DOTS_SHOWN = 4000  # in the report; more exchanges than this become a heat map
 SYN_RETRY_NS = 900_000_000  # Linux sends a lost SYN again after 1 s
 HELD_SHARE = 0.98  # of a rate: then the target holds it
 LARGEST = 1e9  # of numbers given on the command line
-UTC_FORMAT = "%Y-%m-%dT%H:%M:%S"
 
 
 # ---- Text: three significant digits, a unit, and nothing that moves the cursor -------
@@ -224,6 +223,8 @@ def safe_text(data: bytes, limit: int = 200) -> str:
 
 def say_why(error: OSError) -> str:
     """Return the reason of a failed call in lower-case words, without its number."""
+    if isinstance(error, TimeoutError) and error.errno is None:
+        return "timed out"
     return (error.strerror or str(error) or type(error).__name__).lower()
 
 
@@ -347,11 +348,6 @@ class Slices:
     last: int = 0
     counts: Counter[tuple[int, Any]] = field(default_factory=Counter)  # (slice, thing)
 
-    @property
-    def span(self) -> tuple[int, int]:
-        """The first moment and the last."""
-        return self.first, self.last
-
     def add(self, moments: Sequence[int], things: Iterable[Any]) -> None:
         """Count a thing per moment."""
         if moments:
@@ -441,6 +437,7 @@ class Distribution:
     values: array[int] | None = field(default_factory=lambda: array("q"))
     slices: Slices = field(default_factory=Slices)
     read: dict[str, list[float]] = field(default_factory=dict)
+    known: dict[Any, Any] = field(default_factory=dict)  # parts that were asked for
 
     def extend(self, values: Sequence[int], moments: Sequence[int] = ()) -> list[int]:
         """Add durations, and when each was; return their levels, if that is known."""
@@ -500,7 +497,7 @@ class Distribution:
     def parts(self, part_of: dict[int, int] | None = None) -> list[Counter[int]]:
         """Return the levels of the ten parts, by their own cut or by a given one."""
         part_of = self.slices.cut() if part_of is None else part_of
-        parts: list[Counter[int]] = [Counter() for _ in range(PARTS)]
+        parts = [Counter[int]() for _ in range(PARTS)]
         for (slice_, level), number in self.slices.counts.items():
             if slice_ in part_of:
                 parts[part_of[slice_]][level] += number
@@ -514,13 +511,15 @@ class Distribution:
         """
         if self.read:
             return self.read[name]
-        p, found = PERCENTILES[name], []
-        if self.slices.counts.total() * (1 - p) < PARTS - 1e-9:
-            return []
-        for part in self.parts():
-            if part.total() * (1 - p) > 0.5 - 1e-9:
-                value = percentile_of(part, p)
-                found.append(max(self.minimum, min(self.maximum, value)))
+        if self.known.get("count") != self.count:
+            self.known = {"count": self.count, "parts": self.parts()}
+        if name not in self.known:
+            p, parts = PERCENTILES[name], self.known["parts"]
+            enough = sum(part.total() for part in parts) * (1 - p) > PARTS - 1e-9
+            rich = [part for part in parts if part.total() * (1 - p) > 0.5 - 1e-9]
+            values = [percentile_of(part, p) for part in rich if enough]
+            self.known[name] = [min(self.maximum, max(self.minimum, v)) for v in values]
+        found: list[float] = self.known[name]
         return found
 
     def tenths(self, name: str) -> tuple[float, float] | None:
@@ -595,7 +594,7 @@ def ratios_of(
     both = zip(slow, fast, strict=True)
     ratios = [a / b for a, b in both if a is not None and b]
     enough = 2 * 0.5 ** len(ratios) * pairs <= CHANCE
-    return ratios if enough and min(ratios) > 1 else []
+    return ratios if enough and min(ratios) > LEAST_IN_PART else []
 
 
 def take_turns(ours: Sequence[float], theirs: Sequence[float]) -> bool:
@@ -873,9 +872,9 @@ class Connection:
 
     def has_left_over(self) -> bool:
         """Return whether bytes have come that belong to no message."""
+        flag = getattr(socket, "MSG_DONTWAIT", 0)  # Windows has none
         with contextlib.suppress(OSError):
-            if self.sock is not None and hasattr(socket, "MSG_DONTWAIT"):
-                return bool(self.sock.recv(1, socket.MSG_DONTWAIT))
+            return bool(self.sock and flag and self.sock.recv(1, flag))
         return False
 
     def close(self) -> None:
@@ -960,7 +959,8 @@ class Client(threading.Thread):
         clients.go.wait()
         turn = (self.number - 1) / options.clients
         self._wait_until(clients.start_mono_ns + int(turn * options.ramp * 1e9))
-        while not self._is_over():
+        most = 0 if options.rate else options.messages
+        while not 0 < most <= self.done:
             due = late = 0
             if self.first_failure is None:  # it goes on record in any case
                 if options.rate:
@@ -976,10 +976,6 @@ class Client(threading.Thread):
                     break
             self._attempt(due, late)
         self._close(may_have_more=True)
-
-    def _is_over(self) -> bool:
-        """Return whether this client has sent all that it was asked to."""
-        return bool(not self.options.rate and 0 < self.options.messages <= self.done)
 
     def _wait_until(self, moment_ns: int) -> None:
         """Wait for a moment of CLOCK_MONOTONIC, or for the end of the run."""
@@ -1032,7 +1028,8 @@ class Client(threading.Thread):
         connection, me, done = self.connection, self.number, self.done
         sock, message, reply = connection.sock, connection.message, connection.reply
         assert sock is not None
-        outcome, new, append = connection.outcome, tuple.__new__, self._append
+        outcome, new = connection.outcome, tuple.__new__
+        append = self.clients.exchanges.append
         send, receive, unpack = sock.sendall, sock.recvmsg, TWO_LONGS.unpack
         end = time_ns() + self.clients.end_mono_ns - time.monotonic_ns()
         most, size = self.options.messages or sys.maxsize, len(reply) + 1
@@ -1057,17 +1054,13 @@ class Client(threading.Thread):
             self.done = done
         return None
 
-    @property
-    def _append(self) -> Callable[[Exchange], None]:
-        return self.clients.exchanges.append
-
     def _fail(self, due: int, error: Failed) -> None:
         """Record a failed exchange: when it was due, how long it waited, and why."""
         now, sent = time_ns(), error.sent or due
         self.waits_since = self.waits_since or due
         size = len(self.connection.message) if error.sent else 0
         outcome = Outcome(error.outcome, "", size, 0, str(error))
-        self._append(
+        self.clients.exchanges.append(
             Exchange(self.number, self.done, due, sent, now, now, now, outcome,
                      self.waits_since, self.connect_ns)
         )  # fmt: skip
@@ -1531,7 +1524,7 @@ class Results:
     ) -> None:
         """Add exchanges that one server confirmed; "" is one that did not say who."""
         server = ServerResults(len(mine), sum(e.connect > 0 for e in mine))
-        server.latency.slices.reach(*self.latency.slices.span)
+        server.latency.slices.widen(self.latency.slices.shift)
         latency = array("q", [e.first - e.sent for e in mine])
         levels = server.latency.extend(latency, [e.sent for e in mine])
         self.latency.merge(server.latency)
@@ -1679,16 +1672,13 @@ def slowness(exchange: Exchange) -> int:
 
 def format_utc(moment: float) -> str:
     """Return a moment with its fraction: 2026-11-23T14:50:15.123456Z."""
-    whole = math.floor(moment)
-    text = time.strftime(UTC_FORMAT, time.gmtime(whole))
-    return f"{text}.{min(999_999, int((moment - whole) * 1e6)):06}Z"
+    when = datetime.fromtimestamp(moment, UTC).replace(tzinfo=None)
+    return when.isoformat(timespec="microseconds") + "Z"
 
 
 def parse_utc(text: str) -> float:
     """Return the moment that `format_utc` wrote, with a fraction or without one."""
-    whole, _, fraction = text.removesuffix("Z").partition(".")
-    seconds = calendar.timegm(time.strptime(whole, UTC_FORMAT))
-    return seconds + float(f"0.{int(fraction or 0):0{len(fraction)}}")
+    return datetime.fromisoformat(text.removesuffix("Z") + "+00:00").timestamp()
 
 
 # ---- The run: from the common start to the last report -------------------------------
@@ -2130,9 +2120,14 @@ def held(results: Results) -> bool:
     return sent and not any("busy when" in reason for reason in results.reasons)
 
 
+def rate_of(results: Results) -> float:
+    """Return the rate that was asked for; 0 in a closed loop."""
+    return results.rate or 0.0
+
+
 def knee_words(runs: Sequence[Results]) -> str:
     """Say up to which rate the target held what it was asked for."""
-    rated = sorted((run for run in runs if run.rate), key=lambda run: run.rate or 0)
+    rated = sorted((run for run in runs if run.rate), key=rate_of)
     if len({run.rate for run in rated}) < 2:
         return ""
     good = list(itertools.takewhile(held, rated))
@@ -2223,11 +2218,6 @@ class Progress:
         """Write, if anybody can read it."""
         with contextlib.suppress(OSError, ValueError):
             put(text, self.out)
-
-    def clear(self) -> None:
-        """Take the line away."""
-        if self.redraws:
-            self.write("\r\x1b[K")
 
 
 def bar(value: float, largest: float, width: int = BAR_WIDTH) -> str:
@@ -2487,8 +2477,10 @@ def closing_lines(results: Results) -> Iterator[str]:
     """Yield the most important figures, and the verdict."""
     r = results
     words = f"{grouped(r.confirmed)} of {grouped(r.planned)} confirmed"
-    words += f"   {grouped(r.failed)} failed   {digits(r.per_s)} exchanges/s"
-    words += f"   throughput {with_unit(r.bytes_per_s, RATES)}"
+    words += f"   {grouped(r.failed)} failed"
+    words += f"   {grouped(r.not_sent)} not sent" if r.not_sent else ""
+    words += f"   {digits(r.per_s)} exchanges/s"
+    words += f"   {with_unit(r.bytes_per_s, RATES)}"
     yield from textwrap.wrap(words, WIDTH, initial_indent=" ", subsequent_indent=" ")
     if r.latency.count:
         metrics = {"latency": r.latency, "response time": r.response_time}
@@ -2546,7 +2538,8 @@ color:var(--soft);position:sticky;left:0}}}}
 .dots{{fill:none;stroke-width:5;stroke-opacity:.6}}.round{{stroke-linecap:round}}
 .square{{stroke-linecap:square;stroke-width:4}}.thin{{stroke-width:1.4}}
 .band{{stroke:none;fill-opacity:.16}}
-.fail{{stroke:var(--fail);stroke-width:2;fill:none}}.bad{{fill:var(--fail)}}{colours}
+.fail{{stroke:var(--fail);stroke-width:2;fill:none}}
+.bad{{fill:var(--fail);color:var(--fail)}}{colours}
 @media print{{figure,table{{break-inside:avoid}}}}
 </style></head><body><h1>{title}</h1><p class=soft>{subtitle}
 <div class="tiles">{tiles}</div><p><b>Verdict: {verdict}</b><ul>{reasons}</ul>{content}
@@ -2780,11 +2773,15 @@ def draw_heat(
         for level, number in levels.items():
             fields[at, to, level >> COARSE] += number
     most = math.log1p(max(fields.values(), default=1))
+    ways = [""] * SHADES
     for (at, to, level), number in fields.items():
-        shade = min(SHADES - 1, int(SHADES * math.log1p(number) / most))
         ends = [hdr_highest(((level + k) << COARSE + LEVEL) - 1) for k in (0, 1)]
-        across = [min(x.end, x(at)), min(x.end, x(to))]
-        plot.box(f"f0 h{shade}", across, [min(plot.bottom, y(max(1, e))) for e in ends])
+        low, high = (min(plot.bottom, y(max(1, end))) for end in ends)
+        left, right = min(x.end, x(at)), min(x.end, x(to))
+        shade = min(SHADES - 1, int(SHADES * math.log1p(number) / most))
+        ways[shade] += f"M{left:.1f} {low:.1f}H{right:.1f}V{high:.1f}H{left:.1f}z"
+    for shade, way in enumerate(ways):
+        plot.path(f"f0 h{shade}", way)
 
 
 def plot_spectrum(results: Results, baseline: Results | None) -> str:
@@ -2854,7 +2851,7 @@ def plot_rate(results: Results) -> str:
             fields.append((column, heights[column], heights[column] + number, style))
             heights[column] += number
         if totals:
-            plot.name(name, "■", "" if only else f"t{k % len(LIGHT)}")
+            plot.name(name, "■", "bad" if only else f"t{k % len(LIGHT)}")
     y = Scale(0, max(heights.values(), default=1) / bar_s * 1.1, plot.bottom, TOP)
     plot.left_axis(y, grouped)
     for column, low, high, style in fields:
@@ -2928,11 +2925,6 @@ def plot_knee(runs: Sequence[Results]) -> str:
         plot.name(f"response time {name}", "●", f"t{k}")
     words = html.escape(knee_words(runs))
     return plot.finish(f"{words}. Upright lines: the tenths of each run.".capitalize())
-
-
-def rate_of(results: Results) -> float:
-    """Return the rate that was asked for; 0 in a closed loop."""
-    return results.rate or 0.0
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -3671,7 +3663,7 @@ def measure_once(
             total.kept.clear()
 
     results = run(options, inbox, on_report)
-    progress.clear()
+    progress.write("\r\x1b[K" * progress.redraws)
     judge(results, options)
     notice(results, options)
     return results
