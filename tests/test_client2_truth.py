@@ -138,8 +138,8 @@ class TheVerdict(ClientTestCase):
     def test_bytes_left_over_after_the_last_reply_are_seen(self) -> None:
         pieces = (b"Server 9991 received: Hi\n", b"Server 9991 received: Hi\n")
         document = self.measure(
-            self.backend(in_segments(*pieces, gap=0.002)),
-            *(1, "--message", "Hi", "--messages", 2, "--think", 0.1, "--duration", 0.05),
+            self.backend(in_segments(*pieces, gap=0.1)),
+            *(1, "--message", "Hi", "--messages", 2, "--think", 1, "--duration", 0.8),
         )  # the second is never sent: what came meanwhile is looked at, at the end
         self.assertEqual(document["exchanges"]["confirmed"], 1)
         self.assertIn("bytes were left over on 1 connection", document["reasons"][0])
@@ -151,8 +151,11 @@ class TheVerdict(ClientTestCase):
             port = address.rpartition(":")[2]
             through = self.backend(confirm(name=port))
             document = self.measure(through, 3, "--messages", 4, "--direct", address)
+            unnamed = self.backend(confirm(name="1"))
+            other = self.measure(unnamed, 3, "--direct", address)
         self.assertIn("most direct exchanges failed (12 of 12)", document["reasons"][0])
-        self.assertEqual(document["verdict"], "doubtful")
+        self.assertIn("no direct exchange was made", other["reasons"][0])
+        self.assertEqual((document["verdict"], other["verdict"]), ("doubtful",) * 2)
 
     @unittest.skipUnless(hasattr(os, "geteuid") and not os.geteuid(), "needs root")
     def test_local_ports_that_run_out_are_not_the_targets_failure(self) -> None:
@@ -206,6 +209,16 @@ class TheReply(ClientTestCase):
         body = b"$300000\r\n" + b"x" * 300_000 + b"\r\n"
         rows = self.rows(self.backend(answer(body)), 1, "--messages", 3, "--any-reply")
         self.assertEqual([row["bytes_received"] for row in rows], [str(len(body))] * 3)
+
+    def test_a_reply_that_ends_with_its_connection_is_one(self) -> None:
+        def page(visit: Visit) -> None:
+            visit.read_line()
+            visit.send(b"HTTP/1.0 200 OK\r\n\r\n<p>\n")
+
+        backend = self.backend(page)
+        rows = self.rows(backend, 1, "--messages", 3, "--any-reply")
+        self.assertEqual([row["outcome"] for row in rows], ["confirmed"] * 3)
+        self.assertEqual(backend.total, 3)
 
     def test_replies_of_one_line_do_not_wait(self) -> None:
         backend = self.backend(answer(b"+PONG\r\n"))
@@ -421,8 +434,8 @@ class TheOutput(ClientTestCase):
 
     def test_arguments_that_are_no_utf8_can_be_reported(self) -> None:
         target = self.backend(confirm()).address
-        command = script_command("client2.py", [2, "--target", target, "--report", "r.html",
-                                                "--json", "r.json", "--message"])  # fmt: skip
+        files = ("--report", "r.html", "--json", "r.json", "--message")
+        command = script_command("client2.py", [2, "--target", target, *files])
         result = subprocess.run(
             [*map(os.fsencode, map(str, command)), b"\xff\xfe"], cwd=self.folder,
             env=script_environment(), capture_output=True, timeout=60, check=False,
@@ -486,7 +499,7 @@ class TheOutput(ClientTestCase):
         self.assertIn("Response time by rate", page)
         again = self.client(2, "--rate", 20, "--duration", 1, "--baseline", "k.json",
                             "--target", backend.address)  # fmt: skip
-        self.assertIn("baseline not like this run: other rate", again.stdout)
+        self.assertIn("baseline not like this run: other rate:", again.stdout)
 
     def test_no_word_claims_a_confidence(self) -> None:
         target = self.backend(confirm()).address
@@ -506,11 +519,12 @@ class TheOutput(ClientTestCase):
 
         def shown(term: str, columns: str) -> str:
             own, other = os.openpty()
+            shape = {"TERM": term, "COLUMNS": columns}
             with subprocess.Popen(
                 script_command("client2.py", [2, "--duration", 1, "--target",
                                               backend.address]),
                 cwd=self.folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                env=script_environment({"TERM": term, "COLUMNS": columns}), stderr=other,
+                stderr=other, env=script_environment(shape),
             ) as process:  # fmt: skip
                 os.close(other)
                 data = b""

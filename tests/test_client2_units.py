@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import errno
 import io
+import itertools
 import math
 import os
 import random
@@ -349,8 +350,8 @@ class Comparisons(unittest.TestCase):
 
     def run_of(self, median: int, spread: float = 0.02, seed: int = 1) -> Results:
         source = random.Random(seed)
-        made = [exchange(k * MS, k * MS + round(median * source.lognormvariate(0, spread)))
-                for k in range(1000)]  # fmt: skip
+        drawn = [round(median * source.lognormvariate(0, spread)) for _ in range(1000)]
+        made = [exchange(k * MS, k * MS + latency) for k, latency in enumerate(drawn)]
         return results_of(made, 1, "--messages", 1000)
 
     def test_one_run_each_is_called_different_only_if_all_parts_are(self) -> None:
@@ -378,8 +379,9 @@ class Comparisons(unittest.TestCase):
         ours, theirs = self.run_of(1000), self.run_of(1000)
         theirs.clients, theirs.interrupted, theirs.reasons = 5, True, ["it stood still"]
         words = client2.baseline_doubts([ours], [theirs, theirs])
-        self.assertEqual(words, ["other clients", "it was interrupted",
-            "its own verdict was doubtful", "the same run was given twice"])  # fmt: skip
+        found = ["other clients: 1, 5", "it was interrupted"]
+        found += ["its own verdict was doubtful", "the same run was given twice"]
+        self.assertEqual(words, found)
 
 
 class Texts(unittest.TestCase):
@@ -536,7 +538,7 @@ class TheSchedule(unittest.TestCase):
         one, again, other = (self.arrivals(*words, s, rate=500) for s in (1, 1, 2))
         self.assertEqual(one, again)
         self.assertNotEqual(one, other)
-        gaps = [b - a for a, b in zip(one, one[1:], strict=False)]
+        gaps = [b - a for a, b in itertools.pairwise(one)]
         mean = sum(gaps) / len(gaps)
         spread = math.sqrt(sum((g - mean) ** 2 for g in gaps) / len(gaps))
         self.assertAlmostEqual(mean, 2e6, delta=1e5)  # of 10,000: 2 % standard error
@@ -764,10 +766,21 @@ class TheResults(unittest.TestCase):
         run = results_of(made, 1, "--rate", 10, "--duration", 1, rate=10)
         self.assertEqual((run.wall_s, run.per_s), (1.0, 10.0))
 
+    def test_a_server_of_the_usual_three_that_answers_nobody_is_named(self) -> None:
+        made = [exchange(k, k + 9, client=k, connect=5) for k in range(1, 10)]
+        options = options_of(9)
+        run = Results.of(made, options, 0)
+        run.target = "127.0.0.1:9990"
+        client2.finish_run(run, options)
+        client2.notice(run, options)
+        self.assertEqual(run.silent_servers, ["9992", "9993"])
+        self.assertIn("9992 answered nobody: is it running?", run.notices[0])
+
     def test_in_flight_is_never_more_than_the_clients(self) -> None:
         reset = Outcome("reset", text="r")
-        made = [exchange(k * MS + c, (k + 1) * MS - 9 + c, client=c, outcome=(
-            reset if k % 3 else GOOD)) for k in range(200) for c in range(1, 31)]  # fmt: skip
+        made = [exchange(k * MS + c, (k + 1) * MS - 9 + c, client=c,
+                         outcome=reset if k % 3 else GOOD)
+                for k in range(200) for c in range(1, 31)]  # fmt: skip
         made.append(
             exchange(7, 10**9, client=31, outcome=Outcome("connect", text="no"))
         )
