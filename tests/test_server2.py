@@ -416,8 +416,8 @@ class TheLog(ScriptTestCase):
             b"\xff\xfe": r"\xff\xfe",
             b"cut \xc3": r"cut \xc3",
             b"surrogate \xed\xa0\x80": r"surrogate \xed\xa0\x80",
-            b"eight bit \xc2\x9b2J": r"eight bit \x9b2J",
-            b"next line \xc2\x85": r"next line \x85",
+            b"eight bit \xc2\x9b2J": r"eight bit \u009b2J",
+            b"next line \xc2\x85": r"next line \u0085",
             b"a\rb": r"a\rb",
             "Grüße ✓ selamat".encode(): "Grüße ✓ selamat",
         }
