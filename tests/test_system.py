@@ -209,30 +209,32 @@ class ThreeServers(ScriptTestCase):
     def test_a_server_killed_in_mid_run_costs_only_what_it_was_doing(self) -> None:
         servers, balancer = self.system()
         client = self.spawn(
-            *("client2.py", 12, "--duration", 2, "--rate", 600, "--reconnect"),
+            *("client2.py", 12, "--duration", 60, "--rate", 600, "--reconnect"),
             *("--quiet", "--target", balancer.address, "--json", "run.json"),
         )
         log = self.folder / "server_log.txt"
-        victim = f" - {servers[1].port} - "
-        wait_until(
-            lambda: log.exists() and log.read_text().count(victim) > 40,
-            what="messages at the second server",
-        )
+
+        def messages(server: Running) -> int:
+            """Return how many the server has received."""
+            mine = f" - {server.port} - "
+            lines = log.read_text().splitlines() if log.exists() else []
+            return sum(mine in line and " - received: " in line for line in lines)
+
+        wait_until(lambda: messages(servers[1]) > 40, what="messages at the second")
         servers[1].kill()
-        self.assertIn(client.wait(60), (0, 1))
+        least = messages(servers[1]) + 40
+        wait_until(
+            lambda: min(messages(servers[index]) for index in (0, 2)) > least,
+            what="messages at the others",
+        )
+        client.signal(signal.SIGINT)
+        self.assertEqual(client.wait(60), 130)
         document = json.loads((self.folder / "run.json").read_text())
         self.assertLessEqual(document["exchanges"]["failed"], 12)
-        self.assertEqual(set(document["failures"]) & {"connect"}, {"connect"})
         self.assertEqual(document["failures"]["connect"], 0)
-        confirmed = {
-            port: row["confirmed"] for port, row in document["servers"].items()
-        }
-        text = log.read_text()
         for server in servers:
-            received = text.count(f" - {server.port} - 127.0.0.1:")
-            self.assertGreater(received, confirmed.get(str(server.port), 0))
-        others = [confirmed[str(servers[index].port)] for index in (0, 2)]
-        self.assertGreater(min(others), confirmed.get(str(servers[1].port), 0))
+            row = document["servers"].get(str(server.port), {"confirmed": 0})
+            self.assertGreaterEqual(messages(server), row["confirmed"])
         balancer.wait_for_line(f"server=127.0.0.1:{servers[1].port} state=DOWN")
 
     def test_a_killed_balancer_gives_clients_an_error_not_silence(self) -> None:
@@ -421,7 +423,7 @@ class ALargeTransfer(ScriptTestCase):
                     view = view[size:]
         self.assertLess(amount, 256 << 20, "256 MiB were buffered somewhere")
         self.assertLess(total_memory_kib(balancer) - before, 8 * 1024)
-        client.settimeout(10)
+        client.settimeout(DEADLINE_S)
         client.shutdown(socket.SHUT_WR)
         reply = read_to_end(client)
         self.assertEqual(len(reply), amount)
@@ -587,7 +589,7 @@ class TheRepository(ScriptTestCase):
         result = subprocess.run(
             [sys.executable, "-c", probe],
             cwd=self.folder,
-            env=script_environment(),
+            env=script_environment() | {"PYTHONPATH": ""},  # it reads /proc itself
             capture_output=True,
             text=True,
             timeout=60,
