@@ -1,61 +1,45 @@
 #!/usr/bin/env python3
-"""A TCP load balancer: one port in front, many servers behind, a thread per session.
+"""A TCP load balancer: one port in front, many servers behind, a thread per connection.
 
-    client ─► frontend :9990 ──► pool.pick() ─► connect ─► relay ◄─► server :9991
-              accept, --allow    who is next    or the     bytes,           :9992
-              (thread "accept")  (one lock)     next one   both ways        :9993
+    client ─► :9990 ──► Board.admit ──► connect ──► Relay ◄─► server :9991
+              accept    who is next     or the      bytes,           :9992
+              in turn   (one lock)      next one    both ways        :9993
 
-A session is a client's connection together with the one to its server; the log, the
-figures and the page, made for people, call it a connection. Its life, by thread:
+A connection's life, in this order, on one thread ("connection-N"):
 
-    accept          Frontend._begin      takes a client that was accepted
-                    Frontend.dispatch    sends it to the server that Pool.pick chooses
-    connection-N    Crew._read_header    with --accept-proxy: first back to "queue"
-                    connect              fails: back to "queue", and to another server;
-                                         nothing is retried once a byte was forwarded
-                    Relay.run            moves bytes until both sides have ended;
-                                         Direction._pass_end passes on a half-close
-                    Relay._bury          one side died: its last bytes, then a reset
-    queue           Queue._add           a connect failed: another server, before all
-                                         others
-                    Queue._dispatch_all  who waits: first come, first served
-    any             Frontend.finish      frees the place, one line for the log
+    Worker._accept       wait for the turn, accept; the next thread has the turn
+    Worker._serve        tells all the rest:
+      _meet              may it come? with --accept-proxy, its PROXY header
+      _connected         pick a server, or wait for a place; connect, or the next server
+                         (nothing is retried once a byte was forwarded)
+      Relay.run          bytes both ways, until both sides have ended; an end of file is
+                         passed on (Direction._pass_end), and when one side dies its last
+                         bytes and then a reset (Relay._bury)
+      _finish            its place is free, one line for the log
 
-A server has `max` *places*, of which a session takes one from pick to end, or until its
-connect fails. A *slot* is a session's row in the shared counters, and its name between
-processes.
+A server has `max` *places*; a connection has one from pick to end, or until its connect
+fails. Processes, with --workers N above 1 (auto: one per core):
 
-The other threads:
+    parent      forks the others, reaps them, forks them again; hears signals; no threads
+    worker-1…N  MainThread "hears the bell"; connection-…, one thread per connection
+    desk        check-HOST:PORT, one per server (with --no-checks: forgive);
+                name-HOST:PORT, one per name that may move; status, and status-N for its
+                client at port N; log, and log-pipe that brings it the others' lines
 
-    MainThread      run                            starts all, waits, stops all
-    signals         Signals._obey                  SIGHUP; SIGTERM, and a second one
-    starter         Crew.start_threads_ahead       starts connection-N before they are
-                                                   needed; it and they are a crew
-    check-…         Checks._keep_checking          one per server HOST:PORT
-    forgive         Checks._forgive                instead of them, with --no-checks
-    resolve         Checks._follow                 names whose addresses change
-    log             Log._write_lines
-    status          StatusServer.serve_forever, and status-N for its client at port N
-    worker-N        ProcessWorker._listen          hears a process, and replaces it
+What they share stands on the `Board`: numbers in shared memory, under one lock. Rows of
+live connections are the truth; other counts can be made from them anew, and are when a
+worker has died. With one worker, all of this is in one process.
 
-With `--workers N`, N above 1, there are N crews, each in a process of its own whose
-MainThread is the starter. The main process forks them, and still accepts, picks,
-limits, counts and logs. It passes the accepted socket on (unix(7), SCM_RIGHTS); the
-crew, called a worker on this side, reports how the session ended. A process that dies
-takes its sessions with it and is replaced. The byte counts of live sessions are in
-shared memory.
-
-To stop (`run`): `stopping`, no session begins; --grace seconds for the live ones; then
-`cutting`, those left are reset (closed, if not connected yet); then `over`, threads and
-processes end.
+To stop: `stopping`, nobody accepts; --grace seconds for live connections; `cutting`,
+those left are reset (closed, if not connected yet); then processes end.
 
 Bytes are never looked at. A direction that has moved much is spliced inside the kernel
 (splice(2)) where the system can. An end of file is passed on as an end of file, a reset
 as a reset, and neither before the bytes that came first have been delivered.
 
-    python load_balancer.py
-    python load_balancer.py --server 10.0.0.1:6379 --server 10.0.0.2:6379,max=100
-    python load_balancer.py --status 127.0.0.1:8080 --workers 4 --algorithm leastconn
+    python3 load_balancer.py
+    python3 load_balancer.py --server 10.0.0.1:6379 --server 10.0.0.2:6379,max=100
+    python3 load_balancer.py --status 127.0.0.1:8080 --algorithm leastconn
 
 It does not speak TLS or HTTP to clients and servers, and keeps no state across a
 restart.
@@ -63,12 +47,27 @@ restart.
 
 from __future__ import annotations
 
+import sys
+
+if sys.version_info < (3, 11):
+    found = ".".join(map(str, sys.version_info[:3]))
+    sys.stderr.write(
+        "load_balancer.py needs Python 3.11 or newer, this is %s\n" % found
+    )
+    sys.exit(2)
+
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+    # Until it runs, Ctrl-C ends it at once: in a slow look-up of a name, too.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import argparse
 import array
 import base64
 import bisect
+import collections
 import contextlib
-import copy
 import errno
 import functools
 import hashlib
@@ -78,25 +77,22 @@ import itertools
 import json
 import math
 import mmap
+import multiprocessing
 import os
-import pickle
 import queue
 import random
 import select
-import signal
+import shutil
 import socket
 import socketserver
 import struct
-import sys
 import threading
 import time
 import traceback
 import urllib.parse
-import warnings
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, NoReturn
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, NoReturn, Union
 
 try:
     import resource  # Unix only: how many descriptors this process may have
@@ -108,14 +104,18 @@ try:
 except ImportError:
     fcntl = None  # type: ignore[assignment]
 
+VERSION = "2.0"
 READ_BYTES = 4096  # first reads: most messages are short, most connections idle
 BUFFER_BYTES = 65536  # ... and at most; larger gains nothing before splicing takes over
 PIPE_BYTES = 1048576  # the most that an unprivileged process may ask for (pipe(7))
 SPLICE_ROUNDS = 16  # fills of the pipe before the other direction gets its turn
+TIMEOUT_PARTS = 4  # of a timeout: so often it is asked whether bytes were taken
 DROPPED_BYTES = 64 << 20  # sent to a dead side: more than buffers hold both ways
 LISTEN_QUEUE = 4096  # the kernel lowers it to somaxconn (listen(2))
-# A vanished peer is found after 60 + 4 x 15 s (tcp(7)).
+# A vanished peer is found after 60 + 4 x 15 s, or 120 s after a byte that it never
+# acknowledged (tcp(7)).
 KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
+KEEPALIVE["TCP_USER_TIMEOUT"] = 120_000
 PROXY_HEADER_TIMEOUT_S = 5.0  # at least 3 s, a retransmitted segment (proxy-protocol 2)
 BACKOFF_S = 0.1  # pause of a listener when the system has run out of something
 PENALTY_S = 10.0  # --no-checks: how long a server stays DOWN, then doubled
@@ -124,16 +124,22 @@ SPARE_THREADS = 8  # at least so many wait for the next connection ...
 MAX_SPARE_THREADS = 64  # ... and at most; the others end
 STACK_BYTES = 262144  # enough for the relay; the default of 8 MiB is only address space
 CUT_S = 1.0  # at a stop, after SHUT_RD, after SHUT_RDWR, and for workers to end
-WORKER_STALL_S = 5.0  # a worker that takes nothing for so long is replaced
+LOCK_PAUSE_S = 0.00002  # until the next try for the board's lock, then doubled
+STALL_S = 5.0  # a process that keeps the board's lock for so long is killed
+FORK_PAUSE_S = 1.0  # a process that dies at once is not replaced more often
 LOG_BATCH_S = 0.02  # a busy log is written in batches, not a wake-up for each line:
 LOG_BURST_WRITES = 10  # ... busy after so many writes, each so soon after the last
 LOG_BATCH_LINES = 256  # at most, by one write
 LOG_BACKLOG_LINES = 100_000  # beyond that a stalled terminal or disk loses lines
-OWN_DESCRIPTORS = 16  # standard streams, listener, log, what wakes the threads
+OWN_DESCRIPTORS = 24  # standard streams, listeners, log, bells, what wakes the threads
 STATUS_CONNECTIONS = 16  # at once; the oldest makes way for the newest
 STATUS_TIMEOUT_S = 5.0
 LIVE_LISTED = 200  # live connections listed by the status page, oldest first
-MAX_SLOTS = 1 << 20  # of the shared counters: 32 MiB of address space
+BELL_BYTES = 65536  # what a pipe holds: if so much is heard, more may be lost
+LOOK = -1  # what a bell says, if not the row that was given a place
+REOPEN = -2  # ... or this: the log's file is another one now
+MAX_ROWS = 1 << 20  # of live connections, of all workers together
+MOVED_SERVERS = 64  # places on the board for addresses that names move to
 
 DEFAULT_PORTS = (9991, 9992, 9993)  # server2.py's, one after the other
 ALGORITHMS = ("roundrobin", "leastconn", "source", "random")
@@ -153,14 +159,13 @@ CONNECTING = {errno.EINPROGRESS, getattr(errno, "WSAEWOULDBLOCK", errno.EINPROGR
 NONBLOCKING: int = getattr(socket, "SOCK_NONBLOCK", 0)  # saves a system call
 CAN_SPLICE = hasattr(os, "splice")
 SPLICE_FLAGS = getattr(os, "SPLICE_F_MOVE", 0) | getattr(os, "SPLICE_F_NONBLOCK", 0)
-CAN_SEND_SOCKETS = (  # to a forked process, by a pair of SOCK_SEQPACKET sockets
-    hasattr(os, "fork") and hasattr(socket, "send_fds") and sys.platform == "linux"
-)
+SIGHUP = getattr(signal, "SIGHUP", None)  # Windows has none
+SIGCHLD = getattr(signal, "SIGCHLD", None)
 
 SocketAddress = tuple[Any, ...]  # (host, port) or, for IPv6, (host, port, flow, scope)
 Options = argparse.Namespace
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+Address = Union[ipaddress.IPv4Address, ipaddress.IPv6Address]  # noqa: UP007 - Python 3.8
+Network = Union[ipaddress.IPv4Network, ipaddress.IPv6Network]  # noqa: UP007
 
 
 # ---- Addresses and errors ------------------------------------------------------------
@@ -220,7 +225,10 @@ def raise_descriptor_limit() -> int | None:
     """Raise the limit of open files as far as it goes; return it, None for no limit."""
     if resource is None:
         return None
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    except OSError:
+        return 1024  # POSIX systems give that many
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         soft = hard
@@ -240,7 +248,7 @@ def count(number: int, noun: str) -> str:
 
 def usable_cores() -> int:
     """Return how many processor cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
+    with contextlib.suppress(AttributeError, OSError):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
@@ -257,11 +265,14 @@ def unacknowledged(sock: socket.socket) -> int:
 
 def prepare(sock: socket.socket) -> None:
     """Send without waiting for more; find out when the peer has vanished (tcp(7))."""
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    options = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)]
+    options.append((socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1))
     for name, value in KEEPALIVE.items():
         if hasattr(socket, name):
-            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+            options.append((socket.IPPROTO_TCP, getattr(socket, name), value))
+    for option in options:
+        with contextlib.suppress(OSError):  # one that is refused costs only itself
+            sock.setsockopt(*option)
 
 
 def reset_at_close(sock: socket.socket) -> None:
@@ -315,6 +326,60 @@ POLLOUT: int = getattr(select, "POLLOUT", 4)
 POLLERR: int = getattr(select, "POLLERR", 8)
 POLLHUP: int = getattr(select, "POLLHUP", 16)
 new_poll: Callable[[], Any] = getattr(select, "poll", SelectPoll)
+
+
+class Bell:
+    """Wakes whoever polls it; the numbers that it is rung with wait to be heard.
+
+    Any thread or process may ring; one listens. Made before a fork, both share it.
+    """
+
+    def __init__(self) -> None:
+        self._sockets: tuple[socket.socket, ...] = ()
+        if hasattr(os, "fork"):
+            self._inner, self._outer = os.pipe()
+        else:  # Windows polls only sockets
+            self._sockets = socket.socketpair()
+            self._inner, self._outer = (sock.fileno() for sock in self._sockets)
+            for sock in self._sockets:
+                sock.setblocking(False)
+            return
+        for fd in (self._inner, self._outer):
+            os.set_blocking(fd, False)
+
+    def fileno(self) -> int:
+        """Return the descriptor to poll."""
+        return self._inner
+
+    def ring(self, number: int = LOOK) -> None:
+        """Wake the listener; LOOK says no more than "look at everything"."""
+        data = struct.pack("q", number)
+        with contextlib.suppress(OSError):  # full: then `hear` finds it so
+            if self._sockets:
+                self._sockets[1].send(data)
+            else:
+                os.write(self._outer, data)
+
+    def hear(self) -> list[int]:
+        """Return the numbers since the last call; LOOK among them if some are lost."""
+        try:
+            if self._sockets:
+                self._sockets[0].recv(BELL_BYTES)
+                return [LOOK]
+            heard = os.read(self._inner, BELL_BYTES)
+        except OSError:
+            return []
+        lost = [LOOK] if len(heard) == BELL_BYTES else []
+        return [*struct.unpack(f"{len(heard) // 8}q", heard), *lost]
+
+    def close(self) -> None:
+        """Close both ends."""
+        for sock in self._sockets:
+            sock.close()
+        if not self._sockets:
+            os.close(self._inner)
+            os.close(self._outer)
+
 
 
 # ---- PROXY protocol: who the client really is ----------------------------------------
@@ -466,46 +531,166 @@ def read_proxy_header(sock: socket.socket, timeout_s: float) -> Header:
     return parse_proxy_v2(header)
 
 
-# ---- Servers: who is next ------------------------------------------------------------
-# A server's settings, health and figures, and the rules by which one is chosen. Called
-# by the pool, under its lock; the status page has copies.
+# ---- The board: what all processes share ---------------------------------------------
+# Numbers in shared memory, read and written like attributes. A process that is killed
+# may leave off anywhere: the rows of live connections are then the truth.
 
 
-@dataclass(eq=False, slots=True)
-class Server:
-    """One server: options, health and figures; guarded by the pool's lock."""
+class Cell:
+    """A number on the board that reads and writes like an attribute."""
 
-    name: str  # "host:port" as --server gives it
-    family: int
-    address: SocketAddress
-    weight: int
-    backup: bool
-    max: int  # how many places: sessions at once; 0: no limit
-    rise: int
-    fall: int
-    address_text: str = field(init=False)  # host:port, in the log and in the figures
-    health: int = field(init=False)  # 0 … rise + fall - 1; UP at `rise` and above
-    admin: str = ADMIN[0]  # what the operator has set it to
-    gone: bool = False  # its name no longer resolves to it
-    credit: int = 0  # smooth round robin: who has waited longest, by weight
-    last_passed: bool = True  # the result of the last check or connect, ...
-    in_a_row: int = 0  # ... and how often it was the same
-    places_taken: int = 0
-    total: int = 0  # connects made
-    connect_failures: int = 0
-    retries: int = 0
-    to_server: int = 0  # bytes
-    to_client: int = 0
-    penalty_s: float = PENALTY_S  # for how long it stays DOWN, without checks
-    failed_s: float = 0.0  # when a check or a client's connect failed last
-    changed_s: float = field(default_factory=time.monotonic)
-    last_check: str = "not checked yet"
-    connect_s: float = 0.0  # sum, and how many fell into each of CONNECT_BUCKETS_S
-    connects: list[int] = field(default_factory=lambda: [0] * len(CONNECT_BOUNDS))
+    def __set_name__(self, owner: type[Cells], name: str) -> None:
+        self._at = owner.SIZE
+        owner.SIZE += 1
 
-    def __post_init__(self) -> None:
-        self.address_text = format_address(self.address)
+    def __get__(self, row: Cells, owner: type | None = None) -> int:
+        return row.cells[self._at]  # type: ignore[no-any-return]
+
+    def __set__(self, row: Cells, value: int) -> None:
+        row.cells[self._at] = value
+
+
+class Cells:
+    """Some cells of the board, by name."""
+
+    SIZE = 0
+    __slots__ = ("cells",)
+
+    def __init__(self, cells: memoryview) -> None:
+        self.cells = cells
+
+
+def pack_ip(ip: Address) -> tuple[int, int]:
+    """Return an address as two numbers for two cells."""
+    one, two = struct.unpack("qq", as_ipv6(ip).packed)
+    return one, two
+
+
+def unpack_ip(one: int, two: int) -> str:
+    """Return the address in two cells as text, an IPv4 one as such."""
+    ip = ipaddress.IPv6Address(struct.pack("qq", one, two))
+    return str(ip.ipv4_mapped or ip)
+
+
+# Where the relay of a row counts: the first cells of Row.
+TO_SERVER, TO_CLIENT, LAST_NS, CONNECT_NS = range(4)
+
+
+class Row(Cells):
+    """A live connection. Its own thread writes it; under the lock others, its place."""
+
+    to_server, to_client = Cell(), Cell()  # bytes
+    last_ns = Cell()  # when the last byte came
+    connect_ns = Cell()  # how long the connect took; 0: not connected
+    taken = Cell()  # 1 from accept to the end
+    number = Cell()  # by which those who wait are in order
+    server = Cell()  # 1 + index of the server at which it has a place; 0: none
+    ring = Cell()  # 1 + the ring in which it waits for a place; 0: it does not
+    before, after = Cell(), Cell()  # its neighbours there
+    tries = Cell()  # connects that failed
+    accepted_ns = Cell()
+    logged = Cell()  # 1: its line is written, or about to be
+    host, host2, port = Cell(), Cell(), Cell()  # the client
+    # With --algorithm source: 1 + the server that is this client's, as of a version of
+    # the servers' states.
+    own, own_version = Cell(), Cell()
+    TRIED = 62  # servers in one further cell: a bit for each that could not be reached
+    __slots__ = ("index", "worker")
+
+    def __init__(self, cells: memoryview, index: int, worker: int) -> None:
+        super().__init__(cells)
+        self.index, self.worker = index, worker
+
+    def clear(self) -> None:
+        """Make it nobody's row."""
+        self.cells[:] = memoryview(bytes(8 * len(self.cells))).cast("q")
+
+    def source(self) -> SocketAddress:
+        """Return the client's (host, port)."""
+        return unpack_ip(self.host, self.host2), self.port
+
+    def set_source(self, peer: SocketAddress) -> None:
+        """Note the client's address."""
+        self.host, self.host2 = pack_ip(plain_ip(peer[0]))
+        self.port = peer[1]
+
+    def has_tried(self, server: Server) -> bool:
+        """Tell whether it could not be connected to a server."""
+        cell, bit = divmod(server.index, self.TRIED)
+        return bool(self.cells[self.SIZE + cell] >> bit & 1)
+
+    def note_tried(self, server: Server) -> None:
+        """Note that it could not be connected to a server."""
+        cell, bit = divmod(server.index, self.TRIED)
+        self.cells[self.SIZE + cell] |= 1 << bit
+        self.tries += 1
+
+
+class Server(Cells):
+    """A server: its cells, and the settings that --server gives it.
+
+    The methods are called under the board's lock.
+    """
+
+    used = Cell()  # 1: it is one of ours
+    gone = Cell()  # 1: its name no longer resolves to it
+    version = Cell()  # changes with the address
+    host, host2, port, scope, family = (Cell() for _ in range(5))
+    given = Cell()  # which --server it is of
+    health = Cell()  # 0 … rise + fall - 1; UP at `rise` and above
+    admin = Cell()  # what the operator has set it to: an index of ADMIN
+    last_passed = Cell()  # the result of the last check or connect, ...
+    in_a_row = Cell()  # ... and how often it was the same
+    credit = Cell()  # smooth round robin: who has waited longest, by weight
+    places_taken = Cell()
+    total, connect_failures, retries, checks_failed = (Cell() for _ in range(4))
+    to_server, to_client = Cell(), Cell()  # bytes, of connections that have ended
+    penalty_s = Cell()  # for how long it stays DOWN, without checks
+    failed_ns = Cell()  # when a check or a client's connect failed last
+    changed_ns = Cell()
+    connects_ns = Cell()  # the sum; behind it, how many in each of CONNECT_BOUNDS
+    __slots__ = ("address", "address_text", "backup", "index", "last_check", "max",
+                 "name", "rise", "fall", "seen", "weight")  # fmt: skip
+
+    def __init__(self, cells: memoryview, index: int) -> None:
+        super().__init__(cells)
+        self.index, self.seen = index, 0
+        self.last_check = "not checked yet"  # of the process that checks
+
+    def place(
+        self, given: int, options: Options, family: int, address: SocketAddress
+    ) -> None:
+        """Make it the server at an address that --server number `given` resolves to."""
+        last = self.version
+        self.cells[:] = memoryview(bytes(8 * len(self.cells))).cast("q")
+        self.host, self.host2 = pack_ip(plain_ip(address[0]))
+        self.port, self.scope = address[1], address[3] if len(address) > 3 else 0
+        self.family, self.given = family, given
+        self.last_passed, self.penalty_s = 1, int(PENALTY_S)
+        self.changed_ns = time.monotonic_ns()
+        self.version = last + 1
+        self.look(options)
         self.health = self.top_health
+        self.used = 1
+
+    def look(self, options: Options) -> None:
+        """See where it is now: another process may have placed it."""
+        if self.seen == self.version:
+            return
+        self.seen = self.version
+        host = unpack_ip(self.host, self.host2)
+        given = options.servers[self.given]
+        self.address = (host, self.port)
+        if self.family == socket.AF_INET6:
+            host = f"::ffff:{host}" if ":" not in host else host
+            self.address = (host, self.port, 0, self.scope)
+        self.address_text = format_address((unpack_ip(self.host, self.host2), self.port))
+        self.name = format_address((given["host"], given["port"]))
+        self.weight, self.backup, self.max = (
+            given[key] for key in ("weight", "backup", "max")
+        )
+        self.rise, self.fall = options.rise, options.fall
+        self.last_check = "not checked yet"
 
     @property
     def top_health(self) -> int:
@@ -518,12 +703,17 @@ class Server:
         return self.health >= self.rise
 
     @property
+    def may_serve(self) -> bool:
+        """Whether the operator and its name let it have new clients."""
+        return bool(self.used and not self.gone and not self.admin and self.weight)
+
+    @property
     def state(self) -> str:
         """UP, DOWN, DRAIN or MAINT."""
         if self.gone:
-            return DRAIN  # its live sessions go on
-        if self.admin != "ready":
-            return DRAIN if self.admin == "drain" else MAINT
+            return DRAIN  # its live connections go on
+        if self.admin:
+            return DRAIN if ADMIN[self.admin] == "drain" else MAINT
         return UP if self.is_healthy else DOWN
 
     @property
@@ -538,53 +728,46 @@ class Server:
         pass there jumps to the top, a failure below drops to 0 (HAProxy, check.c).
         """
         self.in_a_row = self.in_a_row + 1 if passed == self.last_passed else 1
-        self.last_passed = passed
+        self.last_passed = int(passed)
         if passed:
-            self.penalty_s = PENALTY_S
+            self.penalty_s = int(PENALTY_S)
             self.health += 1
             if self.is_healthy:
                 self.health = self.top_health
         else:
-            self.failed_s = time.monotonic()
+            self.failed_ns = time.monotonic_ns()
             self.health = self.health - 1 if self.health > self.rise else 0
 
     def add_row(self, row: Row) -> None:
-        """Add one session's counters."""
+        """Add one connection's counters."""
         self.to_server += row.to_server
         self.to_client += row.to_client
         if row.connect_ns:
-            seconds = row.connect_ns / 1e9
             self.total += 1
-            self.connect_s += seconds
-            self.connects[bisect.bisect_left(CONNECT_BUCKETS_S, seconds)] += 1
-
-    def copied(self) -> Server:
-        """Return a copy, to be read without the lock."""
-        twin = copy.copy(self)
-        twin.connects = list(self.connects)
-        return twin
+            self.connects_ns += row.connect_ns
+            bucket = bisect.bisect_left(CONNECT_BUCKETS_S, row.connect_ns / 1e9)
+            self.cells[self.SIZE + bucket] += 1
 
 
-def candidates(servers: list[Server], tried: list[Server]) -> tuple[list[Server], bool]:
+def candidates(servers: Iterable[Server]) -> tuple[list[Server], bool]:
     """Return who may be asked: UP servers, else a backup, else (fail open) any.
 
     The second value tells whether it came to that: no server is UP.
     """
-    ready = [s for s in servers if s.admin == "ready" and s.weight and not s.gone]
+    ready = [s for s in servers if s.may_serve]
     up = [s for s in ready if s.is_healthy]
-    untried = [s for s in up or ready if s not in tried]
-    if ready and not up:
-        return untried, True
-    # Without a server of the first rank the first backup serves all, like HAProxy.
-    return [s for s in untried if not s.backup] or untried[:1], False
+    return up or ready, bool(ready and not up)
 
 
-def choose(
-    servers: list[Server], algorithm: str, host: str, rng: random.Random
-) -> Server | None:
+def first_rank(servers: list[Server], fail_open: bool) -> list[Server]:
+    """Return servers that are no backup; without one the first backup serves all."""
+    if fail_open:
+        return servers
+    return [s for s in servers if not s.backup] or servers[:1]  # like HAProxy
+
+
+def choose(servers: list[Server], algorithm: str, rng: random.Random) -> Server | None:
     """Return the one whose turn it is; None when those that could serve are full."""
-    if algorithm == "source" and servers:
-        servers = [max(servers, key=lambda s: rendezvous(host, s))]
     servers = [s for s in servers if s.has_place]
     if algorithm == "random" and len(servers) > 1:
         servers = rng.choices(servers, [s.weight for s in servers], k=2)
@@ -597,7 +780,7 @@ def choose(
 def smooth_round_robin(servers: list[Server]) -> Server:
     """Give each server its weight in credit, take the richest, make it pay for all.
 
-    Weights 5:1:1 interleave (a a b a c a a) instead of bursting; a session that is
+    Weights 5:1:1 interleave (a a b a c a a) instead of bursting; a connection that is
     retried charges the server that serves it, so a dead server's share spreads over all
     the rest.
     """
@@ -619,52 +802,580 @@ def rendezvous(host: str, server: Server) -> float:
     return -server.weight / math.log((number + 0.5) / 2**64)
 
 
-# ---- Sessions and the pool: all that is shared ---------------------------------------
-# Servers, sessions, limits and totals, under one lock. Nothing in here uses a socket,
-# and nothing waits but the two `wait_…` and `move`.
+class BoardLock:
+    """A lock between processes: it says who has it, so that the dead can be robbed.
 
-
-class Row(NamedTuple):
-    """What a session's counters say at a moment."""
-
-    to_server: int  # bytes
-    to_client: int
-    last_ns: int  # when bytes last came from a side; 0: never connected
-    connect_ns: int  # how long the connect took; 0: never connected
-
-
-ROW_CELLS = len(Row._fields)
-TO_SERVER, TO_CLIENT, LAST_NS, CONNECT_NS = range(ROW_CELLS)
-
-
-class Counters:
-    """A row of numbers per live session, in memory shared by all processes.
-
-    Only the thread that relays a session writes its row, everyone may read it, and a
-    row is given out again only after its session was reported as ended: so no lock is
-    needed.
+    Who finds it taken tries again, rather than sleep in the semaphore: woken there, a
+    thread would have the lock and wait for the interpreter, and all others for it.
     """
 
-    def __init__(self, rows: int) -> None:
-        memory = mmap.mmap(-1, rows * ROW_CELLS * 8)  # shared with what we fork
-        self._cells = memoryview(memory).cast("q")
+    def __init__(self, board: Board) -> None:
+        self._semaphore = multiprocessing.get_context("fork").Lock()
+        self._board = board
+        self.me = os.getpid()
 
-    def cells(self, slot: int) -> memoryview:
-        """Return a session's row, to be written."""
-        return self._cells[slot * ROW_CELLS : (slot + 1) * ROW_CELLS]
+    def __enter__(self) -> None:
+        if not self._semaphore.acquire(False):
+            self._try_again()
+        self._board.holder = self.me
 
-    def read(self, slot: int) -> Row:
-        """Return what a session's row says now."""
-        return Row(*self.cells(slot))
+    def _try_again(self) -> None:
+        pause_s, waited_s, holder = LOCK_PAUSE_S, 0.0, 0
+        while not self._semaphore.acquire(False):
+            time.sleep(pause_s)
+            if holder != self._board.holder:
+                pause_s, waited_s, holder = LOCK_PAUSE_S, 0.0, self._board.holder
+            waited_s += pause_s
+            pause_s = min(2 * pause_s, 0.01)
+            if waited_s > STALL_S and holder not in (0, self.me):
+                with contextlib.suppress(OSError):
+                    os.kill(holder, signal.SIGKILL)  # stopped, and all wait for it
 
-    def clear(self, slot: int) -> None:
-        """Set a row to zero, for the next session."""
-        self.cells(slot)[:] = array.array("q", [0] * ROW_CELLS)
+    def __exit__(self, *_: object) -> None:
+        self._board.holder = 0
+        self._semaphore.release()
+
+    def rob(self) -> None:
+        """Take the lock, from a dead child if that has it; called by the parent.
+
+        Nobody has noted itself for a second: then it died within the two lines where
+        the lock is taken or given back, and its name is not on the board.
+        """
+        nobody = 0
+        while not self._semaphore.acquire(True, 0.05):
+            holder = self._board.holder
+            nobody = 0 if holder else nobody + 1
+            if nobody == 20 or (holder and is_dead(holder)):
+                break
+        self._board.holder = self.me
 
 
-@dataclass(frozen=True, slots=True)
+def is_dead(child: int) -> bool:
+    """Tell whether a child has ended, and leave it to be reaped."""
+    try:
+        state = os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return True  # it has been reaped
+    return state is not None
+
+
+class NoServerError(Exception):
+    """No server is left that this connection could be sent to."""
+
+
+class Board(Cells):
+    """Servers, live connections, the queue and the totals, under `lock`.
+
+    Whoever calls a method without `_locked` must not have the lock; methods return
+    lines for the log instead of writing them. A place is counted before a row names its
+    server, and no longer only after it does not; `bury` counts all anew.
+
+    Who waits for a place is in a ring of rows, in the order of accept; row 0 is both
+    its ends. With --algorithm source each server has a ring, row 1 + its index.
+    """
+
+    holder = Cell()  # the process that has the lock; 0: none
+    begun, live, failed, refused, queued = (Cell() for _ in range(5))
+    to_servers, to_clients = Cell(), Cell()  # bytes, of connections that have ended
+    version = Cell()  # changes when it matters for choosing: a server's state
+    stopping, cutting, over = Cell(), Cell(), Cell()
+
+    def __init__(self, options: Options, rows_each: int) -> None:
+        """Lay out the board, and place the servers that options.servers resolved to."""
+        self.options = options
+        resolved = [(n, *a) for n, g in enumerate(options.servers) for a in g["resolved"]]
+        moves = any(not is_literal(given["host"]) for given in options.servers)
+        slots = len(resolved) + MOVED_SERVERS * moves
+        self._heads = 1 + slots
+        self._rows_each = rows_each
+        self._row_size = Row.SIZE + -(-slots // Row.TRIED)
+        server_size = Server.SIZE + len(CONNECT_BOUNDS)
+        rows = self._heads + rows_each * options.workers
+        sizes = (self.SIZE, slots * server_size, rows * self._row_size)
+        cells = memoryview(mmap.mmap(-1, 8 * sum(sizes))).cast("q")
+        super().__init__(cells[: self.SIZE])
+        self._rows = cells[-sizes[2] :]
+        starts = range(self.SIZE, self.SIZE + sizes[1], server_size)
+        self._slots = [
+            Server(cells[start : start + server_size], index)
+            for index, start in enumerate(starts)
+        ]
+        for server, where in zip(self._slots, resolved):
+            server.place(where[0], options, *where[1:])
+        self.limit = options.max_connections or rows - self._heads
+        self.started_ns = time.monotonic_ns()
+        self._random = random.Random()
+        self._known: tuple[int, list[Server], bool] = (-1, [], False)
+        self.lock: Any = BoardLock(self) if options.workers > 1 else threading.Lock()
+        self.bells = [Bell() for _ in range(options.workers + 1)]  # 0: the desk's
+
+    def row(self, index: int) -> Row:
+        """Return a row by its index; worker N has those of N."""
+        cells = self._rows[index * self._row_size : (index + 1) * self._row_size]
+        return Row(cells, index, (index - self._heads) // self._rows_each + 1)
+
+    def rows_of(self, worker: int) -> Iterator[Row]:
+        """Yield the rows of a worker."""
+        first = self._heads + (worker - 1) * self._rows_each
+        yield from map(self.row, range(first, first + self._rows_each))
+
+    def taken_rows(self) -> list[Row]:
+        """Return the rows of live connections, the oldest first."""
+        step, at = self._row_size, Row.__dict__["taken"]._at
+        taken = self._rows[at::step].tolist()
+        rows = [self.row(index) for index, is_taken in enumerate(taken) if is_taken]
+        return sorted(rows, key=lambda row: row.number)
+
+    def servers(self) -> list[Server]:
+        """Return the servers of this moment, also those whose address is gone."""
+        servers = [server for server in self._slots if server.used]
+        for server in servers:
+            server.look(self.options)
+        return servers
+
+    def server_of(self, row: Row) -> Server | None:
+        """Return the server at which a row has a place."""
+        return self._slots[row.server - 1] if row.server else None
+
+    def ring(self, bells: Iterable[tuple[int, int]]) -> None:
+        """Ring bells of workers: (worker, why)."""
+        for number, why in bells:
+            self.bells[number].ring(why)
+
+    def ring_all(self) -> None:
+        """Have every process look at the board."""
+        self.ring((number, LOOK) for number in range(len(self.bells)))
+
+    # A connection's steps -------------------------------------------------------------
+
+    def admit(
+        self, row: Row, listener: socket.socket
+    ) -> tuple[socket.socket, SocketAddress] | None:
+        """Accept a client and choose its server; None: there are too many.
+
+        Under one lock, so that servers take turns in the order of accept whichever
+        process accepts. Raise OSError when nobody is there, or cannot be accepted.
+        """
+        options = self.options
+        with self.lock:
+            if self.live >= self.limit:
+                return None
+            client_sock, peer = listener.accept()
+            self.begun += 1
+            self.live += 1
+            row.taken, row.number = 1, self.begun
+            row.accepted_ns = time.monotonic_ns()
+            row.set_source(peer)
+            if not options.accept_proxy and not is_barred(options, peer):
+                self._pick_locked(row)
+        return client_sock, peer
+
+    def pick(self, row: Row) -> Server | None:
+        """Take a place at a server; None: the row is in the queue.
+
+        Raise NoServerError when all that could be tried have been.
+        """
+        with self.lock:
+            self._pick_locked(row)
+            return self.server_of(row)
+
+    def fail_open(self) -> bool:
+        """Tell whether no server is UP, and all are tried."""
+        return self._known[2]
+
+    def _pick_locked(self, row: Row) -> None:
+        """Give a row a place, or put it into the queue behind those who wait there."""
+        asked = self._asked_locked(row)
+        if row.tries and not asked:
+            raise NoServerError
+        ring = self._ring_locked(row, asked)
+        waits = self.row(ring).after and any(s.max for s in asked)
+        if waits and self.row(self.row(ring).after).number < row.number:
+            self._enqueue_locked(row, ring)
+        elif not self._give_place_locked(row, asked):
+            self._enqueue_locked(row, ring)
+
+    def _asked_locked(self, row: Row) -> list[Server]:
+        """Return the servers that a row may be sent to."""
+        if self._known[0] != self.version:
+            self._known = (self.version, *candidates(self.servers()))
+        _, servers, fail_open = self._known
+        if row.tries:
+            servers = [s for s in servers if not row.has_tried(s)]
+        return first_rank(servers, fail_open)
+
+    def _ring_locked(self, row: Row, asked: list[Server]) -> int:
+        """Return the ring in which a row waits; note its own server, with `source`."""
+        if self.options.algorithm != "source" or not asked:
+            return 0
+        if not row.own or row.own_version != self.version or row.tries:
+            host = unpack_ip(row.host, row.host2)
+            row.own = 1 + max(asked, key=lambda s: rendezvous(host, s)).index
+            row.own_version = self.version
+        return row.own
+
+    def _give_place_locked(self, row: Row, asked: list[Server]) -> bool:
+        if self.options.algorithm == "source" and asked:
+            asked = [self._slots[row.own - 1]]
+        server = choose(asked, self.options.algorithm, self._random)
+        if server is None:
+            return False
+        server.places_taken += 1  # in this order: see above
+        row.server = server.index + 1
+        return True
+
+    def give_back(self, row: Row, server: Server, failure: End) -> str:
+        """Take a row off a server that it could not be connected to.
+
+        Return a line for the log if that changed the server's state.
+        """
+        with self.lock:
+            row.note_tried(server)
+            row.server = 0
+            server.places_taken -= 1
+            server.retries += 1
+            line = ""
+            if failure.blames_server:
+                server.connect_failures += 1
+                if server.is_healthy and self._has_connected_since_locked(server):
+                    server.count_result(True)  # only failures in a row count
+                line = self._count_result_locked(server, False, failure.words)
+            bells = self._hand_out_locked()
+        self.ring(bells)
+        return line
+
+    def _has_connected_since_locked(self, server: Server) -> bool:
+        """Tell whether a live connection was made after the server's last failure."""
+        if server.in_a_row == 0 or server.last_passed:
+            return False
+        return any(
+            row.server == server.index + 1
+            and row.connect_ns
+            and row.accepted_ns > server.failed_ns
+            for row in self.taken_rows()
+        )
+
+    def note_refused(self, row: Row) -> None:
+        """Count a client that may not come."""
+        with self.lock:
+            self.refused += 1
+
+    def end(self, row: Row, failed: bool) -> str:
+        """End a connection: count it, free its place, hand that on.
+
+        Return a line for the log when it brought its server UP.
+        """
+        with self.lock:
+            bells = []
+            if self.live >= self.limit:
+                bells = [(number, LOOK) for number in range(1, len(self.bells))]
+            self._leave_queue_locked(row)
+            line = ""
+            if server := self.server_of(row):
+                line = self._note_success_locked(row, server)
+                row.server = 0
+                server.places_taken -= 1
+                server.add_row(row)
+            self.to_servers += row.to_server
+            self.to_clients += row.to_client
+            self.failed += failed
+            row.clear()
+            self.live -= 1
+            bells += self._hand_out_locked()
+        self.ring(bells)
+        return line
+
+    def _note_success_locked(self, row: Row, server: Server) -> str:
+        """Let a connection that was made speak for its server, like a check."""
+        # One that is older than the last failure says nothing of now.
+        fresh = row.accepted_ns > server.failed_ns
+        if not row.connect_ns or not fresh or server.health >= server.top_health:
+            return ""
+        return self._count_result_locked(server, True, "connected for a client")
+
+    # The queue: rings of rows ---------------------------------------------------------
+
+    def _enqueue_locked(self, row: Row, ring: int) -> None:
+        """Put a row into a ring, by its number: one that has tried a server is early."""
+        before = self.row(ring).before
+        while before and self.row(before).number > row.number:
+            before = self.row(before).before
+        head = self.row(ring)
+        after = self.row(before).after if before else head.after
+        row.before, row.after, row.ring = before, after, ring + 1
+        (self.row(before) if before else head).after = row.index
+        (self.row(after) if after else head).before = row.index
+        self.queued += 1
+
+    def _leave_queue_locked(self, row: Row) -> None:
+        if row.ring:
+            head = self.row(row.ring - 1)
+            (self.row(row.before) if row.before else head).after = row.after
+            (self.row(row.after) if row.after else head).before = row.before
+            row.ring = 0
+            self.queued -= 1
+
+    def leave_queue(self, row: Row) -> None:
+        """Wait for a place no longer."""
+        with self.lock:
+            self._leave_queue_locked(row)
+
+    def _hand_out_locked(self) -> list[tuple[int, int]]:
+        """Give places to those who wait, in order; return the bells to be rung."""
+        if not self.queued:
+            return []
+        bells: list[tuple[int, int]] = []
+        by_server = self.options.algorithm == "source"
+        for ring in range(self._heads) if by_server else (0,):
+            index = self.row(ring).after
+            while index and any(
+                s.has_place and s.may_serve
+                for s in (self._slots[ring - 1 : ring] if ring else self.servers())
+            ):
+                row = self.row(index)
+                index = row.after
+                asked = self._asked_locked(row)
+                if (row.tries and not asked) or self._give_place_locked(row, asked):
+                    self._leave_queue_locked(row)  # without a place: it asks again
+                    bells.append((row.worker, row.index))
+        return bells
+
+    def _changed_locked(self) -> list[tuple[int, int]]:
+        """A server's state has changed: those who wait may be served elsewhere."""
+        self.version += 1
+        if self.options.algorithm == "source" and self.queued:
+            waiting = [row for row in self.taken_rows() if row.ring]
+            for row in waiting:
+                self._leave_queue_locked(row)
+            for row in waiting:
+                self._enqueue_locked(row, self._ring_locked(row, self._asked_locked(row)))
+        return self._hand_out_locked()
+
+    # Health, the operator, names ------------------------------------------------------
+
+    def record_check(self, server: Server, passed: bool | None, result: str) -> str:
+        """Note the result of a check, None: no result; return a line for a change."""
+        with self.lock:
+            server.last_check = result
+            if passed is None:
+                return ""
+            server.checks_failed += not passed
+            before = server.state
+            line = self._count_result_locked(server, passed, result)
+            bells = [] if server.state == before else self._changed_locked()
+        self.ring(bells)
+        return line
+
+    def _count_result_locked(self, server: Server, passed: bool, result: str) -> str:
+        before, needed = server.state, server.rise if passed else server.fall
+        server.count_result(passed)
+        checks = f" checks={min(server.in_a_row, needed)}/{needed}"
+        return self._say_change_locked(server, before, result, checks)
+
+    def set_admin(self, address_text: str, admin: str) -> str | None:
+        """Set a server ready, drain or maint; return a line if its state changed.
+
+        None when there is no such server.
+        """
+        with self.lock:
+            for server in self.servers():
+                if server.address_text == address_text and not server.gone:
+                    before, server.admin = server.state, ADMIN.index(admin)
+                    why = f"set to {admin} by the operator"
+                    line = self._say_change_locked(server, before, why)
+                    bells = self._changed_locked()
+                    break
+            else:
+                return None
+        self.ring(bells)
+        return line
+
+    def forgive(self) -> list[str]:
+        """Call servers UP again whose penalty is over; return a line for each one.
+
+        One more failed connect takes it DOWN again, twice as long (Envoy's ejection).
+        """
+        lines, bells = [], []
+        with self.lock:
+            for server in self.servers():
+                waited_s = (time.monotonic_ns() - server.changed_ns) / 1e9
+                if server.state == DOWN and waited_s >= server.penalty_s:
+                    why = f"tried again after {server.penalty_s} s without checks"
+                    server.penalty_s = min(2 * server.penalty_s, int(PENALTY_MAX_S))
+                    server.health, server.in_a_row = server.rise, 0
+                    lines.append(self._say_change_locked(server, DOWN, why))
+                    bells += self._changed_locked()
+        self.ring(bells)
+        return lines
+
+    def is_up(self) -> bool:
+        """Tell whether any server is UP that may have clients."""
+        with self.lock:
+            return any(s.may_serve and s.is_healthy for s in self.servers())
+
+    def _say_change_locked(
+        self, server: Server, before: str, why: str, checks: str = ""
+    ) -> str:
+        """Return a line for the log if the state is not what it was before."""
+        if server.state == before:
+            return ""
+        server.changed_ns = time.monotonic_ns()
+        self.version += 1
+        return self._say_locked(server, why, checks)
+
+    def _say_locked(self, server: Server, why: str, checks: str = "") -> str:
+        present = [s for s in self.servers() if not s.gone]
+        up = sum(s.may_serve and s.is_healthy for s in present)
+        return (
+            f'server={server.address_text} state={server.state} reason="{why}"'
+            f"{checks} up={up}/{len(present)}"
+        )
+
+    def move_name(
+        self, given: int, resolved: list[tuple[int, SocketAddress]]
+    ) -> tuple[list[Server], list[str]]:
+        """Bring a name's servers in line with its addresses.
+
+        Return the new ones, and a line for the log for each one new, gone or back. An
+        address that is gone gets no new connection; its live ones go on, and what the
+        operator set and the checks knew is kept for its return.
+        """
+        where = {plain_key(address) for _, address in resolved}
+        with self.lock:
+            servers = self.servers()
+            changed = [s for s in servers if s.given == given and bool(s.gone) == (
+                plain_key(s.address) in where)]  # fmt: skip
+            others = {plain_key(s.address) for s in servers
+                      if not s.gone and s.given != given}  # fmt: skip
+            changed = [s for s in changed
+                       if not (s.gone and plain_key(s.address) in others)]  # fmt: skip
+            for server in changed:
+                server.gone = 1 - server.gone
+                name = server.name
+                server.last_check = f"{name} has moved" if server.gone else "is back"
+                server.changed_ns = time.monotonic_ns()
+            known = others | {plain_key(s.address) for s in servers if s.given == given}
+            added = []
+            for family, address in resolved:
+                free = next((s for s in self._slots if not s.used), None)
+                free = free or next((s for s in servers if s.gone and not
+                                     s.places_taken and s not in changed), None)  # fmt: skip
+                if plain_key(address) not in known and free:
+                    known.add(plain_key(address))
+                    free.place(given, self.options, family, address)
+                    added.append(free)
+            host = format_address(
+                (self.options.servers[given]["host"], self.options.servers[given]["port"])
+            )
+            lines = [self._say_locked(s, f"{host} has moved") for s in changed + added]
+            bells = self._changed_locked() if lines else []
+        self.ring(bells)
+        return added, lines
+
+    # A worker's death, and figures ----------------------------------------------------
+
+    def bury(self, worker: int, end: End) -> list[str]:
+        """End what a dead worker had, and make all counts anew; return its lines."""
+        self.lock.rob()
+        try:
+            rows = self.taken_rows()
+            dead = [row for row in rows if row.worker == worker]
+            lines = [
+                end_line(row, self.server_of(row), row_end(row, end))
+                for row in dead
+                if not row.logged
+            ]
+            for row in dead:
+                if server := self.server_of(row):
+                    server.add_row(row)
+                self.to_servers += row.to_server
+                self.to_clients += row.to_client
+                self.failed += not row.connect_ns and end.is_failure
+                row.clear()
+            rows = [row for row in rows if row.worker != worker]
+            self.live, self.queued = len(rows), 0
+            places = collections.Counter(row.server for row in rows)
+            for server in self._slots:
+                server.places_taken = places[server.index + 1]
+            for head in map(self.row, range(self._heads)):
+                head.before = head.after = 0
+            for row in rows:
+                ring, row.ring = row.ring, 0
+                if ring and not row.server:
+                    self._enqueue_locked(row, ring - 1)
+            self._hand_out_locked()
+        finally:
+            self.lock.__exit__(None, None, None)
+        self.ring_all()
+        return lines
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return the figures of a moment as /status.json has them, and connect times."""
+        with self.lock:
+            now_ns = time.monotonic_ns()
+            rows = self.taken_rows()
+            servers = [s for s in self.servers() if not s.gone or s.places_taken]
+            moved = collections.Counter[Any]()
+            for row in rows:
+                moved[row.server, "in"] += row.to_server
+                moved[row.server, "out"] += row.to_client
+                if row.connect_ns:
+                    moved[row.server, "total"] += 1
+                    moved[row.server, "ns"] += row.connect_ns
+                    bucket = bisect.bisect_left(CONNECT_BUCKETS_S, row.connect_ns / 1e9)
+                    moved[row.server, bucket] += 1
+            return {
+                "uptime_s": round((now_ns - self.started_ns) / 1e9, 3),
+                "stopping": bool(self.stopping),
+                "connections": {
+                    "active": len(rows), "total": self.begun, "failed": self.failed,
+                    "refused": self.refused, "queued": self.queued,
+                },
+                "bytes": {
+                    "to_servers": self.to_servers + sum(r.to_server for r in rows),
+                    "to_clients": self.to_clients + sum(r.to_client for r in rows),
+                },
+                "servers": [describe(s, now_ns, moved) for s in servers],
+                "live": [
+                    describe_live(row, self.server_of(row), now_ns)
+                    for row in rows[:LIVE_LISTED]
+                ],
+                "connects": {
+                    s.address_text: (
+                        [s.cells[Server.SIZE + n] + moved[s.index + 1, n]
+                         for n in range(len(CONNECT_BOUNDS))],
+                        (s.connects_ns + moved[s.index + 1, "ns"]) / 1e9,
+                    )
+                    for s in servers
+                },
+            }  # fmt: skip
+
+
+def plain_key(address: SocketAddress) -> tuple[Any, ...]:
+    """Return what is the same for all forms of an address: IPv4-mapped, zone, case."""
+    return str(plain_ip(address[0])), address[1], *address[3:4]
+
+
+def is_literal(host: str) -> bool:
+    """Tell whether the host is an address already."""
+    try:
+        ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    return True
+
+
+def is_barred(options: Options, source: SocketAddress) -> bool:
+    """Tell whether --allow keeps a client out."""
+    return bool(options.allow) and not is_in(options.allow, source)
+
+
+# ---- Ends ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
 class End:
-    """How a session ended: HAProxy's two letters, and the same in words.
+    """How a connection ended: HAProxy's two letters, and the same in words.
 
     First who or what ended it, a small letter for a timeout; then when: in Data, with
     the Last bytes, while Connecting, in the Queue. README has the table.
@@ -683,7 +1394,7 @@ class End:
 
     @property
     def is_failure(self) -> bool:
-        """Whether a session that was not connected counts as failed."""
+        """Whether a connection that was not connected to a server counts as failed."""
         return self.code[0] not in "CPK"
 
 
@@ -691,16 +1402,15 @@ class End:
 #   CD SD cD sD CL cL    Relay: a side reset the connection, vanished, or was idle
 #   SC sC RC             connect: refused, timed out, nothing left to connect with
 #   PC                   refuse: --allow, --accept-proxy
-#   ID                   Crew: a defect
+#   ID                   Worker._serve: a defect
 CLOSED = End("--", "closed by both sides")
 CUT = End("KD", "closed at shutdown")
 CUT_CONNECTING = End("KC", "closed at shutdown")
 CUT_QUEUED = End("KQ", "closed at shutdown")
-
 LEFT_CONNECTING = End("CC", "client left while connecting")
 LEFT_QUEUE = End("CQ", "client left the queue")
 QUEUED_TOO_LONG = End("sQ", "no place at a server in time")
-NO_DESCRIPTOR = End("RC", "no descriptor left for the connection")
+NO_SERVER = End("SC", "no server may have clients")
 WORKER_DIED = End("ID", "its worker process died")
 
 
@@ -709,964 +1419,431 @@ def refuse(why: str) -> End:
     return End("PC", f"refused: {why}")
 
 
-@dataclass(eq=False, slots=True)
-class Session:
-    """One client's connection, from accept to its line in the log.
-
-    Owned by the thread that dispatches it ("accept", later "queue"), then by the worker
-    that has it, then by the thread that ends it. What the figures show of it (`server`,
-    `source`) changes under the pool's lock.
-    """
-
-    number: int
-    slot: int  # its row in the shared counters
-    worker: Worker
-    source: SocketAddress  # the client, or whom its PROXY header names
-    client_sock: socket.socket | None  # while no worker has it
-    destination: SocketAddress | None = None  # as its PROXY header has it
-    accepted_s: float = field(default_factory=time.monotonic)
-    server: Server | None = None
-    tried: list[Server] = field(default_factory=list)
-    failure: End | None = None  # of the last connect that failed
-    queued_s: float = 0.0  # since when it is in the queue
-
-
-class LiveSession(NamedTuple):
-    """What the figures show of a session."""
-
-    source: SocketAddress
-    server: Server | None
-    accepted_s: float
-    row: Row
-
-
-@dataclass(slots=True)
-class Totals:
-    """What the pool counts since its start."""
-
-    begun: int = 0  # sessions, and clients refused
-    failed: int = 0
-    refused: int = 0
-    to_servers: int = 0  # bytes, of sessions that have ended
-    to_clients: int = 0
-
-
-class Snapshot(NamedTuple):
-    """The figures of a moment."""
-
-    now_s: float
-    uptime_s: float
-    stopping: bool
-    queued: int
-    totals: Totals
-    servers: dict[Server, Server]  # each with a copy
-    live: list[LiveSession]  # in the order in which they came
-
-
-class Closing(NamedTuple):
-    """What the pool says of a session that has ended, and what follows from it."""
-
-    session: Session
-    row: Row
-    up_line: str  # for the log, when it brought its server UP
-    others_wait: bool
-
-
-class NoServerError(Exception):
-    """No server is left that this session could be sent to."""
-
-
-class Worker:
-    """A crew as the frontend sees it; the pool's lock guards its first three fields."""
-
-    def __init__(self, max_sessions: int) -> None:
-        self.alive = True
-        self.sessions = 0  # how many it has
-        self.capacity = max_sessions  # of now: fewer when it cannot start threads
-        self.max_sessions = max_sessions
-
-    def start(self) -> None:
-        """Start its threads."""
-
-    def assign(self, job: Job) -> bool:
-        """Pass a session on to the crew; False when its process takes none."""
-        raise NotImplementedError
-
-    def cut(self, how: int) -> None:
-        """End all its sessions, by shutting down their sockets."""
-
-    def stop(self) -> None:
-        """Let its threads, or its process, end."""
-
-    def join(self, timeout_s: float) -> None:
-        """Wait until its process has ended; kill one that does not."""
-
-    def kill(self) -> None:
-        """Kill its process, whatever it is doing."""
-
-
-class Pool:
-    """Servers and sessions: who is next, who is at a limit, how much was moved.
-
-    `_lock` guards the servers (list and fields), the sessions (dictionaries, lists and
-    fields), the free slots, the workers' loads and the totals. `_changed` is notified
-    when a session ends, a worker's capacity changes, or the pool is `stopping`: from
-    then on no session begins, while the live ones may go on. The two events need no
-    lock to be asked; they change under it.
-    """
-
-    def __init__(
-        self, options: Options, slots: int, max_unconnected: int = MAX_SLOTS
-    ) -> None:
-        self.options = options
-        self._lock = threading.Lock()
-        self._changed = threading.Condition(self._lock)
-        self._servers: list[Server] = list(options.servers)
-        self.counters = Counters(slots)
-        self.workers: list[Worker] = []
-        self._capacity = 0  # of all live workers
-        self._free_slots: list[int] = []
-        self._next_slot = 0  # that was never given out
-        self.limit = min(options.max_connections or slots, slots)
-        # A client that is not connected to a server sits in the main process, or may
-        # come back to it: for so many that has descriptors.
-        self._max_unconnected = max_unconnected
-        self._unconnected = 0  # at most so many there are: recounted at the limit
-        self._sessions: dict[int, Session] = {}  # by slot, all that are live
-        self._queued: set[int] = set()  # the slots of those that are in the queue
-        self._queue_inbox: list[Session] = []  # those that thread "queue" has not seen
-        self._random = random.Random()
-        self._started_s = time.monotonic()
-        self.stopping = threading.Event()
-        self.fail_open = threading.Event()  # no server is UP: all are tried
-        self._totals = Totals()
-
-    # Choosing -------------------------------------------------------------------------
-
-    def pick(self, session: Session) -> Server | None:
-        """Choose the session's server and take a place there; None: it is queued.
-
-        Raise NoServerError when all that could be tried have been. As long as others
-        wait for a place, a new session waits behind them.
-        """
-        with self._lock:
-            asked, fail_open = candidates(self._servers, session.tried)
-            if fail_open != self.fail_open.is_set():
-                (self.fail_open.set if fail_open else self.fail_open.clear)()
-            if session.tried and not asked:
-                raise NoServerError
-            is_new = session.slot not in self._queued
-            # Without a `max` nobody waits while a server may be asked: who is queued is
-            # on its way.
-            overtakes = self._queued and is_new and any(s.max for s in asked)
-            server = None
-            if not overtakes:
-                algorithm, host = self.options.algorithm, session.source[0]
-                server = choose(asked, algorithm, host, self._random)
-            if server is not None:
-                server.places_taken += 1
-                if session.tried:
-                    session.tried[-1].retries += 1  # where it failed: HAProxy's wretr
-                session.server, session.queued_s = server, 0.0
-                self._queued.discard(session.slot)
-            elif is_new:
-                self._enqueue_locked(session)
-            return server
-
-    def _enqueue_locked(self, session: Session) -> None:
-        session.queued_s = time.monotonic()
-        self._queued.add(session.slot)
-        self._queue_inbox.append(session)
-
-    def newly_queued(self) -> list[Session]:
-        """Return the sessions queued since the last call."""
-        with self._lock:
-            inbox, self._queue_inbox = self._queue_inbox, []
-            return inbox
-
-    def has_free_place(self) -> bool:
-        """Tell whether any server has a place, one that is DOWN or a backup, too."""
-        with self._lock:
-            ready = (s for s in self._servers if s.admin == "ready" and not s.gone)
-            return any(s.weight and s.has_place for s in ready)
-
-    # Sessions -------------------------------------------------------------------------
-
-    def wait_until_may_begin(self) -> bool:
-        """Wait until one more session may begin; False when the pool stops."""
-        with self._lock:
-            while not self.stopping.is_set():
-                if len(self._sessions) < min(self.limit, self._capacity):
-                    if self._has_descriptor_locked():
-                        return True
-                    self._changed.wait(BACKOFF_S)  # nobody tells of a connect
-                else:
-                    self._changed.wait()
-            return False
-
-    def _has_descriptor_locked(self) -> bool:
-        """Tell whether the main process could hold one more unconnected client.
-
-        `_unconnected` only grows, as nobody tells of a connect, until it is too much:
-        then the rows are asked.
-        """
-        if self._unconnected >= self._max_unconnected:
-            rows = map(self.counters.read, self._sessions)
-            self._unconnected = sum(not row.connect_ns for row in rows)
-        return self._unconnected < self._max_unconnected
-
-    def begin(self, client_sock: socket.socket, peer: SocketAddress) -> Session:
-        """Begin a session: give it a number, a slot and a worker."""
-        with self._lock:
-            self._totals.begun += 1
-            self._unconnected += 1
-            if not self._free_slots:
-                self._free_slots.append(self._next_slot)
-                self._next_slot += 1
-            slot = self._free_slots.pop()
-            self.counters.clear(slot)
-            worker = self._least_busy_locked()
-            worker.sessions += 1
-            session = Session(self._totals.begun, slot, worker, peer, client_sock)
-            self._sessions[slot] = session
-            return session
-
-    def _least_busy_locked(self) -> Worker:
-        """Return the live worker that is least full, the first among equals."""
-        alive = [w for w in self.workers if w.alive] or self.workers
-        return min(alive, key=lambda w: w.sessions / w.capacity)
-
-    def move(self, session: Session) -> bool:
-        """Give the session another worker: its own died before it took the client.
-
-        Wait for one if none is alive; False when the pool stops before.
-        """
-        with self._lock:
-            self._changed.wait_for(lambda: self._capacity or self.stopping.is_set())
-            if not self._capacity:
-                return False
-            session.worker.sessions -= 1
-            session.worker = self._least_busy_locked()
-            session.worker.sessions += 1
-            return True
-
-    def name_client(
-        self, slot: int, client_sock: socket.socket, header: Header
-    ) -> SocketAddress | None:
-        """Take a session back and note who its client is; None when it has ended."""
-        with self._lock:
-            session = self._sessions.get(slot)
-            if session is None:
-                return None
-            session.client_sock = client_sock
-            if header.source and header.destination:
-                session.source, session.destination = header.source, header.destination
-            return session.source
-
-    def enqueue(self, slot: int) -> None:
-        """Let a session wait for its turn to be sent to a server."""
-        with self._lock:
-            if session := self._sessions.get(slot):
-                self._enqueue_locked(session)
-
-    def requeue(
-        self, slot: int, client_sock: socket.socket, failure: End
-    ) -> Server | None:
-        """Take a session off the server that it could not be connected to.
-
-        Return that server; None when the session has ended meanwhile.
-        """
-        with self._lock:
-            session = self._sessions.get(slot)
-            if session is None or session.server is None:
-                return None
-            server, session.server = session.server, None
-            server.places_taken -= 1
-            server.connect_failures += failure.blames_server
-            session.tried.append(server)
-            session.failure = failure
-            session.client_sock = client_sock
-            self._enqueue_locked(session)
-            return server
-
-    def end(self, slot: int, end: End) -> Closing | None:
-        """End a session: count it, free its place at its server, relieve its worker.
-
-        None when it has ended already: at shutdown that happens.
-        """
-        with self._lock:
-            session = self._sessions.pop(slot, None)
-            if session is None:
-                return None
-            row = self.counters.read(slot)
-            session.queued_s = 0.0
-            self._queued.discard(slot)
-            self._free_slots.append(slot)
-            session.worker.sessions -= 1
-            self._totals.to_servers += row.to_server
-            self._totals.to_clients += row.to_client
-            self._totals.refused += end.code == "PC"
-            self._totals.failed += not row.connect_ns and end.is_failure
-            up_line = ""
-            if session.server is not None:
-                session.server.places_taken -= 1
-                session.server.add_row(row)
-                up_line = self._note_success_locked(session, session.server, row)
-            self._changed.notify_all()
-            return Closing(session, row, up_line, bool(self._queued))
-
-    def sessions(self) -> list[tuple[Session, Row]]:
-        """Return the live sessions and their counters, the oldest first."""
-        with self._lock:
-            return [(s, self.counters.read(s.slot)) for s in self._sessions.values()]
-
-    def count_refused(self) -> None:
-        """Count a client that may not come."""
-        with self._lock:
-            self._totals.begun += 1
-            self._totals.refused += 1
-
-    def add_worker(self, worker: Worker) -> None:
-        """Let a worker have sessions; called before any begins."""
-        with self._lock:
-            self.workers.append(worker)
-            self._sum_up_locked()
-
-    def set_capacity(self, worker: Worker, threads: int | None) -> None:
-        """Say for how many sessions a worker has threads; None: for all it may have."""
-        with self._lock:
-            worker.capacity = max(
-                1, worker.max_sessions if threads is None else threads
-            )
-            self._sum_up_locked()
-
-    def set_alive(self, worker: Worker, alive: bool) -> None:
-        """Say whether a worker can take sessions, or its process died."""
-        with self._lock:
-            worker.alive = alive
-            self._sum_up_locked()
-
-    def _sum_up_locked(self) -> None:
-        self._capacity = sum(w.capacity for w in self.workers if w.alive)
-        self._changed.notify_all()
-
-    def stop(self) -> None:
-        """Begin no more sessions."""
-        with self._lock:
-            self.stopping.set()
-            self._changed.notify_all()
-
-    def wait_until_empty(self, timeout_s: float) -> bool:
-        """Wait until no session is live; False when one is after `timeout_s`."""
-        with self._lock:
-            return self._changed.wait_for(lambda: not self._sessions, timeout_s)
-
-    # Health ---------------------------------------------------------------------------
-
-    def record_check(self, server: Server, passed: bool | None, result: str) -> str:
-        """Note the result of a check, None: no result; return a line for a change."""
-        with self._lock:
-            server.last_check = result
-            if passed is None:
-                return ""
-            return self._count_result_locked(server, passed, result)
-
-    def record_connect_failure(self, server: Server, why: str) -> str:
-        """Hold a client's failed connect against its server, like a failed check.
-
-        Only failures in a row count: a live session may have been connected meanwhile.
-        """
-        with self._lock:
-            if server.is_healthy and self._has_connected_since_locked(server):
-                server.count_result(True)
-            return self._count_result_locked(server, False, why)
-
-    def _has_connected_since_locked(self, server: Server) -> bool:
-        """Tell whether a live session was connected after the server's last failure."""
-        for session in reversed(self._sessions.values()):  # the newest first
-            if session.accepted_s <= server.failed_s:
-                break
-            if session.server is server and self.counters.read(session.slot).connect_ns:
-                return True
-        return False
-
-    def _note_success_locked(self, session: Session, server: Server, row: Row) -> str:
-        """Let a session that was connected speak for its server, like a check."""
-        # One that is older than the last failure says nothing of now.
-        fresh = session.accepted_s > server.failed_s
-        if not row.connect_ns or not fresh or server.health >= server.top_health:
-            return ""
-        return self._count_result_locked(server, True, "connected for a client")
-
-    def _count_result_locked(self, server: Server, passed: bool, result: str) -> str:
-        before, needed = server.state, server.rise if passed else server.fall
-        server.count_result(passed)
-        checks = f"{min(server.in_a_row, needed)}/{needed}"
-        return self._say_change_locked(server, before, result, checks)
-
-    def set_admin(self, address_text: str, admin: str) -> str | None:
-        """Set a server ready, drain or maint; return a line if its state changed.
-
-        None when there is no such server.
-        """
-        with self._lock:
-            for server in self._servers:
-                if server.address_text == address_text and not server.gone:
-                    before, server.admin = server.state, admin
-                    why = f"set to {admin} by the operator"
-                    return self._say_change_locked(server, before, why, "0/0")
-            return None
-
-    def forgive(self) -> list[str]:
-        """Call servers UP again whose penalty is over; return a line for each one.
-
-        One more failed connect takes it DOWN again, twice as long (Envoy's ejection).
-        """
-        lines = []
-        with self._lock:
-            for server in self._servers:
-                waited_s = time.monotonic() - server.changed_s
-                if server.state == DOWN and waited_s >= server.penalty_s:
-                    why = f"tried again after {server.penalty_s:.0f} s without checks"
-                    server.penalty_s = min(2 * server.penalty_s, PENALTY_MAX_S)
-                    server.health, server.in_a_row = server.rise, 0
-                    lines.append(self._say_change_locked(server, DOWN, why, "0/0"))
-        return lines
-
-    def is_up(self) -> bool:
-        """Tell whether any server is UP."""
-        with self._lock:
-            return any(server.state == UP for server in self._servers)
-
-    def servers(self) -> list[Server]:
-        """Return the servers of this moment, without those whose address is gone."""
-        with self._lock:
-            return [s for s in self._servers if not s.gone]
-
-    def has(self, server: Server) -> bool:
-        """Tell whether the server is one of ours, though its address may be gone."""
-        with self._lock:
-            return server in self._servers
-
-    def wants_check(self, server: Server) -> bool:
-        """Tell whether to check it: not in maintenance, its address not gone."""
-        with self._lock:
-            return server.admin != "maint" and not server.gone
-
-    def _say_change_locked(
-        self, server: Server, before: str, why: str, checks: str
-    ) -> str:
-        """Return a line for the log if the state is not what it was before."""
-        if server.state == before:
-            return ""
-        server.changed_s = time.monotonic()
-        return self._say_locked(server, why, checks)
-
-    def _say_locked(self, server: Server, why: str, checks: str) -> str:
-        present = [s for s in self._servers if not s.gone]
-        up = sum(s.state == UP for s in present)
-        return (
-            f'server={server.address_text} state={server.state} reason="{why}" '
-            f"checks={checks} up={up}/{len(present)}"
-        )
-
-    def move_name(
-        self, name: str, resolved: list[tuple[int, SocketAddress]]
-    ) -> tuple[list[Server], list[str]]:
-        """Bring a name's servers in line with its addresses.
-
-        Return the new ones, and a line for the log for each one new, gone or back. An
-        address that is gone gets no new session; its live ones go on.
-        """
-        with self._lock:
-            known = [s for s in self._servers if s.name == name]
-            # The first of each name is kept for its settings, also when it is gone.
-            models = {s.name: s for s in reversed(self._servers)}
-            model = models[name]
-            settings = (model.weight, model.backup, model.max, model.rise, model.fall)
-            # Not those that another name has now.
-            taken = [s.address for s in self._servers if not s.gone or s.name == name]
-            added = [
-                Server(name, family, address, *settings)
-                for family, address in resolved
-                if address not in taken
-            ]
-            others = [s.address for s in self._servers if not s.gone and s.name != name]
-            changed = [
-                s
-                for s in known
-                if s.gone == ((s.family, s.address) in resolved)
-                and not (s.gone and s.address in others)
-            ]
-            for server in changed:
-                server.gone = not server.gone
-                server.last_check = f"{name} has moved" if server.gone else "is back"
-                server.changed_s = time.monotonic()
-            self._servers = [
-                s
-                for s in self._servers
-                if not s.gone or s.places_taken or s is models[s.name]
-            ]
-            self._servers += added
-            why = f"{name} has moved"
-            return added, [self._say_locked(s, why, "0/0") for s in changed + added]
-
-    # Figures --------------------------------------------------------------------------
-
-    def snapshot(self) -> Snapshot:
-        """Return copies of what the status page shows."""
-        now_s, read = time.monotonic(), self.counters.read
-        with self._lock:
-            present = {s.address: s for s in self._servers if s.gone and s.places_taken}
-            present |= {s.address: s for s in self._servers if not s.gone}
-            return Snapshot(
-                now_s,
-                now_s - self._started_s,
-                self.stopping.is_set(),
-                len(self._queued),
-                replace(self._totals),
-                {server: server.copied() for server in present.values()},
-                [
-                    LiveSession(s.source, s.server, s.accepted_s, read(s.slot))
-                    for s in self._sessions.values()
-                ],
-            )
-
-
-# ---- Frontend and queue: accept, dispatch, finish ------------------------------------
-# The life of a session outside its crew. Thread "accept" begins sessions and sends them
-# to a server; thread "queue" does so with those that wait or come back; crews report.
-
-
-class Frontend:
-    """The listening side: it sends sessions to the crews, and hears of them."""
-
-    def __init__(self, listener: socket.socket, pool: Pool, log: Log) -> None:
-        self.options, self.pool, self.log = pool.options, pool, log
-        self.cutting = threading.Event()  # whoever is still queued is closed
-        self.over = threading.Event()  # ends what waits between two tries
-        # Set by `exit_now`: the other threads go on until the process ends, and must
-        # not find the sockets closed that they look at.
-        self._exits = False
-        self._listener = listener
-        listener.setblocking(False)
-        # What is sent into the second socket wakes the thread at the first.
-        self._wake_pair = socket.socketpair()
-        self._thread = new_thread("accept", self._accept_clients)
-        self.queue = Queue(self)
-
-    def start(self) -> None:
-        """Start the threads "accept" and "queue"."""
-        self._thread.start()
-        self.queue.start()
-
-    def _accept_clients(self) -> None:
-        """Thread "accept": begin a session for every client, within the limits."""
-        poll = new_poll()
-        poll.register(self._listener.fileno(), POLLIN)
-        poll.register(self._wake_pair[0].fileno(), POLLIN)
-        while self.pool.wait_until_may_begin():
-            try:
-                client_sock, peer = self._listener.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                poll.poll()
-            except OSError as error:
-                words = f"cannot accept: {say_why(error)}; live connections go on"
-                self.log.warn("accept", words)
-                self.over.wait(BACKOFF_S)
-            else:
-                self._begin(client_sock, peer)
-
-    def _begin(self, client_sock: socket.socket, peer: SocketAddress) -> None:
-        """Begin a session with a client, or refuse it."""
-        trusted = self.options.accept_proxy
-        if trusted and not is_in(trusted, peer):
-            self._refuse(client_sock, peer, "not in --accept-proxy")
-        elif not trusted and self._is_barred(peer):
-            self._refuse(client_sock, peer, "not in --allow")
-        else:
-            session = self.pool.begin(client_sock, peer)
-            if trusted:  # its PROXY header says who it is
-                self._assign(session, None)
-            elif not self.dispatch(session):
-                self.queue.wake()
-
-    def _is_barred(self, source: SocketAddress) -> bool:
-        return bool(self.options.allow) and not is_in(self.options.allow, source)
-
-    def _refuse(
-        self, client_sock: socket.socket, peer: SocketAddress, why: str
-    ) -> None:
-        client_sock.close()
-        self.pool.count_refused()
-        self.log.line(end_line(peer, None, 0, Row(0, 0, 0, 0), 0.0, refuse(why)))
-
-    # To a server ----------------------------------------------------------------------
-
-    def dispatch(self, session: Session) -> bool:
-        """Send a session to a server, or end it; False: it is queued for a place.
-
-        By thread "accept" for a new session, by thread "queue" for all others.
-        """
-        if self.cutting.is_set():
-            self.finish(session.slot, CUT_QUEUED)
-            return True
-        try:
-            server = self.pool.pick(session)
-        except NoServerError:
-            assert session.failure is not None  # it has tried one at least
-            self.finish(session.slot, session.failure)
-            return True
-        if self.pool.fail_open.is_set():
-            self.log.warn("open", "no server is UP: every server is tried")
-        if server is not None:
-            self._assign(session, server)
-        return server is not None
-
-    def _assign(self, session: Session, server: Server | None) -> None:
-        """Pass a session on to its worker: to connect a server, or to read a header."""
-        client_sock, session.client_sock = session.client_sock, None
-        assert client_sock is not None  # whoever dispatches a session has its client
-        target = self._target(session, client_sock, server) if server else None
-        job = Job(client_sock, session.slot, session.number, target)
-        while not session.worker.assign(job):  # its process died before it took it
-            if not self.pool.move(session):
-                session.client_sock = client_sock
-                self.finish(session.slot, WORKER_DIED)
-                break
-
-    def _target(
-        self, session: Session, client_sock: socket.socket, server: Server
-    ) -> Target:
-        preface = b""
-        if self.options.send_proxy:
-            destination = session.destination or client_sock.getsockname()
-            header = proxy_v1 if self.options.send_proxy == "v1" else proxy_v2
-            preface = header(session.source, destination)
-        return Target(server.family, server.address, preface)
-
-    # What crews report ----------------------------------------------------------------
-
-    def take_back(
-        self, slot: int, client_sock: socket.socket, outcome: End | Header
-    ) -> None:
-        """Take a session from its crew: unconnected, or with its PROXY header read."""
-        if isinstance(outcome, Header):
-            self._queue_named(slot, client_sock, outcome)
-        else:
-            self._try_another(slot, client_sock, outcome)
-
-    def _queue_named(
-        self, slot: int, client_sock: socket.socket, header: Header
-    ) -> None:
-        """Let a session be sent to a server, now that its PROXY header was read."""
-        source = self.pool.name_client(slot, client_sock, header)
-        if source is None:
-            client_sock.close()  # ended at shutdown
-        elif self._is_barred(source):
-            self.finish(slot, refuse("not in --allow"))
-        else:
-            self.pool.enqueue(slot)
-            self.queue.wake()
-
-    def _try_another(self, slot: int, client_sock: socket.socket, failure: End) -> None:
-        """Let a session be sent to another server: it could not be connected to its."""
-        server = self.pool.requeue(slot, client_sock, failure)
-        if server is None:
-            client_sock.close()  # ended at shutdown
-            return
-        if failure.blames_server:
-            self.log.line(self.pool.record_connect_failure(server, failure.words))
-        self._warn_of_shortage(failure)
-        self.queue.wake()
-
-    def _warn_of_shortage(self, end: End) -> None:
-        if end.code == "RC":
-            self.log.warn("shortage", f"{end.words}; live connections go on")
-
-    def limit_worker(self, worker: Worker, threads: int | None, why: str) -> None:
-        """Send a worker no more sessions than it has threads for; None: as before."""
-        self.pool.set_capacity(worker, threads)
-        if threads is not None:
-            words = f"cannot start a thread: {why}; live connections go on"
-            self.log.warn("thread", words)
-
-    def worker_died(self, number: int, code: int, slots: Sequence[int]) -> None:
-        """End the sessions that went down with a worker process."""
-        cause = f"signal {-code}" if code < 0 else f"exit code {code}"
-        self.log.line(
-            f"worker={number} died by {cause} with {count(len(slots), 'connection')}, "
-            "and is replaced"
-        )
-        for slot in slots:
-            self.finish(slot, WORKER_DIED)
-
-    def finish(self, slot: int, end: End) -> None:
-        """Count and log a session that has ended, let the next one in."""
-        closing = self.pool.end(slot, end)
-        if closing is None:
-            return  # all were ended at shutdown
-        session, row, up_line, others_wait = closing
-        if session.client_sock is not None and not self._exits:
-            session.client_sock.close()
-        self._warn_of_shortage(end)
-        if not self.log.silent:
-            tries = len(session.tried) + (session.server is not None)
-            seconds = time.monotonic() - session.accepted_s
-            server = session.server
-            self.log.line(end_line(session.source, server, tries, row, seconds, end))
-        self.log.line(up_line)
-        if others_wait:
-            self.queue.wake()
-
-    # Stopping -------------------------------------------------------------------------
-
-    def stop_accepting(self) -> None:
-        """Take no more clients; those in the listen queue are reset, if it is ours."""
-        self.pool.stop()
-        self._wake_pair[1].send(b".")
-        self._thread.join()
-        self._listener.close()
-
-    def stop(self) -> None:
-        """End whatever is still live, then the threads and processes."""
-        workers = self.pool.workers
-        self.cutting.set()
-        self.queue.wake()
-        for how in (socket.SHUT_RD, socket.SHUT_RDWR):
-            for worker in workers:
-                worker.cut(how)
-            if self.pool.wait_until_empty(CUT_S):
-                break
-        self.over.set()
-        self.queue.stop()
-        for worker in workers:
-            worker.stop()
-        deadline = time.monotonic() + CUT_S
-        for worker in workers:
-            worker.join(max(0.0, deadline - time.monotonic()))
-        self._finish_all()
-        self.close()
-
-    def _finish_all(self) -> None:
-        """Log the sessions that nobody else will end any more."""
-        for session, row in self.pool.sessions():
-            connecting = CUT_CONNECTING if session.server else CUT_QUEUED
-            self.finish(session.slot, CUT if row.connect_ns else connecting)
-
-    def exit_now(self) -> NoReturn:
-        """Thread "signals": asked twice to stop, wait for nothing but the log."""
-        self._exits = True
-        self.kill_workers()
-        self._finish_all()
-        self.log.close()
-        os._exit(0)
-
-    def kill_workers(self) -> None:
-        """Kill the processes of all workers."""
-        for worker in self.pool.workers:
-            worker.kill()
-
-    def close(self) -> None:
-        """Close the descriptors of the frontend itself."""
-        self._listener.close()
-        for sock in self._wake_pair:
-            sock.close()
-        self.queue.close()
-
-
-class Queue:
-    """Sessions without a server, in the order in which they came.
-
-    Each has its `client_sock`; the tests for None are for the type checker. They came
-    back from reading a PROXY header or from a connect that failed, or wait
-    for a place. Only thread "queue" touches the fields; `_lock` guards the second
-    socket of `_wake_pair`, which anybody may use until it is closed.
-    """
-
-    def __init__(self, frontend: Frontend) -> None:
-        self._frontend, self._pool = frontend, frontend.pool
-        self._timeout_s: float = frontend.options.queue_timeout
-        self._by_source = frontend.options.algorithm == "source"
-        self._sessions: list[Session] = []  # by number
-        self._deadlines: deque[tuple[float, Session]] = deque()  # (queued_s, session)
-        self._watched: dict[int, Session] = {}  # by their client's descriptor
-        self._poll = new_poll()
-        self._lock = threading.Lock()
-        self._wake_pair = socket.socketpair()
-        for sock in self._wake_pair:
-            sock.setblocking(False)
-        self._poll.register(self._wake_pair[0].fileno(), POLLIN)
-        self._thread = new_thread("queue", self._run)
-
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
-
-    def wake(self) -> None:
-        """Have another look: somebody came, or a place may be free."""
-        with self._lock, contextlib.suppress(OSError):  # full: it has been woken
-            self._wake_pair[1].send(b".")
-
-    def stop(self) -> None:
-        """End the thread; the frontend is `over`."""
-        self.wake()
-        self._thread.join()
-
-    def close(self) -> None:
-        """Close its descriptors; waking does nothing from now on."""
-        with self._lock:
-            for sock in self._wake_pair:
-                sock.close()
-
-    def _run(self) -> None:
-        """Thread "queue": first come, first served; notice who leaves or waits long."""
-        while not self._frontend.over.is_set():
-            for session in self._pool.newly_queued():
-                self._add(session)
-            self._dispatch_all()
-            for fd, mask in self._poll.poll(self._expire()):
-                if watched := self._watched.get(fd):
-                    self._see_client(fd, mask, watched)
-                elif fd == self._wake_pair[0].fileno():
-                    self._wake_pair[0].recv(4096)
-
-    def _add(self, session: Session) -> None:
-        """Take in a session; one that comes back is dispatched before all others.
-
-        It may have no server left to try, or one that nobody else waits for.
-        """
-        if session.tried and self._frontend.dispatch(session):
-            return
-        bisect.insort(self._sessions, session, key=number_of)
-        if self._timeout_s:
-            self._deadlines.append((session.queued_s, session))
-        if session.client_sock is not None:
-            fd = session.client_sock.fileno()
-            self._watched[fd] = session
-            self._poll.register(fd, POLLIN)
-
-    def _dispatch_all(self) -> None:
-        """Dispatch who can be, in order, until there is no place left.
-
-        A session may find none while others would: it has tried that server, or is not
-        to go there (source). Once one that has tried no server finds none, only those
-        that have may still pass; with source, anybody may.
-        """
-        index, only_retries = 0, False
-        while index < len(self._sessions):
-            session = self._sessions[index]
-            fd = session.client_sock.fileno() if session.client_sock else -1
-            stays = only_retries and not session.tried
-            if stays or not self._frontend.dispatch(session):
-                if not self._pool.has_free_place():
-                    break
-                only_retries |= not (self._by_source or session.tried)
-                index += 1
-            else:
-                self._remove(session, fd)
-
-    def _remove(self, session: Session, fd: int) -> None:
-        """Forget a session that has been dispatched or has ended."""
-        index = bisect.bisect_left(self._sessions, session.number, key=number_of)
-        del self._sessions[index]
-        if self._watched.pop(fd, None):
-            self._poll.unregister(fd)
-
-    def _finish(self, session: Session, fd: int, end: End) -> None:
-        self._remove(session, fd)
-        self._frontend.finish(session.slot, end)
-
-    def _expire(self) -> float | None:
-        """End who has waited too long; return when to look again, in ms."""
-        while self._deadlines:
-            queued_s, session = self._deadlines[0]
-            wait_s = queued_s + self._timeout_s - time.monotonic()
-            if session.queued_s == queued_s:  # it has not left meanwhile
-                if wait_s > 0:
-                    return wait_s * 1000 + 1
-                fd = session.client_sock.fileno() if session.client_sock else -1
-                self._finish(session, fd, QUEUED_TOO_LONG)
-            self._deadlines.popleft()
-        return None
-
-    def _see_client(self, fd: int, mask: int, session: Session) -> None:
-        """See why poll names a client: it has left, or only sent something."""
-        client_sock = session.client_sock
-        if mask & (POLLERR | POLLHUP) or client_sock is None or has_left(client_sock):
-            self._finish(session, fd, LEFT_QUEUE)
-        else:
-            self._poll.register(fd, 0)  # it has sent: from now on only errors matter
-
-
-def number_of(session: Session) -> int:
-    """Return a session's number, by which the queue is in order."""
-    return session.number
-
-
-def end_line(
-    source: SocketAddress,
-    server: Server | None,
-    tries: int,
-    row: Row,
-    seconds: float,
-    end: End,
-) -> str:
-    """Return the line of the log that a session ends with."""
+def row_end(row: Row, end: End) -> End:
+    """Return the end of a row that somebody else ends: CUT says where it was cut."""
+    if end is not CUT or row.connect_ns:
+        return end
+    return CUT_CONNECTING if row.server else CUT_QUEUED
+
+
+def end_line(row: Row, server: Server | None, end: End) -> str:
+    """Return the line of the log that a connection ends with."""
     connect_ms = f"{row.connect_ns / 1e6:.2f}" if row.connect_ns else "-"
+    seconds = (time.monotonic_ns() - row.accepted_ns) / 1e9
     return (
-        f"client={format_address(source)} "
-        f"server={server.address_text if server else '-'} tries={tries} "
+        f"client={format_address(row.source())} "
+        f"server={server.address_text if server else '-'} "
+        f"tries={row.tries + bool(server)} "
         f"connect_ms={connect_ms} duration_ms={seconds * 1000:.1f} "
         f"to_server={row.to_server} to_client={row.to_client} "
         f"undelivered={end.undelivered} end={end.code} {end.words}"
     )
 
 
-# ---- Crew: a thread for every session ------------------------------------------------
-# Threads wait for the next session rather than being started by it, and more start
-# whenever few are left waiting: so no client waits for a thread to come to life.
-#
-# What becomes of a session, a crew tells by one of two calls:
-#
-#   Crew._close      ─► Frontend.finish(slot, end)
-#   Crew._hand_back  ─► Frontend.take_back(slot, client_sock, outcome) ─► thread "queue"
-#
-# In a process of its own a crew calls `CrewProcess`, which makes a message of it, and
-# `ProcessWorker._hear` in the main process makes the call.
-
-
-class Target(NamedTuple):
-    """The server that a client is to be connected to."""
-
-    family: int
-    address: SocketAddress
-    preface: bytes  # the PROXY header that it is sent first
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """A session as a crew gets it."""
-
-    client_sock: socket.socket
-    slot: int
-    number: int
-    target: Target | None  # None: read the PROXY header, then hand it back
-
-
-Finish = Callable[[int, End], None]
-# With the client: unconnected, and why, or named by its PROXY header.
-TakeBack = Callable[[int, socket.socket, End | Header], None]
-# No more than so many threads can run now, and why; None: no longer so.
-LimitThreads = Callable[[int | None, str], None]
-
-
-class ConnectFailedError(Exception):
-    """No connection to the server: with this end, if no other server can be tried."""
+class OverError(Exception):
+    """A connection ends before it was connected to a server."""
 
     def __init__(self, end: End) -> None:
         super().__init__(end)
         self.end = end
+
+
+# ---- Worker: a thread for every connection -------------------------------------------
+# Threads wait for the turn to accept rather than being started by a client, and more
+# start whenever few are left waiting: so no client waits for a thread to come to life.
+
+
+class Session:
+    """A client's connection, as its thread and its process's MainThread know it."""
+
+    __slots__ = ("client_sock", "destination", "over", "peer", "row", "server_sock",
+                 "wake")  # fmt: skip
+
+    def __init__(
+        self, row: Row, client_sock: socket.socket, peer: SocketAddress
+    ) -> None:
+        self.row, self.client_sock, self.peer = row, client_sock, peer
+        self.server_sock: socket.socket | None = None
+        self.destination: SocketAddress | None = None  # as its PROXY header has it
+        self.wake: Bell | None = None  # while it waits for a place
+        self.over = False  # somebody ends it
+
+    def sockets(self) -> list[socket.socket]:
+        """Return the sockets that there are."""
+        return [sock for sock in (self.client_sock, self.server_sock) if sock]
+
+
+class Worker:
+    """Threads that take turns at accepting, each for one connection at a time.
+
+    `_lock` guards `_free`, `_unused`, `_full`, `_live`, `_waiting`, `_spare` and
+    `_threads`. `_turn` is had by the thread that accepts; the others wait for it. The
+    MainThread, in `run`, starts threads, wakes those that have been given a place, and
+    cuts.
+    """
+
+    def __init__(
+        self, board: Board, listener: socket.socket, log: Log, number: int
+    ) -> None:
+        self._options, self._board, self._log = board.options, board, log
+        self._listener, self._bell = listener, board.bells[number]
+        self._lock = threading.Lock()
+        self._turn = threading.Lock()
+        self._free: list[Row] = []
+        self._unused = board.rows_of(number)  # rows that were never used
+        self._live: dict[int, Session] = {}
+        self._waiting: dict[int, Session] = {}  # those that wait for a place
+        self._spare = self._threads = 0
+        self._full = False  # the thread at accept waits for a connection to end
+        self._cutting = threading.Event()
+        self._leave = Bell()  # wakes the thread at accept
+        self._clients = Clients(listener, self._leave)
+
+    # One connection -------------------------------------------------------------------
+
+    def _work(self) -> None:
+        """Thread "connection-N": one connection after the other."""
+        while session := self._accept():
+            self._serve(session)
+            with self._lock:
+                if self._spare >= MAX_SPARE_THREADS:
+                    break
+                self._spare += 1
+        with self._lock:
+            self._threads -= 1
+
+    def _serve(self, session: Session) -> None:
+        """Take a connection from accept to close."""
+        row = session.row
+        try:
+            self._meet(session)
+            session.server_sock, died = self._connected(session)
+            socks = (session.client_sock, session.server_sock)
+            if self._cutting.is_set():
+                shut_down(session.server_sock, socket.SHUT_RD)
+            end = Relay(self._options, row.cells, *socks, self._cutting).run(died)
+        except OverError as over:
+            end = over.end
+        except Exception as error:  # a defect: say where, end this connection
+            traceback.print_exc()
+            end = End("ID", f"internal error: {error!r}")
+        self._finish(session, end)
+
+    def _meet(self, session: Session) -> None:
+        """See whether the client may come, and who it is; raise OverError."""
+        options, row, peer = self._options, session.row, session.peer
+        if not options.accept_proxy:
+            if is_barred(options, peer):
+                raise OverError(refuse("not in --allow"))
+            return
+        if not is_in(options.accept_proxy, peer):
+            raise OverError(refuse("not in --accept-proxy"))
+        try:
+            header = read_proxy_header(session.client_sock, PROXY_HEADER_TIMEOUT_S)
+        except (OSError, ValueError) as error:
+            if self._cutting.is_set():
+                raise OverError(CUT_CONNECTING) from None
+            words = say_why(error) if isinstance(error, OSError) else str(error)
+            raise OverError(refuse(f"bad PROXY header: {words}")) from None
+        session.client_sock.setblocking(False)
+        if header.source and header.destination:
+            row.set_source(header.source)
+            session.destination = header.destination
+        if is_barred(options, row.source()):
+            raise OverError(refuse("not in --allow"))
+
+    def _connected(self, session: Session) -> tuple[socket.socket, bool]:
+        """Return a socket connected to a server, and whether it died since.
+
+        Raise OverError when there is no server for the client.
+        """
+        row, board, failure = session.row, self._board, NO_SERVER
+        while True:
+            try:
+                server = board.server_of(row) or self._place(session)
+            except NoServerError:
+                raise OverError(failure) from None
+            server.look(self._options)
+            if board.fail_open():
+                self._log.warn("open", "no server is UP: every server is tried")
+            began_ns = time.monotonic_ns()
+            try:
+                sock, died = connect(
+                    server, self._preface(session), session.client_sock,
+                    self._options.connect_timeout,
+                )  # fmt: skip
+            except OverError as over:
+                failure = over.end
+                if self._cutting.is_set():
+                    raise OverError(CUT_CONNECTING) from None
+                if failure is LEFT_CONNECTING:
+                    raise
+                self._log.line(board.give_back(row, server, failure))
+                self._warn_of_shortage(failure)
+                continue
+            row.last_ns = now_ns = time.monotonic_ns()
+            row.connect_ns = max(1, now_ns - began_ns)
+            return sock, died
+
+    def _preface(self, session: Session) -> bytes:
+        """Return the PROXY header that a server is sent before all else."""
+        if not self._options.send_proxy:
+            return b""
+        destination = session.destination or session.client_sock.getsockname()
+        header = proxy_v1 if self._options.send_proxy == "v1" else proxy_v2
+        return header(session.row.source(), destination)
+
+    def _place(self, session: Session) -> Server:
+        """Return a server with a place, waiting for one; raise OverError, NoServerError.
+
+        The client is watched meanwhile: it may leave.
+        """
+        row, board, options = session.row, self._board, self._options
+        deadline = math.inf
+        if options.queue_timeout:
+            deadline = time.monotonic() + options.queue_timeout
+        session.wake = Bell()
+        client_fd = session.client_sock.fileno()
+        poll = new_poll()
+        poll.register(client_fd, POLLIN)
+        poll.register(session.wake.fileno(), POLLIN)
+        with self._lock:
+            self._waiting[row.index] = session
+        try:
+            while True:
+                server = board.server_of(row)
+                if server is None and not row.ring:
+                    server = board.pick(row)
+                if server:
+                    return server
+                if self._cutting.is_set():
+                    raise OverError(CUT_QUEUED)
+                left_s = deadline - time.monotonic()
+                timeout_ms = -1 if left_s == math.inf else math.ceil(left_s * 1000)
+                ready = dict(poll.poll(max(0, timeout_ms) if timeout_ms != -1 else -1))
+                if not ready and left_s <= 0:
+                    raise OverError(QUEUED_TOO_LONG)
+                if mask := ready.get(client_fd):
+                    if mask & (POLLERR | POLLHUP) or has_left(session.client_sock):
+                        cut = self._cutting.is_set()
+                        raise OverError(CUT_QUEUED if cut else LEFT_QUEUE)
+                    poll.register(client_fd, 0)  # it has sent: now only errors matter
+                session.wake.hear()
+        finally:
+            with self._lock:
+                del self._waiting[row.index]
+                session.wake.close()
+
+    def _finish(self, session: Session, end: End) -> None:
+        """Close the sockets, then free the place: the server knows before the next."""
+        row, board = session.row, self._board
+        with self._lock:
+            if session.over:
+                return  # all were ended at the cut
+            session.over = True
+        for sock in session.sockets():
+            sock.close()
+        self._warn_of_shortage(end)
+        if not self._log.silent:  # before the row is nobody's: who dies is not forgotten
+            line = end_line(row, board.server_of(row), end)
+            row.logged = 1
+            self._log.line(line)
+        if end.code == "PC":
+            board.note_refused(row)
+        self._log.line(board.end(row, not row.connect_ns and end.is_failure))
+        with self._lock:
+            del self._live[row.index]  # the last step: without any, the process ends
+            self._free.append(row)
+            rings = self._full or board.stopping
+        if rings:
+            self._bell.ring()
+
+    def _warn_of_shortage(self, end: End) -> None:
+        if end.code == "RC":
+            self._log.warn("shortage", f"{end.words}; live connections go on")
+
+    # Accepting ------------------------------------------------------------------------
+
+    def _accept(self) -> Session | None:
+        """Wait for the turn and then for a client; None at a stop.
+
+        A row comes first: the kernel wakes one worker for a client, and that one must
+        be able to take it.
+        """
+        row = None
+        with self._turn:
+            while not self._board.stopping:
+                row = row or self._next_row()
+                if row is None:
+                    self._wait_for_end(False)
+                    continue
+                self._clients.wait()
+                if self._board.stopping:
+                    break
+                try:
+                    accepted = self._board.admit(row, self._listener)
+                except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                    continue
+                except OSError as error:
+                    if not self._board.stopping:
+                        words = f"cannot accept: {say_why(error)}"
+                        self._log.warn("accept", f"{words}; live connections go on")
+                        self._pause()
+                    continue
+                if accepted:
+                    return self._begin(row, *accepted)
+                self._wait_for_end(True)
+            if row:
+                with self._lock:
+                    self._free.append(row)
+        return None
+
+    def _next_row(self) -> Row | None:
+        with self._lock:
+            return self._free.pop() if self._free else next(self._unused, None)
+
+    def _begin(
+        self, row: Row, client_sock: socket.socket, peer: SocketAddress
+    ) -> Session:
+        client_sock.setblocking(False)
+        session = Session(row, client_sock, peer)
+        with self._lock:
+            self._live[row.index] = session
+            self._spare -= 1
+            short = self._spare < SPARE_THREADS
+        if short:
+            self._bell.ring()
+        if len(self._live) * self._options.workers > self._board.live:
+            self._clients.stand_back()
+        return session
+
+    def _pause(self) -> None:
+        """Wait for BACKOFF_S, or for the stop."""
+        poll = new_poll()
+        poll.register(self._leave.fileno(), POLLIN)
+        poll.poll(BACKOFF_S * 1000)
+
+    def _wait_for_end(self, has_row: bool) -> None:
+        """Wait for the end of any connection: the MainThread hears of it."""
+        poll = new_poll()
+        poll.register(self._leave.fileno(), POLLIN)
+        board = self._board
+        with self._lock:
+            self._full = True  # said before it is asked: one may end in between
+        with self._lock:
+            waits = board.live >= board.limit if has_row else not self._free
+        if waits and not board.stopping:
+            poll.poll()
+        with self._lock:
+            self._full = False
+        self._leave.hear()
+
+    # The MainThread -------------------------------------------------------------------
+
+    def run(self, life: int | None) -> None:
+        """Hear the bell, until no connection is left after a stop.
+
+        `life` is a pipe that ends when the parent dies: then this process does, too.
+        """
+        poll = new_poll()
+        poll.register(self._bell.fileno(), POLLIN)
+        if life is not None:
+            poll.register(life, 0)
+        cuts = iter((socket.SHUT_RD, socket.SHUT_RDWR))
+        cut_at = math.inf
+        board, given = self._board, [LOOK]
+        while True:
+            retry_s = self._start_threads()
+            with self._lock:
+                for index in [*self._waiting] if LOOK in given else given:
+                    session = self._waiting.get(index)
+                    if session and session.wake:
+                        session.wake.ring()
+                live = len(self._live)
+            if board.stopping or self._full:
+                self._leave.ring()
+            if board.stopping and not live and self._at_rest():
+                break
+            if (board.cutting and cut_at == math.inf) or time.monotonic() >= cut_at:
+                how = next(cuts, None)
+                if how is None:
+                    break
+                self._cut(how)
+                cut_at = time.monotonic() + CUT_S
+            wait_s = min(cut_at - time.monotonic(), retry_s)
+            ready = poll.poll(-1 if wait_s == math.inf else max(0.0, wait_s * 1000))
+            if life in dict(ready):
+                os._exit(1)  # the parent was killed
+            given = self._bell.hear() if ready else []
+        for session in list(self._live.values()):
+            self._finish(session, row_end(session.row, CUT))
+
+    def _at_rest(self) -> bool:
+        """Whether nobody has the turn: an accept may be under way."""
+        if self._turn.acquire(timeout=0.1):
+            self._turn.release()
+            return not self._live
+        self._bell.ring()
+        return False
+
+    def _cut(self, how: int) -> None:
+        """End all connections: their threads wake up and see `_cutting`."""
+        with self._lock:
+            self._cutting.set()
+            for session in self._live.values():
+                if not session.over:
+                    for sock in session.sockets():
+                        shut_down(sock, how)
+            for session in self._waiting.values():
+                if session.wake:
+                    session.wake.ring()
+
+    def _start_threads(self) -> float:
+        """Start threads until enough are spare; return when to try again, in s."""
+        while not self._board.stopping:
+            with self._lock:
+                if self._spare >= SPARE_THREADS:
+                    break
+                self._spare += 1
+                self._threads += 1
+                name = f"connection-{self._threads}"
+            try:
+                new_thread(name, self._work).start()
+            except (RuntimeError, MemoryError) as error:
+                with self._lock:
+                    self._spare -= 1
+                    self._threads -= 1
+                words = f"cannot start a thread: {error or 'no memory'}"
+                self._log.warn("thread", f"{words}; live connections go on")
+                return 1.0
+        return math.inf
+
+
+class Clients:
+    """Where a worker waits for clients, so that each is told to one worker only."""
+
+    def __init__(self, listener: socket.socket, leave: Bell) -> None:
+        self._fd = listener.fileno()
+        self._exclusive = hasattr(select, "EPOLLEXCLUSIVE")
+        if self._exclusive:
+            self._poll: Any = select.epoll()
+            self._poll.register(leave.fileno(), select.EPOLLIN)
+            self._poll.register(self._fd, select.EPOLLIN | select.EPOLLEXCLUSIVE)
+        else:
+            self._poll = new_poll()
+            self._poll.register(leave.fileno(), POLLIN)
+            self._poll.register(self._fd, POLLIN)
+
+    def wait(self) -> None:
+        """Wait for a client, or until `leave` rings."""
+        self._poll.poll()
+
+    def stand_back(self) -> None:
+        """Go to the end of the line: the kernel always wakes the first that waits."""
+        if self._exclusive:
+            with contextlib.suppress(OSError):
+                self._poll.unregister(self._fd)
+                self._poll.register(self._fd, select.EPOLLIN | select.EPOLLEXCLUSIVE)
 
 
 def has_left(client_sock: socket.socket) -> bool:
@@ -1680,45 +1857,71 @@ def has_left(client_sock: socket.socket) -> bool:
 
 
 def connect(
-    target: Target, client_sock: socket.socket, timeout_s: float
+    server: Server, preface: bytes, client_sock: socket.socket, timeout_s: float
 ) -> tuple[socket.socket, bool]:
-    """Connect to the server while watching the client; raise ConnectFailedError.
+    """Connect to the server while watching the client; raise OverError.
 
     Return the socket, and whether the server has reset it since: what it had sent is
     still there to be read, but the error is not, now that SO_ERROR has told of it.
     """
     try:
-        server_sock = socket.socket(target.family, socket.SOCK_STREAM | NONBLOCKING)
+        server_sock = socket.socket(server.family, socket.SOCK_STREAM | NONBLOCKING)
     except OSError as error:
-        raise ConnectFailedError(End("RC", f"no socket: {say_why(error)}")) from None
+        raise OverError(End("RC", f"no socket: {say_why(error)}")) from None
     try:
         if not NONBLOCKING:
             server_sock.setblocking(False)
-        code = server_sock.connect_ex(target.address)
+        code = server_sock.connect_ex(server.address)
         if code in CONNECTING:
-            code = wait_connected(server_sock, client_sock, timeout_s)
+            code = server_sock.connect_ex(server.address)  # loopback: it has by now
+            if code in (errno.EALREADY, *CONNECTING):
+                code = wait_connected(server_sock, client_sock, timeout_s)
+            elif code == errno.EISCONN:
+                code = 0
         if code == errno.ECONNRESET:  # a refusal would be ECONNREFUSED
             return server_sock, True
         if code:
-            raise ConnectFailedError(connect_failure(code))
+            raise OverError(connect_failure(code, server))
+        if is_connected_to_itself(server_sock):
+            raise OverError(End("SC", "connected to itself: nobody listens there"))
         prepare(server_sock)
-        if target.preface:
-            server_sock.send(target.preface)  # one segment, before all else (PP 2)
+        if preface:
+            server_sock.send(preface)  # one segment, before all else (PP 2)
         return server_sock, False
     except OSError as error:
         server_sock.close()
-        raise ConnectFailedError(End("SC", say_why(error))) from None
-    except ConnectFailedError:
+        raise OverError(End("SC", say_why(error))) from None
+    except OverError:
         server_sock.close()
         raise
 
 
-def connect_failure(code: int) -> End:
+def is_connected_to_itself(sock: socket.socket) -> bool:
+    """Tell whether both ends are one (RFC 9293, 3.5: simultaneous open).
+
+    A connect to a free port of this machine may take that very port for its own.
+    """
+    return bool(sock.getsockname() == sock.getpeername())
+
+
+def connect_failure(code: int, server: Server) -> End:
     """Return the end that an error number of connect(2) means."""
     words = say_why(OSError(code, os.strerror(code)))
-    if code in LOCAL_SHORTAGE:
+    if code in LOCAL_SHORTAGE and has_own_address(server):
         return End("RC", f"cannot connect: {words}")
     return End("sC" if code == errno.ETIMEDOUT else "SC", words)
+
+
+def has_own_address(server: Server) -> bool:
+    """Tell whether this machine has an address to reach the server from (connect(2)).
+
+    Without one, TCP says EADDRNOTAVAIL, as it does when only its ports are used up.
+    """
+    with contextlib.suppress(OSError):
+        with socket.socket(server.family, socket.SOCK_DGRAM) as probe:
+            probe.connect(server.address)  # sends nothing
+        return True
+    return False
 
 
 def wait_connected(
@@ -1736,180 +1939,9 @@ def wait_connected(
         if not ready:
             return errno.ETIMEDOUT
         if ready[client_sock.fileno()] & (POLLERR | POLLHUP) or has_left(client_sock):
-            raise ConnectFailedError(LEFT_CONNECTING)
+            raise OverError(LEFT_CONNECTING)
         poll.unregister(client_sock.fileno())
         poll.register(client_sock.fileno(), 0)  # it has sent: now only errors matter
-
-
-class Crew:
-    """Threads that serve sessions, each one session at a time.
-
-    `_lock` guards `_spare`, `_threads`, `_over` and, by slot, `_sockets`, which are
-    what `cut` may shut down; `_cutting` is set under it. `next_job` waits for the next
-    job; None ends the thread that gets it.
-    """
-
-    def __init__(
-        self,
-        options: Options,
-        counters: Counters,
-        next_job: Callable[[], Job | None],
-        finish: Finish,
-        take_back: TakeBack,
-        limit_threads: LimitThreads,
-    ) -> None:
-        self._options, self._counters, self._next_job = options, counters, next_job
-        self._finish, self._take_back = finish, take_back
-        self._limit_threads = limit_threads
-        self._lock = threading.Lock()
-        self._changed = threading.Condition(self._lock)  # a thread is wanted, or stop
-        self._spare = 0  # of the threads, those that wait for a job
-        self._threads = 0
-        self._over = False
-        self._cutting = threading.Event()
-        self._sockets: dict[int, list[socket.socket]] = {}
-
-    def cut(self, how: int) -> None:
-        """End all sessions: their threads wake up and see `_cutting`.
-
-        SHUT_RD wakes whoever reads and tells the peer nothing, so that a reset is the
-        first that it hears; SHUT_RDWR wakes those, too, that only wait to write.
-        """
-        with self._lock:
-            self._cutting.set()
-            for sock in itertools.chain.from_iterable(self._sockets.values()):
-                shut_down(sock, how)
-
-    def stop(self) -> int:
-        """Let the threads end; return how many still have to be given a None."""
-        with self._lock:
-            self._over = True
-            self._changed.notify()
-            return self._threads
-
-    def start_threads_ahead(self) -> None:
-        """Thread "starter", or a worker process's MainThread: start connection-N.
-
-        A connection's own thread starts none: that would cost it a page of stack for as
-        long as it lives. When the system has no more threads, try again every second.
-        """
-        is_short = False
-        while self._wants_thread():
-            if self._start_thread():
-                if is_short:
-                    self._limit_threads(None, "")
-                is_short = False
-            else:
-                is_short = True
-                with self._lock:
-                    self._changed.wait_for(lambda: self._over, 1.0)
-
-    def _wants_thread(self) -> bool:
-        """Wait until too few threads are spare; return False when the crew stops."""
-        with self._lock:
-            self._changed.wait_for(lambda: self._over or self._spare < SPARE_THREADS)
-            return not self._over
-
-    def _start_thread(self) -> bool:
-        """Add a spare thread; False, and it is told, when the system has none."""
-        with self._lock:
-            self._spare += 1
-            self._threads += 1
-            name = f"connection-spare-{self._threads}"
-        try:
-            new_thread(name, self._run).start()
-        except (RuntimeError, MemoryError) as error:
-            with self._lock:
-                self._spare -= 1
-                self._threads -= 1
-                threads = self._threads
-            self._limit_threads(threads, str(error))
-            return False
-        return True
-
-    def _run(self) -> None:
-        """Thread "connection-N": serve one session after the other."""
-        me = threading.current_thread()
-        while (job := self._next_job()) is not None:
-            with self._lock:
-                self._spare -= 1
-                if self._spare < SPARE_THREADS:
-                    self._changed.notify()
-                self._sockets[job.slot] = []
-            self._track(job.slot, job.client_sock)
-            me.name = f"connection-{job.number}"
-            try:
-                self._serve(job)
-            except Exception as error:  # a defect: say where, end this session
-                traceback.print_exc()
-                self._close(job, End("ID", f"internal error: {error!r}"))
-            with self._lock:
-                if self._spare >= MAX_SPARE_THREADS:
-                    break
-                self._spare += 1
-            me.name = "connection-spare"
-        with self._lock:
-            self._threads -= 1
-
-    def _track(self, slot: int, sock: socket.socket) -> None:
-        """Note a socket that `cut` may shut down; after a cut, shut it down at once."""
-        with self._lock:
-            self._sockets[slot].append(sock)
-            if self._cutting.is_set():
-                shut_down(sock, socket.SHUT_RD)
-
-    def _serve(self, job: Job) -> None:
-        job.client_sock.setblocking(False)
-        if job.target is None:
-            self._read_header(job)
-        else:
-            self._relay(job, job.target)
-
-    def _read_header(self, job: Job) -> None:
-        try:
-            header = read_proxy_header(job.client_sock, PROXY_HEADER_TIMEOUT_S)
-        except (OSError, ValueError) as error:
-            words = say_why(error) if isinstance(error, OSError) else str(error)
-            self._close_unconnected(job, refuse(f"bad PROXY header: {words}"))
-        else:
-            job.client_sock.setblocking(False)
-            self._hand_back(job, header)
-
-    def _relay(self, job: Job, target: Target) -> None:
-        began_ns = time.monotonic_ns()
-        timeout_s = self._options.connect_timeout
-        try:
-            server_sock, died = connect(target, job.client_sock, timeout_s)
-        except ConnectFailedError as failure:
-            if failure.end is LEFT_CONNECTING:
-                self._close_unconnected(job, failure.end)
-            else:
-                self._hand_back(job, failure.end)
-            return
-        now_ns = time.monotonic_ns()
-        cells = self._counters.cells(job.slot)
-        cells[LAST_NS], cells[CONNECT_NS] = now_ns, max(1, now_ns - began_ns)
-        self._track(job.slot, server_sock)
-        socks = (job.client_sock, server_sock)
-        self._close(job, Relay(self._options, cells, *socks, self._cutting).run(died))
-
-    def _close_unconnected(self, job: Job, end: End) -> None:
-        """Close a session that is not connected: with `end`, or at the cut as cut."""
-        self._close(job, CUT_CONNECTING if self._cutting.is_set() else end)
-
-    def _close(self, job: Job, end: End) -> None:
-        """Close the sockets, then report: the server knows before a place is free."""
-        with self._lock:
-            sockets = self._sockets.pop(job.slot, ())
-        for sock in sockets:
-            sock.close()
-        self._finish(job.slot, end)
-
-    def _hand_back(self, job: Job, outcome: End | Header) -> None:
-        """Part with the client: from now on `cut` leaves it alone."""
-        with self._lock:
-            del self._sockets[job.slot]
-        self._take_back(job.slot, job.client_sock, outcome)
 
 
 # ---- Relay: bytes from side to side --------------------------------------------------
@@ -2015,13 +2047,21 @@ class Direction:
         not_acknowledged = unacknowledged(self.to_sock) - self.end_passed
         return self.dropped + self.pending + max(0, not_acknowledged)
 
+    def acknowledged(self) -> int:
+        """Return how many bytes the other side's kernel has acknowledged."""
+        return int(self.cells[self.cell]) - unacknowledged(self.to_sock)
+
     def pull(self) -> bool:
-        """Read what there is, write it; True when what to wait for changed.
+        """Read what there is, write it; True when what to wait for changed."""
+        if self.pipe is not None:
+            return self._pull_spliced(self.pipe)
+        return self.pull_copied()
+
+    def pull_copied(self) -> bool:
+        """Do as `pull` does, by way of this process.
 
         The hot path, once for each message and way: so it calls nothing of ours.
         """
-        if self.pipe is not None:
-            return self._pull_spliced(self.pipe)
         try:
             data = self.from_sock.recv(self.read_bytes)
         except (BlockingIOError, InterruptedError):
@@ -2051,7 +2091,7 @@ class Direction:
         """Read more at once after a full read; splice what fills the largest buffer."""
         if self.read_bytes < BUFFER_BYTES:
             self.read_bytes *= 4
-        elif self.can_splice:
+        elif self.can_splice and self.pipe is None:
             self.pipe = Pipe.open()
             self.can_splice = self.pipe is not None
 
@@ -2090,14 +2130,16 @@ class Direction:
         return True
 
     def _pull_spliced(self, pipe: Pipe) -> bool:
-        self.cells[LAST_NS] = time.monotonic_ns()
-        for _ in range(SPLICE_ROUNDS):
+        for done in range(SPLICE_ROUNDS):
             if not self._fill_pipe(pipe):
-                break
+                # Nothing, where poll says something: an end of file, an error, urgent
+                # data (tcp(7)), at which splice stops. recv tells them apart.
+                return not done and self.pull_copied()
+            self.cells[LAST_NS] = time.monotonic_ns()
             self._empty_pipe(pipe)
             if self.in_pipe:
                 return True
-        return self.from_ended and self._pass_end()
+        return False
 
     def _fill_pipe(self, pipe: Pipe) -> bool:
         """On entry the pipe is empty; True when it then holds `in_pipe` > 0 bytes."""
@@ -2107,14 +2149,11 @@ class Direction:
             )
         except (BlockingIOError, InterruptedError):
             return False
-        except OSError as error:
-            if error.errno == errno.EINVAL:  # not this kind of socket: nothing moved
-                self.close_pipe()
-                self.can_splice = False
-                return False
-            raise SideDiedError(self.from_name, error) from None
-        self.from_ended = self.in_pipe == 0
-        return not self.from_ended
+        except OSError:  # refused, or not for this kind of socket: nothing moved
+            self.close_pipe()
+            self.can_splice = False
+            return False
+        return self.in_pipe > 0
 
     def _empty_pipe(self, pipe: Pipe) -> None:
         """On entry and on return the pipe holds exactly `in_pipe` bytes."""
@@ -2158,6 +2197,7 @@ class Relay:
         self.upstream.other, self.downstream.other = self.downstream, self.upstream
         self._poll = new_poll()
         self._watched: dict[int, int] = {}  # by descriptor: the mask that poll has
+        self._taken = [0, 0]  # bytes acknowledged each way, when last asked
 
     def run(self, server_died: bool) -> End:
         """Move bytes until both sides have ended, one died, or nothing moves."""
@@ -2182,13 +2222,17 @@ class Relay:
         poll = self._poll.poll
         upstream.pull()  # most clients have spoken by now
         timeout_ms = self._watch()
+        quiet = 0  # parts of the timeout in which nothing moved
         # The direction that moved last: if both go idle, its receiver is the silent one
         latest = upstream if upstream.cells[upstream.cell] else downstream
         while not (upstream.end_passed and downstream.end_passed):
             ready = poll(timeout_ms)
             if not ready:
-                return self._timed_out(latest)
-            changed = False
+                quiet = 0 if self._has_progressed() else quiet + 1
+                if quiet >= TIMEOUT_PARTS:
+                    return self._timed_out(latest)
+                continue
+            quiet, changed = 0, False
             for fd, mask in ready:
                 reads = upstream if fd == client_fd else downstream
                 writes = reads.other
@@ -2234,13 +2278,25 @@ class Relay:
         half = self.upstream.from_ended or self.downstream.from_ended
         options = self._options
         timeout_s = options.half_close_timeout if half else options.idle_timeout
-        return timeout_s * 1000 if timeout_s else -1
+        return timeout_s * 1000 / TIMEOUT_PARTS if timeout_s else -1
+
+    def _has_progressed(self) -> bool:
+        """Tell whether a receiver has taken bytes since this was last asked.
+
+        One that reads slowly takes them from its kernel: no event says so.
+        """
+        both = (self.upstream, self.downstream)
+        before, self._taken = self._taken, [way.acknowledged() for way in both]
+        return self._taken != before and any(way.undelivered() for way in both)
 
     def _timed_out(self, latest: Direction) -> End:
         """Say for whom the relay waited in vain."""
         upstream, downstream, options = self.upstream, self.downstream, self._options
         to_server, to_client = upstream.undelivered(), downstream.undelivered()
         lost = to_server + to_client
+        for way, missing in ((upstream, to_server), (downstream, to_client)):
+            if missing:  # lest a part be taken for the whole
+                reset_at_close(way.to_sock)
         if to_server:
             return End("sD", "server took nothing for too long", lost)
         if to_client:
@@ -2376,429 +2432,131 @@ def say_death(death: SideDiedError) -> str:
     return f"{death.side} reset the connection"
 
 
-# ---- Workers: where crews live -------------------------------------------------------
-# One interpreter runs one thread at a time, so many busy connections want several
-# processes. A worker is a crew in this process, or one in a forked process. Forked, not
-# started anew: processes that share their pages share the caches too, which is worth
-# about a fifth of the time per message.
-
-
-class ThreadWorker(Worker):
-    """A crew of threads in this process: there is nothing to wait for or to kill."""
-
-    def __init__(self, frontend: Frontend, max_sessions: int) -> None:
-        super().__init__(max_sessions)
-        self._jobs = queue.SimpleQueue[Job | None]()
-        limit_threads = functools.partial(frontend.limit_worker, self)
-        calls = (self._jobs.get, frontend.finish, frontend.take_back, limit_threads)
-        self._crew = Crew(frontend.options, frontend.pool.counters, *calls)
-
-    def start(self) -> None:
-        """Start the thread "starter", which starts the others."""
-        new_thread("starter", self._crew.start_threads_ahead).start()
-
-    def assign(self, job: Job) -> bool:
-        """Queue the session for the next spare thread."""
-        self._jobs.put(job)
-        return True
-
-    def cut(self, how: int) -> None:
-        """End all its sessions."""
-        self._crew.cut(how)
-
-    def stop(self) -> None:
-        """Let the threads end: those that wait get a None each."""
-        for _ in range(self._crew.stop()):
-            self._jobs.put(None)
-
-
-class ProcessWorker(Worker):
-    """A crew in a forked process, as the main process sees it.
-
-    The channel to it keeps message boundaries.
-
-    `_lock` guards `_assigned` (the slots that the process has) and `_channel`. It is
-    held while a client is passed on: when the process dies, it has it, or not.
-    `_pid_lock` guards `_pid`, 0 while there is none: a number is killed only before it
-    is reaped. Only thread "worker-N" changes `_channel` and `_pid`, to replace the
-    process.
-    """
-
-    def __init__(self, frontend: Frontend, max_sessions: int) -> None:
-        """Fork the first process; raise OSError when that cannot be done."""
-        super().__init__(max_sessions)
-        self._frontend, self._pool = frontend, frontend.pool
-        self._number = len(self._pool.workers) + 1
-        self._end_wanted = threading.Event()
-        self._lock = threading.Lock()
-        self._assigned: set[int] = set()
-        self._pid_lock = threading.Lock()
-        self._forked_s = time.monotonic()
-        self._channel, self._pid = self._fork()
-        self._thread = new_thread(f"worker-{self._number}", self._listen)
-
-    def start(self) -> None:
-        """Start the thread that hears the process."""
-        self._thread.start()
-
-    def _fork(self) -> tuple[socket.socket, int]:
-        """Fork a process that runs nothing but `worker_main`; in it, never return.
-
-        The first ones are forked before there are threads. One that replaces a dead one
-        is forked beside threads, whose locks may be taken for ever in the copy: it must
-        not touch the pool, the log or the frontend, and closes all their descriptors.
-        """
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        # A signal to the new process must not reach us by the descriptor that wakes
-        # our thread "signals".
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, handled_signals())
-        pid = -1
-        try:
-            pid = os.fork()
-        except OSError:
-            ours.close()
-            theirs.close()
-            raise
-        finally:
-            if pid != 0:
-                signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        if pid == 0:
-            worker_main(theirs.detach(), self._pool.options, self._pool.counters)
-        theirs.close()
-        seconds = struct.pack("ll", int(WORKER_STALL_S), 0)
-        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, seconds)
-        return ours, pid
-
-    def assign(self, job: Job) -> bool:
-        """Send the session's client to the process; False when it takes none."""
-        message = pickle.dumps((job.slot, job.number, *(job.target or ())))
-        with self._lock:
-            try:
-                socket.send_fds(self._channel, [message], [job.client_sock.fileno()])
-            except OSError as error:
-                if isinstance(error, BlockingIOError):
-                    self._kill()  # took nothing for too long
-                return False
-            self._assigned.add(job.slot)
-        job.client_sock.close()
-        return True
-
-    def _listen(self) -> None:
-        """Thread "worker-N": hear what the process reports; replace it when it dies."""
-        while True:
-            message, fds = receive(self._channel)
-            if message:
-                self._hear(message, fds)
-            elif self._end_process() or not self._restart():
-                return
-
-    def _hear(self, message: bytes, fds: list[int]) -> None:
-        """Understand what the `CrewProcess` has sent."""
-        kind, *words = pickle.loads(message)
-        if kind == LIMIT:
-            self._frontend.limit_worker(self, *words)
-            return
-        slot, *words = words
-        with self._lock:
-            self._assigned.discard(slot)
-        if kind == ENDED:
-            self._frontend.finish(slot, End(*words))
-        elif not fds:  # none was free here: the kernel dropped it (unix(7))
-            self._frontend.finish(slot, NO_DESCRIPTOR)
-        else:
-            outcome = End(*words) if kind == UNCONNECTED else Header(*words)
-            client_sock = socket.socket(fileno=fds[0])
-            self._frontend.take_back(slot, client_sock, outcome)
-
-    def _end_process(self) -> bool:
-        """Reap the process, whose channel has ended; return whether that was wanted."""
-        with self._lock:
-            self._channel.close()
-            slots, self._assigned = list(self._assigned), set()
-        self._pool.set_alive(self, False)
-        self._kill()  # should it only have closed its channel
-        with self._pid_lock:
-            code = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
-            self._pid = 0
-        if not self._end_wanted.is_set():
-            self._frontend.worker_died(self._number, code, slots)
-        return self._end_wanted.is_set()
-
-    def _restart(self) -> bool:
-        """Fork again, once a second at most; False when there is no need to."""
-        over = self._frontend.over
-        while not over.wait(max(0.0, self._forked_s + 1 - time.monotonic())):
-            self._forked_s = time.monotonic()
-            try:
-                channel, pid = self._fork()
-            except OSError as error:
-                words = f"worker={self._number} not started: {say_why(error)}"
-                self._frontend.log.warn("start", words)
-                continue
-            with self._lock, self._pid_lock:
-                self._channel, self._pid = channel, pid
-            if self._end_wanted.is_set():
-                self._end_channel()
-            self._pool.set_capacity(self, None)
-            self._pool.set_alive(self, True)
-            return True
-        return False
-
-    def cut(self, how: int) -> None:
-        """Have the process end all its sessions."""
-        with self._lock, contextlib.suppress(OSError):
-            self._channel.send(pickle.dumps((None, how)))
-
-    def stop(self) -> None:
-        """End the process: it leaves when its channel ends."""
-        self._end_wanted.set()
-        self._end_channel()
-
-    def _end_channel(self) -> None:
-        with self._lock, contextlib.suppress(OSError):
-            self._channel.shutdown(socket.SHUT_WR)
-
-    def join(self, timeout_s: float) -> None:
-        """Wait for the process to end, `timeout_s` at most, then kill it."""
-        self._thread.join(timeout_s)
-        if self._thread.is_alive():  # stopped by SIGSTOP, for one
-            self._kill()
-            self._thread.join()
-
-    def kill(self) -> None:
-        """Kill the process; it is not replaced."""
-        self._end_wanted.set()
-        self._kill()
-
-    def _kill(self) -> None:
-        with self._pid_lock, contextlib.suppress(ProcessLookupError):
-            if self._pid:
-                os.kill(self._pid, signal.SIGKILL)
-
-
-def receive(channel: socket.socket) -> tuple[bytes, list[int]]:
-    """Return the next message (b"" = the end) and the descriptor that came with it."""
-    for _ in range(2):
-        try:
-            message, fds, _, _ = socket.recv_fds(channel, 65536, 1)
-        except ConnectionResetError:  # told once, before what is still to be received
-            continue
-        except OSError:
-            break
-        return message, fds
-    return b"", []
-
-
-# What a worker process says: an `End` without a client, one with a client, a `Header`
-# with a client, or how many threads it can have.
-ENDED, UNCONNECTED, NAMED, LIMIT = "ended", "unconnected", "named", "limit"
-
-
-class CrewProcess:
-    """The forked process, at the other end of the channel of a `ProcessWorker`."""
-
-    def __init__(
-        self, channel: socket.socket, options: Options, counters: Counters
-    ) -> None:
-        self._channel = channel
-        calls = (self._next_job, self._finish, self._take_back, self._limit_threads)
-        self._crew = Crew(options, counters, *calls)
-
-    def run(self) -> None:
-        """Serve sessions: the MainThread of the process is its starter."""
-        self._crew.start_threads_ahead()
-
-    def _next_job(self) -> Job:
-        """Wait for the next job; the end of the channel ends the process."""
-        while True:
-            message, fds = receive(self._channel)
-            if not message:
-                os._exit(0)  # live sessions end with us: the kernel closes all
-            slot, number, *target = pickle.loads(message)
-            if slot is None:  # from `ProcessWorker.cut`
-                how = number
-                self._crew.cut(how)
-            elif not fds:  # none was free here: the kernel dropped it (unix(7))
-                self._finish(slot, NO_DESCRIPTOR)
-            else:
-                # The family only matters for addresses: nobody asks for those here.
-                sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fds[0])
-                return Job(sock, slot, number, Target(*target) if target else None)
-
-    def _finish(self, slot: int, end: End) -> None:
-        self._send(None, ENDED, slot, end.code, end.words, end.undelivered)
-
-    def _take_back(
-        self, slot: int, client_sock: socket.socket, outcome: End | Header
-    ) -> None:
-        if isinstance(outcome, Header):
-            self._send(client_sock, NAMED, slot, outcome.source, outcome.destination)
-        else:
-            self._send(client_sock, UNCONNECTED, slot, outcome.code, outcome.words)
-
-    def _limit_threads(self, threads: int | None, why: str) -> None:
-        if threads is not None:
-            threads -= 1  # a spare one has to hear `cut` (`_next_job`)
-        self._send(None, LIMIT, threads, why)
-
-    def _send(self, client_sock: socket.socket | None, *message: Any) -> None:
-        data = pickle.dumps(message)
-        with contextlib.suppress(OSError):  # the main process is gone: we follow soon
-            if client_sock is None:
-                self._channel.send(data)
-            else:
-                socket.send_fds(self._channel, [data], [client_sock.fileno()])
-                client_sock.close()
-
-
-def worker_main(channel_fd: int, options: Options, counters: Counters) -> NoReturn:
-    """Be a worker process: serve what the channel brings, until it ends."""
-    try:
-        for number in handled_signals():
-            signal.signal(number, signal.SIG_IGN)
-        signal.set_wakeup_fd(-1)  # the main process decides what a signal means
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, handled_signals())
-        os.closerange(3, channel_fd)
-        os.closerange(channel_fd + 1, raise_descriptor_limit() or MAX_SLOTS)
-        do_not_preempt()
-        sys.setswitchinterval(1.0)  # all threads wait in calls: none need be made yield
-        channel = socket.socket(fileno=channel_fd)
-        CrewProcess(channel, options, counters).run()
-    finally:
-        os._exit(1)  # a defect; never back into what was copied from the main process
-
-
-# ---- Checks: which servers are UP ----------------------------------------------------
-# A thread per server connects to it every interval and tells the pool; a change of
+# ---- Desk: checks, names -------------------------------------------------------------
+# A thread per server connects to it every interval and tells the board; a change of
 # state is one line in the log. With --no-checks, one thread ends the penalties that
-# clients' failed connects have earned. Another one resolves the names again.
+# clients' failed connects have earned. Each name that may move has a thread, too.
 
 
-class Checks:
+class Desk:
     """The threads that check servers, or forgive them, and follow their names."""
 
-    def __init__(self, frontend: Frontend) -> None:
-        self._options, self._pool = frontend.options, frontend.pool
-        self._log, self._queue = frontend.log, frontend.queue
+    def __init__(self, board: Board, log: Log) -> None:
+        self._options, self._board, self._log = board.options, board, log
         self._stopped = threading.Event()
+        self._checked: set[int] = set()  # indexes of servers; of the starting threads
 
     def start(self) -> None:
-        """Start a thread for every server, or one for all; one for moving names."""
-        servers = self._pool.servers()
-        names = {s.name for s in servers}
-        moving = sorted(n for n in names if not is_literal(parse_address(n)[0]))
+        """Start a thread for every server, or one for all; one for each moving name."""
         if self._options.no_checks:
             new_thread("forgive", self._forgive).start()
-        self._watch(servers)
-        if moving:  # on a daemon thread: getaddrinfo(3) cannot be interrupted
-            new_thread("resolve", self._follow, moving).start()
+        self._watch(self._board.servers())
+        for number, given in enumerate(self._options.servers):
+            if not is_literal(given["host"]):
+                # On a daemon thread: getaddrinfo(3) cannot be interrupted.
+                name = f"name-{given['host']}:{given['port']}"
+                new_thread(name, self._follow, number).start()
 
     def stop(self) -> None:
         """Tell the threads to end; one that is checking ends after its timeout."""
         self._stopped.set()
 
     def _watch(self, servers: list[Server]) -> None:
-        if not self._options.no_checks:
-            for server in servers:
-                name = f"check-{server.address_text}"
-                new_thread(name, self._keep_checking, server).start()
+        if self._options.no_checks:
+            return
+        for server in servers:
+            thread = new_thread(
+                f"check-{server.address_text}", self._keep_checking, server
+            )
+            self._insist(thread)
+
+    def _insist(self, thread: threading.Thread) -> None:
+        """Start a thread, now or when one can be started again."""
+        while not self._stopped.is_set():
+            try:
+                thread.start()
+                return
+            except (RuntimeError, MemoryError) as error:
+                self._log.warn("check", f"cannot start {thread.name}: {error}")
+                self._stopped.wait(1.0)
 
     def _keep_checking(self, server: Server) -> None:
         """Thread "check-HOST:PORT": check once per interval, first within it."""
-        interval_s = self._options.check_interval
+        interval_s, version = self._options.check_interval, server.version
         pause_s = random.uniform(0, interval_s)  # so that checks do not come in step
-        while not self._stopped.wait(pause_s) and self._pool.has(server):
+        while not self._stopped.wait(pause_s) and server.version == version:
             pause_s = interval_s * random.uniform(0.95, 1.05)
-            if self._pool.wants_check(server):
+            if ADMIN[server.admin] != "maint" and not server.gone:
                 began = time.monotonic()
-                passed, result = self._check_once(server)
-                self._log_change(self._pool.record_check(server, passed, result))
+                passed, result = check(server, self._options)
+                if not self._stopped.is_set():
+                    self._log.line(self._board.record_check(server, passed, result))
                 pause_s = max(0.0, pause_s - (time.monotonic() - began))
-
-    def _check_once(self, server: Server) -> tuple[bool | None, str]:
-        """Connect, and part with an end of file, never a reset: servers log resets.
-
-        Return whether it passed (None: a shortage of our own, which tells nothing of
-        the server), and the result in words.
-        """
-        options = self._options
-        began = time.monotonic()
-        try:
-            sock = socket.socket(server.family, socket.SOCK_STREAM)
-        except OSError as error:
-            return None, f"not checked: {say_why(error)}"
-        with sock:
-            sock.settimeout(options.check_timeout)
-            try:
-                sock.connect(server.address)
-                took_ms = (time.monotonic() - began) * 1000
-                if options.send_proxy == "v1":
-                    sock.sendall(proxy_v1(sock.getsockname(), sock.getpeername()))
-                elif options.send_proxy:
-                    sock.sendall(PROXY_V2_LOCAL)
-            except OSError as error:
-                if error.errno in LOCAL_SHORTAGE and has_own_address(server):
-                    return None, f"not checked: {say_why(error)}"
-                return False, say_why(error)
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_WR)
-                sock.settimeout(min(1.0, options.check_timeout))
-                for _ in range(16):  # an unread banner makes the close a reset
-                    if not sock.recv(BUFFER_BYTES):
-                        break
-        return True, f"connected in {took_ms:.1f} ms"
 
     def _forgive(self) -> None:
         """Thread "forgive", with --no-checks: end the penalties of DOWN servers."""
         while not self._stopped.wait(1.0):
-            for line in self._pool.forgive():
-                self._log_change(line)
+            for line in self._board.forgive():
+                self._log.line(line)
 
-    def _log_change(self, line: str) -> None:
-        if line and not self._stopped.is_set():
-            self._log.line(line)
-            self._queue.wake()
-
-    def _follow(self, names: list[str]) -> None:
-        """Thread "resolve": every interval, look where the names point now."""
+    def _follow(self, number: int) -> None:
+        """Thread "name-HOST:PORT": every interval, look where the name points now."""
+        given = self._options.servers[number]
+        name = format_address((given["host"], given["port"]))
         while not self._stopped.wait(self._options.check_interval):
-            for name in names:
-                try:
-                    addresses = resolve(*parse_address(name))
-                except OSError as error:
-                    words = f"cannot resolve {name}: {say_why(error)}; addresses kept"
-                    self._log.warn(name, words)
-                    continue
-                new, lines = self._pool.move_name(name, addresses)
-                for line in lines:
-                    self._log_change(line)
-                self._watch(new)
+            try:
+                addresses = resolve(given["host"], given["port"])
+            except OSError as error:
+                words = f"cannot resolve {name}: {say_why(error)}; addresses kept"
+                self._log.warn(name, words)
+                continue
+            added, lines = self._board.move_name(number, addresses)
+            for line in lines:
+                self._log.line(line)
+            self._watch(added)
 
 
-def has_own_address(server: Server) -> bool:
-    """Tell whether this machine has an address to reach the server from (connect(2)).
+def check(server: Server, options: Options) -> tuple[bool | None, str]:
+    """Connect, and part with an end of file, never a reset: servers log resets.
 
-    Without one, TCP says EADDRNOTAVAIL, as it does when only its ports are used up.
+    Return whether it passed (None: a shortage of our own, which tells nothing of the
+    server), and the result in words. All of it has one deadline.
     """
-    with contextlib.suppress(OSError):
-        with socket.socket(server.family, socket.SOCK_DGRAM) as probe:
-            probe.connect(server.address)  # sends nothing
-        return True
-    return False
-
-
-def is_literal(host: str) -> bool:
-    """Tell whether the host is an address already."""
+    began = time.monotonic()
+    deadline = began + options.check_timeout
     try:
-        ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return False
-    return True
+        sock = socket.socket(server.family, socket.SOCK_STREAM)
+    except OSError as error:
+        return None, f"not checked: {say_why(error)}"
+    with sock:
+        sock.settimeout(options.check_timeout)
+        try:
+            sock.connect(server.address)
+            if is_connected_to_itself(sock):
+                return False, "connected to itself: nobody listens there"
+            took_ms = (time.monotonic() - began) * 1000
+            if options.send_proxy == "v1":
+                sock.sendall(proxy_v1(sock.getsockname(), sock.getpeername()))
+            elif options.send_proxy:
+                sock.sendall(PROXY_V2_LOCAL)
+        except OSError as error:
+            if error.errno in LOCAL_SHORTAGE and has_own_address(server):
+                return None, f"not checked: {say_why(error)}"
+            return False, say_why(error)
+        with contextlib.suppress(OSError):
+            sock.shutdown(socket.SHUT_WR)
+            deadline = min(deadline, time.monotonic() + 1.0)
+            for _ in range(16):  # an unread banner makes the close a reset
+                sock.settimeout(max(0.001, deadline - time.monotonic()))
+                if time.monotonic() >= deadline or not sock.recv(BUFFER_BYTES):
+                    break
+    return True, f"connected in {took_ms:.1f} ms"
 
 
 # ---- Log -----------------------------------------------------------------------------
 # Lines are handed to a thread: a slow disk or a stalled terminal never holds a
-# connection up.
+# connection up. Processes hand theirs to the desk's through a pipe, which keeps them
+# when the process that wrote them is killed (pipe(7): whole, or not at all).
 
 
 class Log:
@@ -2820,18 +2578,64 @@ class Log:
         self._stamp = (0, "")  # a second, and how it is written
         self._lines: queue.SimpleQueue[tuple[float, str] | None] = queue.SimpleQueue()
         self._closing = threading.Event()
+        self._pipe: tuple[int, int] | None = None
+        self._writes = True  # this process writes the file
         self._thread = new_thread("log", self._write_lines)
 
+    def share(self) -> None:
+        """Make the pipe for the processes that will be forked."""
+        self._pipe = os.pipe()
+        os.set_blocking(self._pipe[1], False)
+        self._writes = False
+        with contextlib.suppress(AttributeError, OSError):
+            fcntl.fcntl(self._pipe[1], fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+
     def start(self) -> None:
-        """Start the thread that writes; lines wait until then."""
+        """Start the thread that writes, and the one that brings other processes' lines.
+
+        Lines wait until then.
+        """
+        self._writes = True
+        if self._pipe:
+            new_thread("log-pipe", self._take_lines, self._pipe[0]).start()
         self._thread.start()
+
+    def _take_lines(self, pipe: int) -> None:
+        """Thread "log-pipe": put what comes through the pipe into the queue."""
+        rest = b""
+        while data := os.read(pipe, PIPE_BYTES):
+            *whole, rest = (rest + data).split(b"\n")
+            for entry in whole:
+                if entry == b"end":
+                    self.close()
+                    return
+                at, _, text = entry.partition(b" ")
+                self._put(float(at), text.decode("utf-8", "surrogateescape"))
+
+    def end(self) -> None:
+        """Tell the desk that no line will follow; called by the parent."""
+        if self._pipe:
+            with contextlib.suppress(OSError):
+                os.set_blocking(self._pipe[1], True)
+                os.write(self._pipe[1], b"end\n")
 
     def line(self, text: str) -> None:
         """Log a line, with the time of now; an empty text is none."""
         if not text or self.silent:
             return
+        if self._writes or not self._pipe:
+            self._put(time.time(), text)
+            return
+        data = f"{time.time():.3f} {text}\n".encode("utf-8", "surrogateescape")
+        try:
+            os.write(self._pipe[1], data)
+        except OSError:  # full: the desk is stopped, or has just died
+            with self._lock:
+                self._lost += 1
+
+    def _put(self, at: float, text: str) -> None:
         if self._lines.qsize() < LOG_BACKLOG_LINES:
-            self._lines.put((time.time(), text))
+            self._lines.put((at, text))
         else:
             with self._lock:
                 self._lost += 1
@@ -2862,6 +2666,11 @@ class Log:
         self._closing.set()
         self._lines.put(None)
         if self._thread.ident:  # it was started
+            self._thread.join(2.0)
+
+    def join(self) -> None:
+        """Wait until `end` was heard and all is written, for three seconds at most."""
+        if self._closing.wait(1.0):
             self._thread.join(2.0)
 
     def _write_lines(self) -> None:
@@ -2898,7 +2707,7 @@ class Log:
 
     def _write_all(self, lines: list[str]) -> int:
         """Write; return how many lines could not be: disk full, reader gone."""
-        data = "".join(lines).encode("utf-8", "backslashreplace")
+        data = "".join(lines).encode("utf-8", "surrogateescape")
         ending = b"\n" * self._torn  # of the line before
         rest = ending + data
         with contextlib.suppress(OSError):  # traffic goes on
@@ -2932,36 +2741,11 @@ def say_lost(lines: int) -> str:
 # slow or hostile client of it can hold up a session.
 
 
-def figures_of(snapshot: Snapshot) -> dict[str, Any]:
-    """Return the figures of a moment as /status.json has them."""
-    rows = [live.row for live in snapshot.live]
-    for live in snapshot.live:
-        if live.server in snapshot.servers:
-            snapshot.servers[live.server].add_row(live.row)
-    servers, now_s = list(snapshot.servers.values()), snapshot.now_s
-    totals = snapshot.totals
-    return {
-        "uptime_s": round(snapshot.uptime_s, 3),
-        "stopping": snapshot.stopping,
-        "connections": {
-            "active": len(rows),
-            "total": totals.begun,
-            "failed": totals.failed,
-            "refused": totals.refused,
-            "queued": snapshot.queued,
-        },
-        "bytes": {
-            "to_servers": totals.to_servers + sum(row.to_server for row in rows),
-            "to_clients": totals.to_clients + sum(row.to_client for row in rows),
-        },
-        "servers": [describe(server, now_s) for server in servers],
-        "live": [describe_live(live, now_s) for live in snapshot.live[:LIVE_LISTED]],
-        "connects": {s.address_text: (s.connects, s.connect_s) for s in servers},
-    }
-
-
-def describe(server: Server, now_s: float) -> dict[str, Any]:
-    """Return a server's entry of /status.json."""
+def describe(
+    server: Server, now_ns: int, moved: collections.Counter[Any]
+) -> dict[str, Any]:
+    """Return a server's entry of /status.json; `moved` is what live ones add."""
+    me = server.index + 1
     return {
         "address": server.address_text,
         "state": server.state,
@@ -2969,26 +2753,26 @@ def describe(server: Server, now_s: float) -> dict[str, Any]:
         "backup": server.backup,
         "max": server.max,
         "active": server.places_taken,
-        "total": server.total,
+        "total": server.total + moved[me, "total"],
         "connect_failures": server.connect_failures,
         "retries": server.retries,
-        "bytes_to_server": server.to_server,
-        "bytes_to_client": server.to_client,
-        "last_change_s": round(now_s - server.changed_s, 3),
+        "bytes_to_server": server.to_server + moved[me, "in"],
+        "bytes_to_client": server.to_client + moved[me, "out"],
+        "last_change_s": round((now_ns - server.changed_ns) / 1e9, 3),
         "last_check": server.last_check,
     }
 
 
-def describe_live(live: LiveSession, now_s: float) -> dict[str, Any]:
-    """Return a live session's entry of /status.json; ages in seconds."""
-    last_s = live.row.last_ns / 1e9 or live.accepted_s
+def describe_live(row: Row, server: Server | None, now_ns: int) -> dict[str, Any]:
+    """Return a live connection's entry of /status.json; ages in seconds."""
+    last_ns = row.last_ns or row.accepted_ns
     return {
-        "client": format_address(live.source),
-        "server": live.server.address_text if live.server else None,
-        "age_s": round(now_s - live.accepted_s, 3),
-        "idle_s": round(max(0.0, now_s - last_s), 3),
-        "to_server": live.row.to_server,
-        "to_client": live.row.to_client,
+        "client": format_address(row.source()),
+        "server": server.address_text if server else None,
+        "age_s": round((now_ns - row.accepted_ns) / 1e9, 3),
+        "idle_s": round(max(0.0, (now_ns - last_ns) / 1e9), 3),
+        "to_server": row.to_server,
+        "to_client": row.to_client,
     }
 
 
@@ -3295,18 +3079,18 @@ class StatusHandler(http.server.BaseHTTPRequestHandler):
         """Answer /, /status.json, /metrics, /healthz."""
         if not self._is_own_host():
             return
-        path, pool = self.path.partition("?")[0], self.server.pool
+        path, board = self.path.partition("?")[0], self.server.board
         if path == "/":
             self._reply(200, "text/html; charset=utf-8", PAGE)
         elif path == "/status.json":
-            text = json.dumps(self._status(figures_of(pool.snapshot())))
+            text = json.dumps(self._status(board.snapshot()))
             self._reply(200, "application/json", text)
         elif path == "/metrics":
-            text = render_metrics(figures_of(pool.snapshot()))
+            text = render_metrics(board.snapshot())
             self._reply(200, "text/plain; version=0.0.4", text)
         elif path == "/healthz":
-            words = "ok\n" if pool.is_up() else "no server is UP\n"
-            if pool.stopping.is_set():
+            words = "ok\n" if board.is_up() else "no server is UP\n"
+            if board.stopping:
                 words = "stopping\n"
             self._reply(200 if words == "ok\n" else 503, "text/plain", words)
         else:
@@ -3388,11 +3172,11 @@ class StatusServer(http.server.ThreadingHTTPServer):
     request_queue_size = 128  # socketserver's 5 lets a crowd wait for SYN retries
 
     def __init__(
-        self, where: tuple[str, int], listen_text: str, frontend: Frontend
+        self, where: tuple[str, int], listen_text: str, board: Board, log: Log
     ) -> None:
         """Listen for status clients; raise OSError."""
         self.host, self.listen_text = where[0], listen_text
-        self.pool, self._frontend = frontend.pool, frontend
+        self.board, self._log = board, log
         self._lock = threading.Lock()
         self._open: dict[socket.socket, None] = {}
         family, address = resolve(*where)[0]
@@ -3424,7 +3208,10 @@ class StatusServer(http.server.ThreadingHTTPServer):
                 oldest = next(iter(self._open))
                 del self._open[oldest]
                 shut_down(oldest, socket.SHUT_RDWR)
-        super().process_request(request, client_address)
+        try:
+            super().process_request(request, client_address)
+        except (RuntimeError, MemoryError):  # no thread left: this one answers
+            self.process_request_thread(request, client_address)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Thread "status-N": serve the requests of the client at port N."""
@@ -3444,12 +3231,333 @@ class StatusServer(http.server.ThreadingHTTPServer):
 
     def set_admin(self, address_text: str, admin: str) -> bool:
         """Set a server ready, drain or maint; False when there is none there."""
-        line = self.pool.set_admin(address_text, admin)
+        line = self.board.set_admin(address_text, admin)
         if line is None:
             return False
-        self._frontend.log.line(line)
-        self._frontend.queue.wake()
+        self._log.line(line)
         return True
+
+
+# ---- Processes -----------------------------------------------------------------------
+
+
+class Signals:
+    """Signals as numbers that are waited for, whatever the MainThread is doing.
+
+    They become bytes of a socket (signal.set_wakeup_fd).
+    """
+
+    NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGCHLD")
+
+    def __init__(self) -> None:
+        numbers = [getattr(signal, n) for n in self.NAMES if hasattr(signal, n)]
+        self.outlives_terminal = ignores_hangups() or not has_terminal()
+        self._inner, self._outer = socket.socketpair()
+        self._outer.setblocking(False)
+        # In this order: a handler without the descriptor would swallow a signal.
+        fd = self._outer.fileno()
+        self._old_fd = signal.set_wakeup_fd(fd, warn_on_full_buffer=False)
+        self._old = {n: signal.signal(n, lambda *_: None) for n in numbers}
+
+    def wait(self, seconds: float) -> int:
+        """Return the next signal's number, 0 when there is none within some seconds."""
+        self._inner.settimeout(None if seconds == math.inf else max(0.001, seconds))
+        try:
+            return self._inner.recv(1)[0]
+        except TimeoutError:
+            return 0
+
+    def stops(self, number: int) -> bool:
+        """Tell whether a signal asks to stop: a hangup does when the terminal is gone."""
+        if number == SIGHUP:
+            return not (self.outlives_terminal or has_terminal())
+        return number in (signal.SIGINT, signal.SIGTERM)
+
+    def leave(self) -> None:
+        """In a child: the parent hears what a terminal sends to all."""
+        signal.set_wakeup_fd(-1)
+        for number in self._old:
+            is_parents = number in (signal.SIGINT, SIGHUP)
+            signal.signal(number, signal.SIG_IGN if is_parents else signal.SIG_DFL)
+        self._inner.close()
+        self._outer.close()
+
+    def close(self) -> None:
+        """Handle signals as before."""
+        signal.set_wakeup_fd(self._old_fd)
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+        self._inner.close()
+        self._outer.close()
+
+
+class Balancer:
+    """All that runs, in this process: one worker, and the desk's threads.
+
+    From the first signal on: `stopping`, then for --grace seconds nothing, then
+    `cutting`; a second one ends it at once.
+    """
+
+    def __init__(
+        self,
+        board: Board,
+        listener: socket.socket,
+        log: Log,
+        status: StatusServer | None,
+        signals: Signals,
+    ) -> None:
+        self._options, self._board, self._listener = board.options, board, listener
+        self._log, self._status, self._signals = log, status, signals
+        self._stops = 0
+        self._deadline = math.inf  # of the grace, then of the cut
+
+    def run(self) -> None:
+        """Run until a stop has come to its end; raise RuntimeError without threads."""
+        self._start()
+        notify("READY=1")
+        while not self._is_over():
+            number = self._signals.wait(self._next_moment() - time.monotonic())
+            if number == SIGHUP and not self._signals.stops(number):
+                self._reopen_log()
+            elif self._signals.stops(number):
+                self._stop()
+            self._look_after()
+            if time.monotonic() >= self._deadline:
+                if self._board.cutting:  # stopped by SIGSTOP, for one
+                    break
+                self._board.cutting = 1
+                self._board.ring_all()
+                self._deadline = time.monotonic() + 3 * CUT_S
+        self._end()
+
+    def _stop(self) -> None:
+        self._stops += 1
+        if self._stops > 1:
+            return
+        notify("STOPPING=1")
+        self._board.stopping = 1
+        if self._options.owns_listener:  # nobody comes who is not accepted
+            shut_down(self._listener, socket.SHUT_RDWR)
+        self._board.ring_all()
+        live, grace_s = self._board.live, self._options.grace
+        text = "stopping"
+        if live:
+            text = f"stopping: {count(live, 'live connection')}, waiting {grace_s:g} s"
+            text += " at most; Ctrl-C again cuts them"
+        self._log.line(text)
+        if self._options.log and not self._options.quiet:
+            print(text, flush=True)
+        self._deadline = time.monotonic() + grace_s
+
+    # With one worker ------------------------------------------------------------------
+
+    def _start(self) -> None:
+        self._log.start()
+        self._desk = Desk(self._board, self._log)
+        worker = Worker(self._board, self._listener, self._log, 1)
+        self._main = new_thread("bell", self._work, worker)
+        self._main.start()
+        self._desk.start()
+        if self._status:
+            self._status.start()
+
+    def _work(self, worker: Worker) -> None:
+        """Thread "bell": what is a worker's MainThread elsewhere."""
+        worker.run(None)
+        with contextlib.suppress(OSError):
+            signal.raise_signal(SIGCHLD or signal.SIGINT)
+
+    def _is_over(self) -> bool:
+        return self._stops > 1 or not self._main.is_alive()
+
+    def _next_moment(self) -> float:
+        return self._deadline if self._stops else math.inf
+
+    def _look_after(self) -> None:
+        """See to whatever may have died."""
+
+    def _reopen_log(self) -> None:
+        self._log.reopen()
+
+    def _end(self) -> None:
+        """End what is still live, and say so in the log."""
+        self._desk.stop()
+        for row in self._board.taken_rows():
+            if not row.logged:
+                end = row_end(row, CUT)
+                self._log.line(end_line(row, self._board.server_of(row), end))
+        if self._status and self._stops < 2:
+            self._status.stop()
+        self._log.line("stopped")
+        self._log.close()
+
+
+class Parent(Balancer):
+    """The process that forks the others, and has no threads.
+
+    So a fork copies no lock that somebody holds, and a child that replaces a dead one
+    is as good as the first. Children learn of a stop from the board.
+    """
+
+    def _start(self) -> None:
+        self._children: dict[int, int] = {}  # number by process; 0: the desk
+        self._waiting: dict[int, float] = {}  # who is to be forked, and when
+        self._life = os.pipe()
+        self._forked: dict[int, float] = {}  # when each was forked last
+        self._log.share()
+        for number in range(self._options.workers + 1):
+            self._fork(number)
+
+    def _is_over(self) -> bool:
+        workers = any(self._children.values())
+        return self._stops > 1 or (self._stops > 0 and not workers)
+
+    def _next_moment(self) -> float:
+        return min([self._deadline, *self._waiting.values()])
+
+    def _fork(self, number: int) -> None:
+        """Fork a worker, or the desk; try again when that cannot be done."""
+        sys.stdout.flush()
+        blocked = {signal.SIGINT, signal.SIGTERM, SIGHUP}
+        signal.pthread_sigmask(signal.SIG_BLOCK, blocked)  # until they are the child's
+        try:
+            pid = os.fork()
+        except OSError as error:
+            self._log.warn("fork", f"cannot fork: {say_why(error)}")
+            self._waiting[number] = time.monotonic() + FORK_PAUSE_S
+            pid = -1
+        if pid == 0:
+            try:
+                self._signals.leave()
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked)
+                os.close(self._life[1])
+                self._become(number)
+                os._exit(0)
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(1)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked)
+        if pid > 0:
+            self._children[pid] = number
+            self._forked[number] = time.monotonic()
+
+    def _become(self, number: int) -> None:
+        """Be a worker, or the desk (0), to the end."""
+        board = self._board
+        board.lock.me = os.getpid()
+        name_process(f"worker-{number}" if number else "desk")
+        if number:
+            sys.setswitchinterval(1.0)
+            do_not_preempt()
+            Worker(board, self._listener, self._log, number).run(self._life[0])
+            return
+        self._listener.close()
+        self._log.start()
+        desk = Desk(board, self._log)
+        new_thread("start", desk.start).start()  # it may have to wait for threads
+        if self._status:
+            self._status.start()
+        self._run_desk(desk)
+        self._log.join()
+
+    def _run_desk(self, desk: Desk) -> None:
+        """Wait for the end (MainThread of the desk)."""
+        board, bell = self._board, self._board.bells[0]
+        poll = new_poll()
+        poll.register(bell.fileno(), POLLIN)
+        poll.register(self._life[0], 0)
+        while not board.over:
+            for fd, _ in poll.poll():
+                if fd == self._life[0]:
+                    os._exit(1)
+            if REOPEN in bell.hear():
+                self._log.reopen()
+            if board.stopping:
+                desk.stop()
+
+    def _reopen_log(self) -> None:
+        self._board.bells[0].ring(REOPEN)
+
+    def _look_after(self) -> None:
+        """Bury the dead, and have them replaced, once a second at most."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                break
+            if not pid:
+                break
+            self._bury(self._children.pop(pid), os.waitstatus_to_exitcode(status))
+        for number, at in list(self._waiting.items()):
+            if self._stops and number:
+                del self._waiting[number]
+            elif time.monotonic() >= at:
+                del self._waiting[number]
+                self._fork(number)
+
+    def _bury(self, number: int, code: int) -> None:
+        orderly = self._stops > 0 and code == 0
+        lines = self._board.bury(number, CUT if orderly else WORKER_DIED)
+        if not orderly:
+            cause = f"signal {-code}" if code < 0 else f"exit code {code}"
+            who = f"worker={number}" if number else "desk"
+            with_what = f" with {count(len(lines), 'connection')}" if number else ""
+            self._log.line(f"{who} died by {cause}{with_what}, and is replaced")
+        for line in lines:
+            self._log.line(line)
+        if not self._stops or not number:
+            self._waiting[number] = time.monotonic()
+            if time.monotonic() - self._forked.get(number, 0.0) < FORK_PAUSE_S:
+                self._waiting[number] += FORK_PAUSE_S
+
+    def _end(self) -> None:
+        """Kill who is left, and log what they had; then the desk may go."""
+        left = {pid: n for pid, n in self._children.items() if n}
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for pid in left:
+            os.waitpid(pid, 0)
+        for number in left.values():
+            for line in self._board.bury(number, CUT):
+                self._log.line(line)
+        self._log.line("stopped")
+        self._log.end()
+        self._board.over = 1
+        self._board.bells[0].ring()
+        for pid in self._children.keys() - left.keys():
+            os.waitpid(pid, 0)
+
+
+def name_process(name: str) -> None:
+    """Name this process for ps and top (proc(5), comm: 15 bytes)."""
+    with contextlib.suppress(OSError), open("/proc/self/comm", "w") as file:
+        file.write(name)
+
+
+def has_terminal() -> bool:
+    """Tell whether the process has a controlling terminal, its window open (tty(4))."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | getattr(os, "O_NOCTTY", 0)))
+    except OSError:
+        return False
+    return True
+
+
+def ignores_hangups() -> bool:
+    """Tell whether the process was started to outlive its terminal (nohup(1))."""
+    return SIGHUP is not None and signal.getsignal(SIGHUP) is signal.SIG_IGN
+
+
+def notify(message: str) -> None:
+    """Tell systemd how we are, when it wants to know (sd_notify(3))."""
+    path = os.environ.get("NOTIFY_SOCKET")
+    if path and hasattr(socket, "AF_UNIX"):
+        where = "\0" + path[1:] if path[0] == "@" else path  # abstract (unix(7))
+        with contextlib.suppress(OSError):
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+                sock.sendto(message.encode(), where)
 
 
 # ---- Command line --------------------------------------------------------------------
@@ -3497,10 +3605,13 @@ def parse_positive_count(text: str) -> int:
 
 def parse_workers(text: str) -> int:
     """Return how many processes relay; 0 stands for `auto`."""
-    value = 0 if text == "auto" else parse_positive_count(text)
-    if value > 256:
+    if text == "auto":
+        return 0
+    if not (text.isascii() and text.isdigit() and 0 < len(text) < 4 and int(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not auto or 1 to 256 processes")
+    if int(text) > 256:
         raise argparse.ArgumentTypeError(f"{text!r} is more than 256 processes")
-    return value
+    return int(text)
 
 
 def parse_network(text: str) -> Network:
@@ -3572,7 +3683,7 @@ def add_addresses(group: OptionGroup) -> None:
     shown = ALGORITHMS[0]
     group.add("--algorithm", text, shown, choices=ALGORITHMS, default=shown)
     text = "relay in N processes; auto: one per core"
-    group.number("--workers", parse_workers, 1, text)
+    group.add("--workers", text, "auto", type=parse_workers, default=0, metavar="N")
 
 
 def add_checks(group: OptionGroup) -> None:
@@ -3635,97 +3746,65 @@ def parse_args(argv: Sequence[str] | None) -> Options:
         epilog="SIGTERM or Ctrl-C: stop accepting, let live connections end for "
         "--grace seconds; a second one: exit at once. SIGHUP: reopen --log.",
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
     add_addresses(OptionGroup(parser, "addresses"))
     add_checks(OptionGroup(parser, "checks"))
     add_limits(OptionGroup(parser, "limits"))
     add_access(OptionGroup(parser, "access"))
     add_output(OptionGroup(parser, "output"))
     options = parser.parse_args(argv)
-    if options.workers == 0:
-        options.workers = usable_cores() if CAN_SEND_SOCKETS else 1
-    if options.workers > 1 and not CAN_SEND_SOCKETS:
-        why = "this system cannot pass sockets to a process: use --workers 1"
-        parser.error(f"--workers: {why}")
+    why = why_one_process()
+    if options.workers > 1 and why:
+        parser.error(f"--workers: {why}: use --workers 1")
+    options.workers = options.workers or (1 if why or is_free_threaded() else usable_cores())
     given = options.servers or [parse_server(f"127.0.0.1:{p}") for p in DEFAULT_PORTS]
-    servers = [
-        server
-        for server_given in given
-        for server in make_servers(parser, options, server_given)
-    ]
-    addresses = [server.address for server in servers]
-    for server in servers:
-        if addresses.count(server.address) > 1:
-            parser.error(f"--server: {server.address_text} is given more than once")
-    options.servers = servers
+    known: set[tuple[Any, ...]] = set()
+    for server in given:
+        server["resolved"] = resolve_server(parser, server)
+        for _, address in server["resolved"]:
+            if plain_key(address) in known:
+                text = format_address((str(plain_ip(address[0])), address[1]))
+                parser.error(f"--server: {text} is given more than once")
+            known.add(plain_key(address))
+    options.servers = given
     return options
 
 
-def make_servers(
-    parser: Parser, options: Options, server_given: dict[str, Any]
-) -> list[Server]:
-    """Return a server for every address of a --server; exit 2 if it has none."""
-    where = host, port = server_given["host"], server_given["port"]
+def resolve_server(
+    parser: Parser, given: dict[str, Any]
+) -> list[tuple[int, SocketAddress]]:
+    """Return the addresses of a --server; exit 2 if it has none."""
     try:
-        resolved = resolve(host, port)
+        return resolve(given["host"], given["port"])
     except (OSError, UnicodeError) as error:
-        parser.error(f"--server: cannot resolve {host!r}: {error.args[-1]}")
-    settings = (server_given["weight"], server_given["backup"], server_given["max"])
-    thresholds = (options.rise, options.fall)
-    return [
-        Server(format_address(where), family, address, *settings, *thresholds)
-        for family, address in resolved
-    ]
+        parser.error(f"--server: cannot resolve {given['host']!r}: {error.args[-1]}")
 
 
-def handled_signals() -> list[int]:
-    """Return the numbers of the signals that mean something to us, where there are."""
-    names = ("SIGINT", "SIGTERM", "SIGHUP")
-    return [getattr(signal, name) for name in names if hasattr(signal, name)]
+def why_one_process() -> str:
+    """Return why this system cannot have several processes, "" if it can."""
+    if not (hasattr(os, "fork") and hasattr(os, "waitid")):
+        return "this system cannot fork"
+    try:
+        multiprocessing.get_context("fork").Lock()
+    except (ImportError, OSError, ValueError) as error:
+        return f"this system has no lock for processes ({error})"
+    return ""
 
 
-class Signals:
-    """SIGTERM or Ctrl-C asks to stop, a second one to exit at once; SIGHUP: a new log.
+def is_free_threaded() -> bool:
+    """Tell whether threads run side by side: one process is enough then (PEP 703)."""
+    return not getattr(sys, "_is_gil_enabled", lambda: True)()
 
-    Signals become bytes of a socket (signal.set_wakeup_fd) that thread "signals" reads:
-    so they are obeyed whatever the MainThread is waiting for.
-    """
 
-    def __init__(self) -> None:
-        self.stop_asked = threading.Event()
-        self._inner, self._outer = socket.socketpair()
-        self._outer.setblocking(False)
-        # In this order: a handler without the descriptor would swallow a signal.
-        fd = self._outer.fileno()
-        self._old_fd = signal.set_wakeup_fd(fd, warn_on_full_buffer=False)
-        self._old = {n: signal.signal(n, lambda *_: None) for n in handled_signals()}
-        self._thread: threading.Thread | None = None
-
-    def start(self, reopen: Callable[[], None], exit_now: Callable[[], None]) -> None:
-        """Start the thread "signals"; signals that came before are not lost."""
-        self._thread = new_thread("signals", self._obey, reopen, exit_now)
-        self._thread.start()
-
-    def _obey(self, reopen: Callable[[], None], exit_now: Callable[[], None]) -> None:
-        """Thread "signals"."""
-        hangup = getattr(signal, "SIGHUP", None)
-        while number := self._inner.recv(1)[0]:
-            if number == hangup:
-                reopen()
-            elif self.stop_asked.is_set():
-                exit_now()
-            else:
-                self.stop_asked.set()
-
-    def close(self) -> None:
-        """Handle signals as before; end the thread."""
-        signal.set_wakeup_fd(self._old_fd)
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-        self._outer.send(b"\0")
-        if self._thread and self._thread.ident:  # it was started
-            self._thread.join()
-        self._inner.close()
-        self._outer.close()
+def open_missing_streams() -> None:
+    """Open descriptors 0, 1, 2 that were closed, before a file or socket gets them."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(number)
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            mode = "r" if name == "stdin" else "w"
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
 
 
 class StartError(Exception):
@@ -3737,7 +3816,7 @@ class StartError(Exception):
 
 
 @contextlib.contextmanager
-def start_step(what_fails: str, status: int = 1) -> Iterator[None]:
+def start_step(what_fails: str, status: int = 1, port: int = 0) -> Iterator[None]:
     """Raise StartError when a step of the start cannot be done; 2 for a wrong name."""
     try:
         yield
@@ -3745,11 +3824,27 @@ def start_step(what_fails: str, status: int = 1) -> Iterator[None]:
         if isinstance(error, (socket.gaierror, UnicodeError)):
             status = 2
         why = say_why(error) if isinstance(error, OSError) else str(error)
+        number = error.errno if isinstance(error, OSError) else 0
+        if number == errno.EADDRINUSE:
+            why = f"the port is in use: an earlier one may still run; find it with "
+            why += who_listens(port)
+        elif number in (errno.EACCES, errno.EPERM) and port:
+            why = "not allowed: choose a port from 1024"
         raise StartError(status, f"{what_fails}: {why}") from None
+
+
+def who_listens(port: int) -> str:
+    """Return the command that shows which process listens on a port."""
+    if shutil.which("ss"):
+        return f"ss -ltnp 'sport = :{port}'"
+    if sys.platform == "win32":
+        return f"netstat -ano | findstr :{port}"
+    return f"lsof -nP -iTCP:{port} -sTCP:LISTEN"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the balancer until a signal stops it; return the exit status."""
+    open_missing_streams()
     options = parse_args(argv)
     threading.stack_size(STACK_BYTES)
     with contextlib.ExitStack() as stack:
@@ -3757,7 +3852,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             signals = stack.enter_context(contextlib.closing(Signals()))
             with start_step(f"--log: cannot write {options.log}", 2):
                 log = Log(options.log, options.quiet)
-            stack.enter_context(contextlib.closing(log))
             run(options, log, signals)
         except StartError as error:
             print(f"load_balancer.py: {error}", file=sys.stderr)
@@ -3766,101 +3860,44 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(options: Options, log: Log, signals: Signals) -> None:
-    """Open the ports, start processes and threads, stop them; raise StartError."""
-    with start_step(f"--listen: cannot listen on {format_address(options.listen)}"):
-        listener = open_listener(*options.listen)
-    descriptors = raise_descriptor_limit() or MAX_SLOTS
-    Pipe.set_budget(pipe_budget(descriptors))
-    frontend = Frontend(listener, make_pool(options, descriptors), log)
-    checks, status = Checks(frontend), None
-    where = format_address(listener.getsockname())
-    about = f"up to {frontend.pool.limit:,} connections"
-    with contextlib.ExitStack() as undo:  # what was opened, should the rest fail
-        undo.callback(frontend.close)
-        undo.callback(frontend.kill_workers)
+    """Open the ports, run until a stop; raise StartError."""
+    where = format_address(options.listen)
+    with start_step(f"--listen: cannot listen on {where}", port=options.listen[1]):
+        listener = open_listener(options)
+    with listener:
+        listener.setblocking(False)
+        descriptors = raise_descriptor_limit() or MAX_ROWS
+        pipes = min(64, descriptors // 32)  # two descriptors each
+        Pipe.set_budget(pipes)
+        own = OWN_DESCRIPTORS + len(options.servers) + 2 * options.workers
+        own += STATUS_CONNECTIONS + 2 if options.status else 0
+        each = max(1, (descriptors - own) // 2 - pipes)
+        each = min(each, MAX_ROWS // options.workers)
+        board = Board(options, each)
+        where = format_address(listener.getsockname())
+        about, status = f"up to {board.limit:,} connections", None
         if options.status:
             on = format_address(options.status)
-            with start_step(f"--status: cannot listen on {on}"):
-                status = StatusServer(options.status, where, frontend)
-            undo.callback(status.server_close)
+            what = f"--status: cannot listen on {on}"
+            with start_step(what, port=options.status[1]):
+                status = StatusServer(options.status, where, board, log)
             about += f"; status on http://{format_address(status.server_address)}/"
-        add_workers(frontend, sessions_per_process(options, descriptors))
         print(f"listening on {where} ({about})", flush=True)
+        log.line(f"listening on {where} with {count(options.workers, 'worker')}")
+        kind = Balancer if options.workers == 1 else Parent
         with start_step("cannot start"):
-            log.start()
-            signals.start(log.reopen, frontend.exit_now)
-            start_threads(frontend, checks, status)
-        undo.pop_all()
-    notify("READY=1")
-    signals.stop_asked.wait()
-    notify("STOPPING=1")
-    frontend.stop_accepting()
-    frontend.pool.wait_until_empty(options.grace)
-    if status is not None:
-        status.stop()
-    checks.stop()
-    frontend.stop()
+            kind(board, listener, log, status, signals).run()
 
 
-def start_threads(
-    frontend: Frontend, checks: Checks, status: StatusServer | None
-) -> None:
-    """Start what runs in threads; the worker processes were forked while none did.
-
-    Checks and status wake the frontend's queue: they start after it, and are stopped
-    before it.
-    """
-    for worker in frontend.pool.workers:
-        worker.start()
-    frontend.start()
-    checks.start()
-    if status is not None:
-        status.start()
-
-
-def add_workers(frontend: Frontend, max_sessions: int) -> None:
-    """Add one worker in this process, or several, each in its own."""
-    kind = ThreadWorker if frontend.options.workers == 1 else ProcessWorker
-    # Python warns of a fork beside threads: `ProcessWorker._fork` says why it may.
-    warnings.filterwarnings("ignore", ".*multi-threaded.*fork", DeprecationWarning)
-    with start_step("--workers: cannot fork"):
-        for _ in range(frontend.options.workers):
-            frontend.pool.add_worker(kind(frontend, max_sessions))
-
-
-def make_pool(options: Options, descriptors: int) -> Pool:
-    """Return the pool, with its limits."""
-    slots = sessions_per_process(options, descriptors) * options.workers
-    if options.workers == 1:
-        return Pool(options, min(slots, MAX_SLOTS))
-    in_main = max(1, descriptors - own_descriptors(options))
-    return Pool(options, min(slots, MAX_SLOTS), in_main)
-
-
-def own_descriptors(options: Options) -> int:
-    """Return how many descriptors a process needs beside those of connections."""
-    number: int = OWN_DESCRIPTORS + len(options.servers) + options.workers
-    return number + (STATUS_CONNECTIONS + 2 if options.status else 0)
-
-
-def pipe_budget(descriptors: int) -> int:
-    """Return how many pipes (two descriptors each) connections leave to a process."""
-    return min(64, descriptors // 32)
-
-
-def sessions_per_process(options: Options, descriptors: int) -> int:
-    """Return how many sessions (two descriptors each) one process can hold."""
-    for_sessions = descriptors - own_descriptors(options)
-    return max(1, for_sessions // 2 - pipe_budget(descriptors))
-
-
-def open_listener(host: str, port: int) -> socket.socket:
+def open_listener(options: Options) -> socket.socket:
     """Return the listening socket: systemd's, or a new one; raise OSError.
 
     A socket of systemd's (sd_listen_fds(3)) outlives us: a restart refuses nobody.
     """
+    host, port = options.listen
     ours = os.environ.pop("LISTEN_PID", "") == str(os.getpid())
-    if os.environ.pop("LISTEN_FDS", "0") != "0" and ours:
+    options.owns_listener = not (os.environ.pop("LISTEN_FDS", "0") != "0" and ours)
+    if not options.owns_listener:
         listener = socket.socket(fileno=3)
     else:
         family, address = resolve(host, port)[0]
@@ -3872,20 +3909,9 @@ def open_listener(host: str, port: int) -> socket.socket:
     return listener
 
 
-def notify(message: str) -> None:
-    """Tell systemd how we are, when it wants to know (sd_notify(3))."""
-    path = os.environ.get("NOTIFY_SOCKET")
-    if path and hasattr(socket, "AF_UNIX"):
-        with (
-            contextlib.suppress(OSError),
-            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock,
-        ):
-            where = "\0" + path[1:] if path[0] == "@" else path  # abstract (unix(7))
-            sock.sendto(message.encode(), where)
-
-
 if __name__ == "__main__":
     exit_status = main()
-    for signal_number in handled_signals():  # none that comes late changes the status
-        signal.signal(signal_number, signal.SIG_IGN)
-    sys.exit(exit_status)
+    for handled in filter(None, (signal.SIGINT, signal.SIGTERM, SIGHUP)):
+        signal.signal(handled, signal.SIG_IGN)  # none that comes late changes the status
+    sys.stdout.flush()
+    os._exit(exit_status)

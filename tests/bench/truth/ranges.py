@@ -26,6 +26,7 @@ from tests.bench.truth.tenths import PERCENTILES, Sent, holds, nearest_rank, ran
 CLIENTS = (1, 9, 30, 200)
 MODES = ("closed loop", "--rate", "--reconnect")
 DELAYS = ("", "0.005")
+QUIET, BUSY = "quiet", "beside busy processes"
 WINDOW_S = 10.0
 WHOLE_S = 30.0
 RATE_SHARE = 0.5  # of what the closed loop reaches in the run before
@@ -76,7 +77,7 @@ class Setting:
 
     def __str__(self) -> str:
         delay = f"servers of {float(self.delay) * 1e3:g} ms" if self.delay else "bare"
-        place = "beside busy processes" if self.busy else "quiet"
+        place = BUSY if self.busy else QUIET
         return f"{self.clients} clients, {self.mode}, {delay}, {place}"
 
 
@@ -111,7 +112,7 @@ def real(options: Options) -> Iterator[Figure]:
         exchanges = run_of(setting, seconds, options)
         places = (
             "all",
-            "beside busy processes" if setting.busy else "quiet",
+            BUSY if setting.busy else QUIET,
             setting.mode,
         )
         for found, whole in windows(exchanges, seconds, options):
@@ -122,8 +123,8 @@ def real(options: Options) -> Iterator[Figure]:
         target = "≥ 80 %" if name == "p50" else ""
         whose = f"{what}: the range holds the whole run's"
         yield by_place["all"].figure(name, whose, target, name)
-    for place in by_place:
-        if place != "all":
+    for place in (QUIET, BUSY, *MODES):
+        if place in by_place:
             yield by_place[place].figure("p50", f"{what}: of p50", "", place)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import json
 import os
 import random
@@ -181,13 +180,15 @@ def read_report(path: Path, stage: Stage) -> Json:
 
 
 def read_exchanges(path: Path) -> list[tuple[float, int]]:
-    """Return (due in s, latency in ns) of what was confirmed, in order of time."""
-    with path.open(newline="") as file:
-        return sorted(
-            (float(row["due_s"]), int(row["latency_ns"]))
-            for row in csv.DictReader(file)
-            if row["outcome"] == "confirmed"
-        )
+    """Return (due in s, latency in ns) of what was confirmed, in order of time.
+
+    Split by hand: there may be a million, and no field of the CSV has a comma.
+    """
+    with path.open() as file:
+        names = file.readline().rstrip().split(",")
+        due, latency = names.index("due_s"), names.index("latency_ns")
+        confirmed = (line.split(",") for line in file if line.endswith(",confirmed\n"))
+        return sorted((float(row[due]), int(row[latency])) for row in confirmed)
 
 
 def cores() -> int:
