@@ -145,7 +145,7 @@ class Server:
         self._stop()
 
     def _accept(self) -> bool:
-        """Accept a client and start its thread; False when there is none, or no room."""
+        """Accept a client and start its thread; False when none waits, or short."""
         try:
             if not self._waiting:
                 sock, address = self._listener.accept()
@@ -878,8 +878,13 @@ def repair(path: str, port: int) -> None:
         file.seek(max(0, size - 1))
         if file.read(1) in (b"", b"\n") and not any(torn_records(file, size, port)):
             return
-        log.write(b"\n")
-        for start, end in torn_records(file, log.tell() - 1, port):
+        try:
+            log.write(b"\n")
+            size = log.tell() - 1
+        except OSError:  # full; yet it has waited, and what is there may be blanked
+            if file.seek(0, os.SEEK_END) != size:
+                raise
+        for start, end in torn_records(file, size, port):
             file.seek(start)
             file.write(b" " * (end - start - 1) + b"\n")
 
@@ -1020,7 +1025,10 @@ class Terminal:
                 while not self._lines:
                     left = self._second_ends - time.monotonic()
                     if self._counted and left <= 0:
-                        sums = (counted(n, f"more {x}") for x, n in self._counted.items())
+                        sums = [
+                            counted(n, f"more {x}")
+                            for x, n in self._counted.items()
+                        ]
                         self._lines.append((1, "… " + " and ".join(sums)))
                         self._counted.clear()
                     else:
