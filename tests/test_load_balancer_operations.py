@@ -390,7 +390,8 @@ class Workers(BalancerTestCase):
         cores = len(os.sched_getaffinity(0))
         found = len(children(balancer.pid))
         if cores > 1:
-            self.assertIn(found, (cores, cores - 1))  # the first may be one itself
+            # One may be the first process itself, one may do what all share.
+            self.assertIn(found, (cores, cores - 1, cores + 1))
         visit_once(balancer)
 
 
