@@ -782,7 +782,7 @@ class OtherSystems(BalancerTestCase):
                 )
 
     def test_workers_that_a_system_cannot_have_are_refused_in_one_line(self) -> None:
-        for names in (("socket.send_fds", "socket.recv_fds"), WINDOWS_LACKS):
+        for names in (("os.fork",), WINDOWS_LACKS):
             result = self.run_script(
                 *("load_balancer.py", "--listen=127.0.0.1:0", "--workers=2"),
                 env=self.without(*names),
