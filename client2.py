@@ -67,6 +67,7 @@ import argparse
 import bisect
 import contextlib
 import errno
+import gc
 import html
 import io
 import itertools
@@ -155,6 +156,7 @@ STACK_BYTES = 256 * 1024  # a client's thread needs little, and there may be tho
 CLIENTS_PER_WORKER = 12  # one interpreter lock serves so many well
 MANY_CLIENTS_PER_WORKER = 150
 WORKERS_PER_CORE = 4  # at most
+GC_EVERY = 200_000  # new objects in a worker
 SPARE_DESCRIPTORS = 40  # standard streams, pipes, files besides the connections
 EXCHANGES_SHOWN = 120  # lines, for a dozen clients or fewer
 CLIENTS_SHOWN = 12
@@ -1220,6 +1222,8 @@ def serve_group(pipe: Any, options: argparse.Namespace, numbers: range, k: int) 
                 os.setsid()
         raise_descriptor_limit()
         sys.setswitchinterval(1.0)  # threads wait in calls: none need be made to yield
+        gc.freeze()
+        gc.set_threshold(GC_EVERY)  # exchanges are many, and hold no cycles
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     clients = Clients(options, k)
     threading.stack_size(STACK_BYTES)
