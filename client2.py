@@ -1773,7 +1773,7 @@ def finish_run(total: Results, options: argparse.Namespace) -> None:
     total.wall_s = max(0, wall_ns) / 1e9
     if options.rate and options.planned and not total.interrupted and total.end_ns:
         # A schedule ends with the place after its last message.
-        end_s = options.duration or options.planned / options.rate
+        end_s = min(options.duration or math.inf, options.planned / options.rate)
         total.wall_s = max(total.wall_s, end_s - total.warmup_s)
     total.load = describe_load(options)
     if TIMESTAMP_OPTION is None or 0 < total.confirmed == total.unstamped:

@@ -765,6 +765,8 @@ class TheResults(unittest.TestCase):
         made = [exchange(k * 10**8 + 1, k * 10**8 + 5000) for k in range(10)]
         run = results_of(made, 1, "--rate", 10, "--duration", 1, rate=10)
         self.assertEqual((run.wall_s, run.per_s), (1.0, 10.0))
+        words = ("--rate", 10, "--duration", 60, "--messages", 10)  # done before that
+        self.assertEqual(results_of(made, 1, *words, rate=10).wall_s, 1.0)
 
     def test_a_server_of_the_usual_three_that_answers_nobody_is_named(self) -> None:
         made = [exchange(k, k + 9, client=k, connect=5) for k in range(1, 10)]
