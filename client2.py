@@ -162,6 +162,7 @@ EXCHANGES_SHOWN = 120  # lines, for a dozen clients or fewer
 CLIENTS_SHOWN = 12
 HISTOGRAM_LEAST = 20  # exchanges
 SLOWEST_SHOWN = 10  # in the report
+MOST_EXAMPLES = 50  # of failures, each in other words
 DOTS_SHOWN = 4000  # in the report; more exchanges than this become a heat map
 SYN_RETRY_NS = 900_000_000  # Linux sends a lost SYN again after 1 s
 HELD_SHARE = 0.98  # of a rate: then the target holds it
@@ -1547,7 +1548,8 @@ class Results:
             self.failures[e.outcome.name] += 1
             where = f"client {e.client} message {e.number}"
             key = e.outcome.name, e.outcome.text
-            self.examples.setdefault(key, []).append(where)
+            if key in self.examples or len(self.examples) < MOST_EXAMPLES:
+                self.examples.setdefault(key, []).append(where)
             self.events.add([e.last], ["failed"])
 
     def merge(self, other: Results) -> None:
@@ -1564,7 +1566,8 @@ class Results:
         for name, theirs in other.servers.items():
             self.servers.setdefault(name, ServerResults()).merge(theirs)
         for way, where in other.examples.items():
-            self.examples[way] = (self.examples.get(way, []) + where)[:10]
+            if way in self.examples or len(self.examples) < MOST_EXAMPLES:
+                self.examples[way] = (self.examples.get(way, []) + where)[:10]
         self.slowest = sorted(self.slowest + other.slowest, key=slowness, reverse=True)
         del self.slowest[SLOWEST_SHOWN:]
         self.gap, self.end_ns = max(self.gap, other.gap), max(self.end_ns, other.end_ns)

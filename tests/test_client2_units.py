@@ -744,6 +744,13 @@ class TheResults(unittest.TestCase):
         self.assertEqual((run.latency.count, run.confirmed, run.failed), (1, 1, 1))
         self.assertEqual(run.failures["timeout"], 1)
 
+    def test_failures_that_are_all_different_do_not_pile_up(self) -> None:
+        made = [exchange(k, k + 1, outcome=Outcome("mismatch", text=f"no {k}"))
+                for k in range(1, 500)]  # fmt: skip
+        run = results_of(made, 1, "--messages", 499)
+        run.merge(results_of(made[::-1], 1, "--messages", 499))
+        self.assertEqual((run.failed, len(run.examples)), (998, 50))
+
     def test_the_longest_gap_spans_failures(self) -> None:
         reset = Outcome("reset", text="reset")
         made = [exchange(1, 10), exchange(11, 40, outcome=reset)]
