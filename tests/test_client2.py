@@ -310,7 +310,7 @@ class TheFigures(ClientTestCase):
             set(document),
             {
                 *("version", "command", "started", "target", "clients", "wall_s"),
-                *("title", "workers", "rate", "arrivals", "seed", "warmup_s"),
+                *("title", "workers", "rate", "arrivals", "seed", "warmup_s", "load"),
                 *("comparison", "direct", "notices"),
                 *("timestamps", "interrupted", "exchanges", "bytes", "latency_ns"),
                 *("response_time_ns", "connect_ns", "servers", "failures"),
@@ -348,7 +348,8 @@ class TheFigures(ClientTestCase):
         self.assertEqual(document["version"], 1)
         self.assertEqual(document["command"][:2], ["client2.py", "9"])
         self.assertIn(self.target, document["command"])
-        self.assertRegex(document["started"], r"\A\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z\Z")
+        moment = r"\A\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z\Z"
+        self.assertRegex(document["started"], moment)
         self.assertEqual(document["target"], self.target)
         self.assertEqual(document["clients"], 9)
         self.assertIs(document["interrupted"], False)
@@ -758,19 +759,20 @@ class Limits(ClientTestCase):
         self.assertEqual(result.returncode, 99, result)
 
     def test_a_baseline_tells_a_difference_from_none(self) -> None:
-        slow, fast = self.backend(confirm(0.03)), self.backend(confirm(0.0))
-        self.client(10, "--messages", 9, "--json", "slow", "--target", slow.address)
+        slow, fast = self.backend(confirm(0.3)), self.backend(confirm(0.0))
+        self.client(10, "--messages", 4, "--json", "slow", "--target", slow.address)
         same = self.client(
-            *(10, "--messages", 9, "--baseline", "slow", "--target", slow.address)
+            *(10, "--messages", 4, "--baseline", "slow", "--target", slow.address)
         )
         other = self.client(
-            *(10, "--messages", 9, "--baseline", "slow", "--target", fast.address)
+            *(10, "--messages", 4, "--baseline", "slow", "--target", fast.address)
         )
         for result in (same, other):
             self.assertEqual(result.returncode, 0, result)
             self.assertRegex(result.stdout, r"p50[^\n]*%")
-        # The median only: a busy machine may well hold up every tenth reply.
         self.assertRegex(other.stdout, r"latency p50 -\d[^\n]*: faster\n")
+        self.assertNotRegex(same.stdout, r"faster|slower")
+        self.assertIn("one run each: repeat both, in turns", same.stdout)
 
     def test_merge_adds_runs_up(self) -> None:
         fast, slow = (
