@@ -1,4 +1,4 @@
-"""The long form: `python -m tests.faults --seconds 300 --seed 7`.
+"""The long form: `python3 -m tests.faults --seconds 300 --seed 7`.
 
 Prints what was done, what was lost or broken, and the seed that repeats the choices
 (not their timing). Exit status 1 when anything was lost.
@@ -21,7 +21,7 @@ from tests.faults.lab import Result, Scenario, run_scenario
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Return the options."""
     parser = argparse.ArgumentParser(
-        prog="python -m tests.faults",
+        prog="python3 -m tests.faults",
         description="Kill, cut, starve, flood the three scripts; count what is lost.",
     )
     add = parser.add_argument
