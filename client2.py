@@ -41,10 +41,9 @@ once, without waiting for replies; a second one ends the program.
     python3 client2.py 50 --rate 500,1000,2000 --duration 10 --report run.html
     python3 client2.py --merge a.json b.json
 
---json has, beside what its names say: in each metric `tenths` (the ranges) and `parts`
-(the ten parts' percentiles, which --merge joins); `servers` with each one's p50 in the
-ten parts and of its connections; `comparison` (`slower`: which server than which one,
-by what ratio); `baseline`, `direct`; with several --rate or --runs, `runs`.
+--json has in each metric `tenths` (the ranges) and `parts` (the ten parts' percentiles,
+which --merge joins); each server's p50 in the ten parts and of its connections; and
+`comparison` (`slower`: which server than which one); several --rate or --runs: `runs`.
 
 It does not speak TLS or HTTP, send a message before the last one's reply (no
 pipelining), or load more than one target.
@@ -66,9 +65,9 @@ if __name__ == "__main__" and callable(signal.getsignal(signal.SIGINT)):
 
 import argparse
 import bisect
-import calendar
 import contextlib
 import errno
+import gc
 import html
 import io
 import itertools
@@ -98,6 +97,7 @@ from base64 import b64decode, b64encode
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from time import time_ns
 from typing import Any, NamedTuple, NoReturn, TextIO
@@ -156,16 +156,17 @@ STACK_BYTES = 256 * 1024  # a client's thread needs little, and there may be tho
 CLIENTS_PER_WORKER = 12  # one interpreter lock serves so many well
 MANY_CLIENTS_PER_WORKER = 150
 WORKERS_PER_CORE = 4  # at most
+GC_EVERY = 200_000  # new objects in a worker
 SPARE_DESCRIPTORS = 40  # standard streams, pipes, files besides the connections
 EXCHANGES_SHOWN = 120  # lines, for a dozen clients or fewer
 CLIENTS_SHOWN = 12
 HISTOGRAM_LEAST = 20  # exchanges
 SLOWEST_SHOWN = 10  # in the report
+MOST_EXAMPLES = 50  # of failures, each in other words
 DOTS_SHOWN = 4000  # in the report; more exchanges than this become a heat map
 SYN_RETRY_NS = 900_000_000  # Linux sends a lost SYN again after 1 s
 HELD_SHARE = 0.98  # of a rate: then the target holds it
 LARGEST = 1e9  # of numbers given on the command line
-UTC_FORMAT = "%Y-%m-%dT%H:%M:%S"
 
 
 # ---- Text: three significant digits, a unit, and nothing that moves the cursor -------
@@ -225,6 +226,8 @@ def safe_text(data: bytes, limit: int = 200) -> str:
 
 def say_why(error: OSError) -> str:
     """Return the reason of a failed call in lower-case words, without its number."""
+    if isinstance(error, TimeoutError) and error.errno is None:
+        return "timed out"
     return (error.strerror or str(error) or type(error).__name__).lower()
 
 
@@ -348,11 +351,6 @@ class Slices:
     last: int = 0
     counts: Counter[tuple[int, Any]] = field(default_factory=Counter)  # (slice, thing)
 
-    @property
-    def span(self) -> tuple[int, int]:
-        """The first moment and the last."""
-        return self.first, self.last
-
     def add(self, moments: Sequence[int], things: Iterable[Any]) -> None:
         """Count a thing per moment."""
         if moments:
@@ -442,6 +440,7 @@ class Distribution:
     values: array[int] | None = field(default_factory=lambda: array("q"))
     slices: Slices = field(default_factory=Slices)
     read: dict[str, list[float]] = field(default_factory=dict)
+    known: dict[Any, Any] = field(default_factory=dict)  # parts that were asked for
 
     def extend(self, values: Sequence[int], moments: Sequence[int] = ()) -> list[int]:
         """Add durations, and when each was; return their levels, if that is known."""
@@ -501,7 +500,7 @@ class Distribution:
     def parts(self, part_of: dict[int, int] | None = None) -> list[Counter[int]]:
         """Return the levels of the ten parts, by their own cut or by a given one."""
         part_of = self.slices.cut() if part_of is None else part_of
-        parts: list[Counter[int]] = [Counter() for _ in range(PARTS)]
+        parts = [Counter[int]() for _ in range(PARTS)]
         for (slice_, level), number in self.slices.counts.items():
             if slice_ in part_of:
                 parts[part_of[slice_]][level] += number
@@ -515,13 +514,15 @@ class Distribution:
         """
         if self.read:
             return self.read[name]
-        p, found = PERCENTILES[name], []
-        if self.slices.counts.total() * (1 - p) < PARTS - 1e-9:
-            return []
-        for part in self.parts():
-            if part.total() * (1 - p) > 0.5 - 1e-9:
-                value = percentile_of(part, p)
-                found.append(max(self.minimum, min(self.maximum, value)))
+        if self.known.get("count") != self.count:
+            self.known = {"count": self.count, "parts": self.parts()}
+        if name not in self.known:
+            p, parts = PERCENTILES[name], self.known["parts"]
+            enough = sum(part.total() for part in parts) * (1 - p) > PARTS - 1e-9
+            rich = [part for part in parts if part.total() * (1 - p) > 0.5 - 1e-9]
+            values = [percentile_of(part, p) for part in rich if enough]
+            self.known[name] = [min(self.maximum, max(self.minimum, v)) for v in values]
+        found: list[float] = self.known[name]
         return found
 
     def tenths(self, name: str) -> tuple[float, float] | None:
@@ -874,9 +875,9 @@ class Connection:
 
     def has_left_over(self) -> bool:
         """Return whether bytes have come that belong to no message."""
+        flag = getattr(socket, "MSG_DONTWAIT", 0)  # Windows has none
         with contextlib.suppress(OSError):
-            if self.sock is not None and hasattr(socket, "MSG_DONTWAIT"):
-                return bool(self.sock.recv(1, socket.MSG_DONTWAIT))
+            return bool(self.sock and flag and self.sock.recv(1, flag))
         return False
 
     def close(self) -> None:
@@ -961,7 +962,8 @@ class Client(threading.Thread):
         clients.go.wait()
         turn = (self.number - 1) / options.clients
         self._wait_until(clients.start_mono_ns + int(turn * options.ramp * 1e9))
-        while not self._is_over():
+        most = 0 if options.rate else options.messages
+        while not 0 < most <= self.done:
             due = late = 0
             if self.first_failure is None:  # it goes on record in any case
                 if options.rate:
@@ -977,10 +979,6 @@ class Client(threading.Thread):
                     break
             self._attempt(due, late)
         self._close(may_have_more=True)
-
-    def _is_over(self) -> bool:
-        """Return whether this client has sent all that it was asked to."""
-        return bool(not self.options.rate and 0 < self.options.messages <= self.done)
 
     def _wait_until(self, moment_ns: int) -> None:
         """Wait for a moment of CLOCK_MONOTONIC, or for the end of the run."""
@@ -1033,7 +1031,8 @@ class Client(threading.Thread):
         connection, me, done = self.connection, self.number, self.done
         sock, message, reply = connection.sock, connection.message, connection.reply
         assert sock is not None
-        outcome, new, append = connection.outcome, tuple.__new__, self._append
+        outcome, new = connection.outcome, tuple.__new__
+        append = self.clients.exchanges.append
         send, receive, unpack = sock.sendall, sock.recvmsg, TWO_LONGS.unpack
         end = time_ns() + self.clients.end_mono_ns - time.monotonic_ns()
         most, size = self.options.messages or sys.maxsize, len(reply) + 1
@@ -1058,17 +1057,13 @@ class Client(threading.Thread):
             self.done = done
         return None
 
-    @property
-    def _append(self) -> Callable[[Exchange], None]:
-        return self.clients.exchanges.append
-
     def _fail(self, due: int, error: Failed) -> None:
         """Record a failed exchange: when it was due, how long it waited, and why."""
         now, sent = time_ns(), error.sent or due
         self.waits_since = self.waits_since or due
         size = len(self.connection.message) if error.sent else 0
         outcome = Outcome(error.outcome, "", size, 0, str(error))
-        self._append(
+        self.clients.exchanges.append(
             Exchange(self.number, self.done, due, sent, now, now, now, outcome,
                      self.waits_since, self.connect_ns)
         )  # fmt: skip
@@ -1228,6 +1223,8 @@ def serve_group(pipe: Any, options: argparse.Namespace, numbers: range, k: int) 
                 os.setsid()
         raise_descriptor_limit()
         sys.setswitchinterval(1.0)  # threads wait in calls: none need be made to yield
+        gc.freeze()
+        gc.set_threshold(GC_EVERY)  # exchanges are many, and hold no cycles
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     clients = Clients(options, k)
     threading.stack_size(STACK_BYTES)
@@ -1532,7 +1529,7 @@ class Results:
     ) -> None:
         """Add exchanges that one server confirmed; "" is one that did not say who."""
         server = ServerResults(len(mine), sum(e.connect > 0 for e in mine))
-        server.latency.slices.reach(*self.latency.slices.span)
+        server.latency.slices.widen(self.latency.slices.shift)
         latency = array("q", [e.first - e.sent for e in mine])
         levels = server.latency.extend(latency, [e.sent for e in mine])
         self.latency.merge(server.latency)
@@ -1551,7 +1548,8 @@ class Results:
             self.failures[e.outcome.name] += 1
             where = f"client {e.client} message {e.number}"
             key = e.outcome.name, e.outcome.text
-            self.examples.setdefault(key, []).append(where)
+            if key in self.examples or len(self.examples) < MOST_EXAMPLES:
+                self.examples.setdefault(key, []).append(where)
             self.events.add([e.last], ["failed"])
 
     def merge(self, other: Results) -> None:
@@ -1568,7 +1566,8 @@ class Results:
         for name, theirs in other.servers.items():
             self.servers.setdefault(name, ServerResults()).merge(theirs)
         for way, where in other.examples.items():
-            self.examples[way] = (self.examples.get(way, []) + where)[:10]
+            if way in self.examples or len(self.examples) < MOST_EXAMPLES:
+                self.examples[way] = (self.examples.get(way, []) + where)[:10]
         self.slowest = sorted(self.slowest + other.slowest, key=slowness, reverse=True)
         del self.slowest[SLOWEST_SHOWN:]
         self.gap, self.end_ns = max(self.gap, other.gap), max(self.end_ns, other.end_ns)
@@ -1680,16 +1679,13 @@ def slowness(exchange: Exchange) -> int:
 
 def format_utc(moment: float) -> str:
     """Return a moment with its fraction: 2026-11-23T14:50:15.123456Z."""
-    whole = math.floor(moment)
-    text = time.strftime(UTC_FORMAT, time.gmtime(whole))
-    return f"{text}.{min(999_999, int((moment - whole) * 1e6)):06}Z"
+    when = datetime.fromtimestamp(moment, UTC).replace(tzinfo=None)
+    return when.isoformat(timespec="microseconds") + "Z"
 
 
 def parse_utc(text: str) -> float:
     """Return the moment that `format_utc` wrote, with a fraction or without one."""
-    whole, _, fraction = text.removesuffix("Z").partition(".")
-    seconds = calendar.timegm(time.strptime(whole, UTC_FORMAT))
-    return seconds + float(f"0.{int(fraction or 0):0{len(fraction)}}")
+    return datetime.fromisoformat(text.removesuffix("Z") + "+00:00").timestamp()
 
 
 # ---- The run: from the common start to the last report -------------------------------
@@ -1780,7 +1776,7 @@ def finish_run(total: Results, options: argparse.Namespace) -> None:
     total.wall_s = max(0, wall_ns) / 1e9
     if options.rate and options.planned and not total.interrupted and total.end_ns:
         # A schedule ends with the place after its last message.
-        end_s = options.duration or options.planned / options.rate
+        end_s = min(options.duration or math.inf, options.planned / options.rate)
         total.wall_s = max(total.wall_s, end_s - total.warmup_s)
     total.load = describe_load(options)
     if TIMESTAMP_OPTION is None or 0 < total.confirmed == total.unstamped:
@@ -2131,9 +2127,14 @@ def held(results: Results) -> bool:
     return sent and not any("busy when" in reason for reason in results.reasons)
 
 
+def rate_of(results: Results) -> float:
+    """Return the rate that was asked for; 0 in a closed loop."""
+    return results.rate or 0.0
+
+
 def knee_words(runs: Sequence[Results]) -> str:
     """Say up to which rate the target held what it was asked for."""
-    rated = sorted((run for run in runs if run.rate), key=lambda run: run.rate or 0)
+    rated = sorted((run for run in runs if run.rate), key=rate_of)
     if len({run.rate for run in rated}) < 2:
         return ""
     good = list(itertools.takewhile(held, rated))
@@ -2224,11 +2225,6 @@ class Progress:
         """Write, if anybody can read it."""
         with contextlib.suppress(OSError, ValueError):
             put(text, self.out)
-
-    def clear(self) -> None:
-        """Take the line away."""
-        if self.redraws:
-            self.write("\r\x1b[K")
 
 
 def bar(value: float, largest: float, width: int = BAR_WIDTH) -> str:
@@ -2784,11 +2780,15 @@ def draw_heat(
         for level, number in levels.items():
             fields[at, to, level >> COARSE] += number
     most = math.log1p(max(fields.values(), default=1))
+    ways = [""] * SHADES
     for (at, to, level), number in fields.items():
-        shade = min(SHADES - 1, int(SHADES * math.log1p(number) / most))
         ends = [hdr_highest(((level + k) << COARSE + LEVEL) - 1) for k in (0, 1)]
-        across = [min(x.end, x(at)), min(x.end, x(to))]
-        plot.box(f"f0 h{shade}", across, [min(plot.bottom, y(max(1, e))) for e in ends])
+        low, high = (min(plot.bottom, y(max(1, end))) for end in ends)
+        left, right = min(x.end, x(at)), min(x.end, x(to))
+        shade = min(SHADES - 1, int(SHADES * math.log1p(number) / most))
+        ways[shade] += f"M{left:.1f} {low:.1f}H{right:.1f}V{high:.1f}H{left:.1f}z"
+    for shade, way in enumerate(ways):
+        plot.path(f"f0 h{shade}", way)
 
 
 def plot_spectrum(results: Results, baseline: Results | None) -> str:
@@ -2932,11 +2932,6 @@ def plot_knee(runs: Sequence[Results]) -> str:
         plot.name(f"response time {name}", "●", f"t{k}")
     words = html.escape(knee_words(runs))
     return plot.finish(f"{words}. Upright lines: the tenths of each run.".capitalize())
-
-
-def rate_of(results: Results) -> float:
-    """Return the rate that was asked for; 0 in a closed loop."""
-    return results.rate or 0.0
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -3675,7 +3670,7 @@ def measure_once(
             total.kept.clear()
 
     results = run(options, inbox, on_report)
-    progress.clear()
+    progress.write("\r\x1b[K" * progress.redraws)
     judge(results, options)
     notice(results, options)
     return results

@@ -292,6 +292,11 @@ def new_thread(name: str, target: Callable[..., None], *args: Any) -> threading.
     return threading.Thread(target=target, name=name, args=args, daemon=True)
 
 
+def milliseconds(seconds: float) -> int:
+    """Return what poll takes for a time: rounded up, 0 for the past, -1 for ever."""
+    return -1 if seconds == math.inf else max(0, math.ceil(seconds * 1000))
+
+
 class SelectPoll:
     """The part of `select.poll` that is used here, for a system without it."""
 
@@ -380,6 +385,41 @@ class Bell:
             os.close(self._inner)
             os.close(self._outer)
 
+
+
+class Wake:
+    """Wakes one thread of this process; a single descriptor where the system can."""
+
+    def __init__(self) -> None:
+        """Make it, or raise OSError."""
+        self._bell = None if hasattr(os, "eventfd") else Bell()
+        self._fd = self._bell.fileno() if self._bell else os.eventfd(0, os.EFD_NONBLOCK)
+
+    def fileno(self) -> int:
+        """Return the descriptor to poll."""
+        return self._fd
+
+    def ring(self) -> None:
+        """Wake the thread."""
+        if self._bell:
+            self._bell.ring()
+        else:
+            os.eventfd_write(self._fd, 1)
+
+    def hear(self) -> None:
+        """Be ready for the next ring."""
+        if self._bell:
+            self._bell.hear()
+            return
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._fd)
+
+    def close(self) -> None:
+        """Close its descriptors."""
+        if self._bell:
+            self._bell.close()
+        else:
+            os.close(self._fd)
 
 
 # ---- PROXY protocol: who the client really is ----------------------------------------
@@ -1167,10 +1207,9 @@ class Board(Cells):
         return line
 
     def _count_result_locked(self, server: Server, passed: bool, result: str) -> str:
-        before, needed = server.state, server.rise if passed else server.fall
+        before = server.state
         server.count_result(passed)
-        checks = f" checks={min(server.in_a_row, needed)}/{needed}"
-        return self._say_change_locked(server, before, result, checks)
+        return self._say_change_locked(server, before, result)
 
     def set_admin(self, address_text: str, admin: str) -> str | None:
         """Set a server ready, drain or maint; return a line if its state changed.
@@ -1208,27 +1247,31 @@ class Board(Cells):
         self.ring(bells)
         return lines
 
+    def may_serve(self) -> bool:
+        """Tell whether any server may have clients, be it UP or not."""
+        with self.lock:
+            return any(server.may_serve for server in self.servers())
+
     def is_up(self) -> bool:
         """Tell whether any server is UP that may have clients."""
         with self.lock:
             return any(s.may_serve and s.is_healthy for s in self.servers())
 
-    def _say_change_locked(
-        self, server: Server, before: str, why: str, checks: str = ""
-    ) -> str:
+    def _say_change_locked(self, server: Server, before: str, why: str) -> str:
         """Return a line for the log if the state is not what it was before."""
         if server.state == before:
             return ""
         server.changed_ns = time.monotonic_ns()
         self.version += 1
-        return self._say_locked(server, why, checks)
+        return self._say_locked(server, why)
 
-    def _say_locked(self, server: Server, why: str, checks: str = "") -> str:
+    def _say_locked(self, server: Server, why: str) -> str:
+        needed = server.rise if server.last_passed else server.fall
         present = [s for s in self.servers() if not s.gone]
         up = sum(s.may_serve and s.is_healthy for s in present)
         return (
-            f'server={server.address_text} state={server.state} reason="{why}"'
-            f"{checks} up={up}/{len(present)}"
+            f'server={server.address_text} state={server.state} reason="{why}" '
+            f"checks={min(server.in_a_row, needed)}/{needed} up={up}/{len(present)}"
         )
 
     def move_name(
@@ -1465,7 +1508,7 @@ class Session:
         self.row, self.client_sock, self.peer = row, client_sock, peer
         self.server_sock: socket.socket | None = None
         self.destination: SocketAddress | None = None  # as its PROXY header has it
-        self.wake: Bell | None = None  # while it waits for a place
+        self.wake: Wake | None = None  # while it waits for a place
         self.over = False  # somebody ends it
 
     def sockets(self) -> list[socket.socket]:
@@ -1602,7 +1645,10 @@ class Worker:
         deadline = math.inf
         if options.queue_timeout:
             deadline = time.monotonic() + options.queue_timeout
-        session.wake = Bell()
+        try:
+            session.wake = Wake()
+        except OSError as error:
+            raise OverError(End("RC", f"no descriptor: {say_why(error)}")) from None
         client_fd = session.client_sock.fileno()
         poll = new_poll()
         poll.register(client_fd, POLLIN)
@@ -1619,10 +1665,9 @@ class Worker:
                 if self._cutting.is_set():
                     raise OverError(CUT_QUEUED)
                 left_s = deadline - time.monotonic()
-                timeout_ms = -1 if left_s == math.inf else math.ceil(left_s * 1000)
-                ready = dict(poll.poll(max(0, timeout_ms) if timeout_ms != -1 else -1))
+                ready = dict(poll.poll(milliseconds(left_s)))
                 if not ready and left_s <= 0:
-                    raise OverError(QUEUED_TOO_LONG)
+                    raise OverError(QUEUED_TOO_LONG if board.may_serve() else NO_SERVER)
                 if mask := ready.get(client_fd):
                     if mask & (POLLERR | POLLHUP) or has_left(session.client_sock):
                         cut = self._cutting.is_set()
@@ -1771,7 +1816,7 @@ class Worker:
                 self._cut(how)
                 cut_at = time.monotonic() + CUT_S
             wait_s = min(cut_at - time.monotonic(), retry_s)
-            ready = poll.poll(-1 if wait_s == math.inf else max(0.0, wait_s * 1000))
+            ready = poll.poll(milliseconds(wait_s))
             if life in dict(ready):
                 os._exit(1)  # the parent was killed
             given = self._bell.hear() if ready else []

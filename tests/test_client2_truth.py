@@ -216,7 +216,7 @@ class TheReply(ClientTestCase):
             visit.send(b"HTTP/1.0 200 OK\r\n\r\n<p>\n")
 
         backend = self.backend(page)
-        rows = self.rows(backend, 1, "--messages", 3, "--any-reply")
+        rows = self.rows(backend, 1, "--messages", 3, "--any-reply", "--reconnect")
         self.assertEqual([row["outcome"] for row in rows], ["confirmed"] * 3)
         self.assertEqual(backend.total, 3)
 
