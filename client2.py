@@ -67,6 +67,7 @@ import argparse
 import bisect
 import contextlib
 import errno
+import gc
 import html
 import io
 import itertools
@@ -155,11 +156,13 @@ STACK_BYTES = 256 * 1024  # a client's thread needs little, and there may be tho
 CLIENTS_PER_WORKER = 12  # one interpreter lock serves so many well
 MANY_CLIENTS_PER_WORKER = 150
 WORKERS_PER_CORE = 4  # at most
+GC_EVERY = 200_000  # new objects in a worker
 SPARE_DESCRIPTORS = 40  # standard streams, pipes, files besides the connections
 EXCHANGES_SHOWN = 120  # lines, for a dozen clients or fewer
 CLIENTS_SHOWN = 12
 HISTOGRAM_LEAST = 20  # exchanges
 SLOWEST_SHOWN = 10  # in the report
+MOST_EXAMPLES = 50  # of failures, each in other words
 DOTS_SHOWN = 4000  # in the report; more exchanges than this become a heat map
 SYN_RETRY_NS = 900_000_000  # Linux sends a lost SYN again after 1 s
 HELD_SHARE = 0.98  # of a rate: then the target holds it
@@ -1220,6 +1223,8 @@ def serve_group(pipe: Any, options: argparse.Namespace, numbers: range, k: int) 
                 os.setsid()
         raise_descriptor_limit()
         sys.setswitchinterval(1.0)  # threads wait in calls: none need be made to yield
+        gc.freeze()
+        gc.set_threshold(GC_EVERY)  # exchanges are many, and hold no cycles
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     clients = Clients(options, k)
     threading.stack_size(STACK_BYTES)
@@ -1319,7 +1324,7 @@ def without_signals() -> Iterator[None]:
 
 def usable_cores() -> int:
     """Return how many processor cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
+    with contextlib.suppress(AttributeError, OSError):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
@@ -1543,7 +1548,8 @@ class Results:
             self.failures[e.outcome.name] += 1
             where = f"client {e.client} message {e.number}"
             key = e.outcome.name, e.outcome.text
-            self.examples.setdefault(key, []).append(where)
+            if key in self.examples or len(self.examples) < MOST_EXAMPLES:
+                self.examples.setdefault(key, []).append(where)
             self.events.add([e.last], ["failed"])
 
     def merge(self, other: Results) -> None:
@@ -1560,7 +1566,8 @@ class Results:
         for name, theirs in other.servers.items():
             self.servers.setdefault(name, ServerResults()).merge(theirs)
         for way, where in other.examples.items():
-            self.examples[way] = (self.examples.get(way, []) + where)[:10]
+            if way in self.examples or len(self.examples) < MOST_EXAMPLES:
+                self.examples[way] = (self.examples.get(way, []) + where)[:10]
         self.slowest = sorted(self.slowest + other.slowest, key=slowness, reverse=True)
         del self.slowest[SLOWEST_SHOWN:]
         self.gap, self.end_ns = max(self.gap, other.gap), max(self.end_ns, other.end_ns)
@@ -1769,7 +1776,7 @@ def finish_run(total: Results, options: argparse.Namespace) -> None:
     total.wall_s = max(0, wall_ns) / 1e9
     if options.rate and options.planned and not total.interrupted and total.end_ns:
         # A schedule ends with the place after its last message.
-        end_s = options.duration or options.planned / options.rate
+        end_s = min(options.duration or math.inf, options.planned / options.rate)
         total.wall_s = max(total.wall_s, end_s - total.warmup_s)
     total.load = describe_load(options)
     if TIMESTAMP_OPTION is None or 0 < total.confirmed == total.unstamped:

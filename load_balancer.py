@@ -292,6 +292,11 @@ def new_thread(name: str, target: Callable[..., None], *args: Any) -> threading.
     return threading.Thread(target=target, name=name, args=args, daemon=True)
 
 
+def milliseconds(seconds: float) -> int:
+    """Return what poll takes for a time: rounded up, 0 for the past, -1 for ever."""
+    return -1 if seconds == math.inf else max(0, math.ceil(seconds * 1000))
+
+
 class SelectPoll:
     """The part of `select.poll` that is used here, for a system without it."""
 
@@ -380,6 +385,41 @@ class Bell:
             os.close(self._inner)
             os.close(self._outer)
 
+
+
+class Wake:
+    """Wakes one thread of this process; a single descriptor where the system can."""
+
+    def __init__(self) -> None:
+        """Make it, or raise OSError."""
+        self._bell = None if hasattr(os, "eventfd") else Bell()
+        self._fd = self._bell.fileno() if self._bell else os.eventfd(0, os.EFD_NONBLOCK)
+
+    def fileno(self) -> int:
+        """Return the descriptor to poll."""
+        return self._fd
+
+    def ring(self) -> None:
+        """Wake the thread."""
+        if self._bell:
+            self._bell.ring()
+        else:
+            os.eventfd_write(self._fd, 1)
+
+    def hear(self) -> None:
+        """Be ready for the next ring."""
+        if self._bell:
+            self._bell.hear()
+            return
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._fd)
+
+    def close(self) -> None:
+        """Close its descriptors."""
+        if self._bell:
+            self._bell.close()
+        else:
+            os.close(self._fd)
 
 
 # ---- PROXY protocol: who the client really is ----------------------------------------
@@ -1167,10 +1207,9 @@ class Board(Cells):
         return line
 
     def _count_result_locked(self, server: Server, passed: bool, result: str) -> str:
-        before, needed = server.state, server.rise if passed else server.fall
+        before = server.state
         server.count_result(passed)
-        checks = f" checks={min(server.in_a_row, needed)}/{needed}"
-        return self._say_change_locked(server, before, result, checks)
+        return self._say_change_locked(server, before, result)
 
     def set_admin(self, address_text: str, admin: str) -> str | None:
         """Set a server ready, drain or maint; return a line if its state changed.
@@ -1208,27 +1247,31 @@ class Board(Cells):
         self.ring(bells)
         return lines
 
+    def may_serve(self) -> bool:
+        """Tell whether any server may have clients, be it UP or not."""
+        with self.lock:
+            return any(server.may_serve for server in self.servers())
+
     def is_up(self) -> bool:
         """Tell whether any server is UP that may have clients."""
         with self.lock:
             return any(s.may_serve and s.is_healthy for s in self.servers())
 
-    def _say_change_locked(
-        self, server: Server, before: str, why: str, checks: str = ""
-    ) -> str:
+    def _say_change_locked(self, server: Server, before: str, why: str) -> str:
         """Return a line for the log if the state is not what it was before."""
         if server.state == before:
             return ""
         server.changed_ns = time.monotonic_ns()
         self.version += 1
-        return self._say_locked(server, why, checks)
+        return self._say_locked(server, why)
 
-    def _say_locked(self, server: Server, why: str, checks: str = "") -> str:
+    def _say_locked(self, server: Server, why: str) -> str:
+        needed = server.rise if server.last_passed else server.fall
         present = [s for s in self.servers() if not s.gone]
         up = sum(s.may_serve and s.is_healthy for s in present)
         return (
-            f'server={server.address_text} state={server.state} reason="{why}"'
-            f"{checks} up={up}/{len(present)}"
+            f'server={server.address_text} state={server.state} reason="{why}" '
+            f"checks={min(server.in_a_row, needed)}/{needed} up={up}/{len(present)}"
         )
 
     def move_name(
@@ -1465,7 +1508,7 @@ class Session:
         self.row, self.client_sock, self.peer = row, client_sock, peer
         self.server_sock: socket.socket | None = None
         self.destination: SocketAddress | None = None  # as its PROXY header has it
-        self.wake: Bell | None = None  # while it waits for a place
+        self.wake: Wake | None = None  # while it waits for a place
         self.over = False  # somebody ends it
 
     def sockets(self) -> list[socket.socket]:
@@ -1602,7 +1645,10 @@ class Worker:
         deadline = math.inf
         if options.queue_timeout:
             deadline = time.monotonic() + options.queue_timeout
-        session.wake = Bell()
+        try:
+            session.wake = Wake()
+        except OSError as error:
+            raise OverError(End("RC", f"no descriptor: {say_why(error)}")) from None
         client_fd = session.client_sock.fileno()
         poll = new_poll()
         poll.register(client_fd, POLLIN)
@@ -1619,10 +1665,9 @@ class Worker:
                 if self._cutting.is_set():
                     raise OverError(CUT_QUEUED)
                 left_s = deadline - time.monotonic()
-                timeout_ms = -1 if left_s == math.inf else math.ceil(left_s * 1000)
-                ready = dict(poll.poll(max(0, timeout_ms) if timeout_ms != -1 else -1))
+                ready = dict(poll.poll(milliseconds(left_s)))
                 if not ready and left_s <= 0:
-                    raise OverError(QUEUED_TOO_LONG)
+                    raise OverError(QUEUED_TOO_LONG if board.may_serve() else NO_SERVER)
                 if mask := ready.get(client_fd):
                     if mask & (POLLERR | POLLHUP) or has_left(session.client_sock):
                         cut = self._cutting.is_set()
@@ -1771,7 +1816,7 @@ class Worker:
                 self._cut(how)
                 cut_at = time.monotonic() + CUT_S
             wait_s = min(cut_at - time.monotonic(), retry_s)
-            ready = poll.poll(-1 if wait_s == math.inf else max(0.0, wait_s * 1000))
+            ready = poll.poll(milliseconds(wait_s))
             if life in dict(ready):
                 os._exit(1)  # the parent was killed
             given = self._bell.hear() if ready else []
@@ -1824,7 +1869,9 @@ class Clients:
 
     def __init__(self, listener: socket.socket, leave: Bell) -> None:
         self._fd = listener.fileno()
-        self._exclusive = hasattr(select, "EPOLLEXCLUSIVE")
+        self._exclusive = hasattr(select, "epoll") and hasattr(
+            select, "EPOLLEXCLUSIVE"
+        )
         if self._exclusive:
             self._poll: Any = select.epoll()
             self._poll.register(leave.fileno(), select.EPOLLIN)
@@ -2633,6 +2680,17 @@ class Log:
             with self._lock:
                 self._lost += 1
 
+    def write_rest(self) -> None:
+        """Write what the desk has left in the pipe: it died; called by the parent."""
+        if self._pipe:
+            os.set_blocking(self._pipe[0], False)
+            with contextlib.suppress(BlockingIOError):
+                while data := os.read(self._pipe[0], PIPE_BYTES):
+                    entries = (entry.split(b" ", 1) for entry in data.splitlines())
+                    for at, text in (e for e in entries if len(e) == 2):
+                        line = text.decode("utf-8", "surrogateescape")
+                        self._write([self._format(float(at), line)])
+
     def _put(self, at: float, text: str) -> None:
         if self._lines.qsize() < LOG_BACKLOG_LINES:
             self._lines.put((at, text))
@@ -3267,6 +3325,10 @@ class Signals:
         except TimeoutError:
             return 0
 
+    def wake(self) -> None:
+        """Let `wait` return 0."""
+        self._outer.send(b"\0")
+
     def stops(self, number: int) -> bool:
         """Tell whether a signal asks to stop: a hangup does when the terminal is gone."""
         if number == SIGHUP:
@@ -3311,9 +3373,12 @@ class Balancer:
         self._stops = 0
         self._deadline = math.inf  # of the grace, then of the cut
 
-    def run(self) -> None:
+    def run(self, first_line: str) -> None:
         """Run until a stop has come to its end; raise RuntimeError without threads."""
         self._start()
+        print(first_line, flush=True)
+        workers = count(self._options.workers, "worker")
+        self._log.line(f"{first_line.partition(' (')[0]} with {workers}")
         notify("READY=1")
         while not self._is_over():
             number = self._signals.wait(self._next_moment() - time.monotonic())
@@ -3355,8 +3420,8 @@ class Balancer:
         self._log.start()
         self._desk = Desk(self._board, self._log)
         worker = Worker(self._board, self._listener, self._log, 1)
-        self._main = new_thread("bell", self._work, worker)
-        self._main.start()
+        self._at_rest = threading.Event()  # the worker has ended
+        new_thread("bell", self._work, worker).start()
         self._desk.start()
         if self._status:
             self._status.start()
@@ -3364,11 +3429,11 @@ class Balancer:
     def _work(self, worker: Worker) -> None:
         """Thread "bell": what is a worker's MainThread elsewhere."""
         worker.run(None)
-        with contextlib.suppress(OSError):
-            signal.raise_signal(SIGCHLD or signal.SIGINT)
+        self._at_rest.set()
+        self._signals.wake()
 
     def _is_over(self) -> bool:
-        return self._stops > 1 or not self._main.is_alive()
+        return self._stops > 1 or self._at_rest.is_set()
 
     def _next_moment(self) -> float:
         return self._deadline if self._stops else math.inf
@@ -3404,8 +3469,11 @@ class Parent(Balancer):
         self._waiting: dict[int, float] = {}  # who is to be forked, and when
         self._life = os.pipe()
         self._forked: dict[int, float] = {}  # when each was forked last
+        probe = new_thread("probe", self._look_after)
+        probe.start()  # or RuntimeError: no child could have threads
+        probe.join()
         self._log.share()
-        for number in range(self._options.workers + 1):
+        for number in (*range(1, self._options.workers + 1), 0):
             self._fork(number)
 
     def _is_over(self) -> bool:
@@ -3418,7 +3486,7 @@ class Parent(Balancer):
     def _fork(self, number: int) -> None:
         """Fork a worker, or the desk; try again when that cannot be done."""
         sys.stdout.flush()
-        blocked = {signal.SIGINT, signal.SIGTERM, SIGHUP}
+        blocked = [signal.SIGINT, signal.SIGTERM, *([SIGHUP] if SIGHUP else [])]
         signal.pthread_sigmask(signal.SIG_BLOCK, blocked)  # until they are the child's
         try:
             pid = os.fork()
@@ -3433,6 +3501,9 @@ class Parent(Balancer):
                 os.close(self._life[1])
                 self._become(number)
                 os._exit(0)
+            except (RuntimeError, MemoryError, OSError) as error:
+                who = f"worker {number}" if number else "the desk"
+                self._log.line(f"cannot start {who}: {error or 'no memory'}")
             except BaseException:
                 traceback.print_exc()
             finally:
@@ -3526,8 +3597,15 @@ class Parent(Balancer):
         self._log.end()
         self._board.over = 1
         self._board.bells[0].ring()
-        for pid in self._children.keys() - left.keys():
-            os.waitpid(pid, 0)
+        deadline = time.monotonic() + 2 * CUT_S
+        for pid in self._children.keys() - left.keys():  # the desk
+            while not is_dead(pid) and time.monotonic() < deadline:
+                self._signals.wait(deadline - time.monotonic())  # SIGCHLD
+            if not is_dead(pid):  # stopped by SIGSTOP
+                os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+        self._log.write_rest()
 
 
 def name_process(name: str) -> None:
@@ -3882,11 +3960,10 @@ def run(options: Options, log: Log, signals: Signals) -> None:
             with start_step(what, port=options.status[1]):
                 status = StatusServer(options.status, where, board, log)
             about += f"; status on http://{format_address(status.server_address)}/"
-        print(f"listening on {where} ({about})", flush=True)
-        log.line(f"listening on {where} with {count(options.workers, 'worker')}")
         kind = Balancer if options.workers == 1 else Parent
         with start_step("cannot start"):
-            kind(board, listener, log, status, signals).run()
+            first_line = f"listening on {where} ({about})"
+            kind(board, listener, log, status, signals).run(first_line)
 
 
 def open_listener(options: Options) -> socket.socket:

@@ -744,6 +744,13 @@ class TheResults(unittest.TestCase):
         self.assertEqual((run.latency.count, run.confirmed, run.failed), (1, 1, 1))
         self.assertEqual(run.failures["timeout"], 1)
 
+    def test_failures_that_are_all_different_do_not_pile_up(self) -> None:
+        made = [exchange(k, k + 1, outcome=Outcome("mismatch", text=f"no {k}"))
+                for k in range(1, 500)]  # fmt: skip
+        run = results_of(made, 1, "--messages", 499)
+        run.merge(results_of(made[::-1], 1, "--messages", 499))
+        self.assertEqual((run.failed, len(run.examples)), (998, 50))
+
     def test_the_longest_gap_spans_failures(self) -> None:
         reset = Outcome("reset", text="reset")
         made = [exchange(1, 10), exchange(11, 40, outcome=reset)]
@@ -765,6 +772,8 @@ class TheResults(unittest.TestCase):
         made = [exchange(k * 10**8 + 1, k * 10**8 + 5000) for k in range(10)]
         run = results_of(made, 1, "--rate", 10, "--duration", 1, rate=10)
         self.assertEqual((run.wall_s, run.per_s), (1.0, 10.0))
+        words = ("--rate", 10, "--duration", 60, "--messages", 10)  # done before that
+        self.assertEqual(results_of(made, 1, *words, rate=10).wall_s, 1.0)
 
     def test_a_server_of_the_usual_three_that_answers_nobody_is_named(self) -> None:
         made = [exchange(k, k + 9, client=k, connect=5) for k in range(1, 10)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
 import signal
 import socket
 from pathlib import Path
@@ -41,6 +42,18 @@ def workers_of(balancer: Running) -> list[int]:
     found = children(balancer.pid)
     named = [pid for pid in found if name_of(pid).startswith("worker")]
     return named or [pid for pid in found if pid not in desks_of(balancer)]
+
+
+def has_workers(balancer: Running, count: int) -> bool:
+    """Tell whether so many workers run."""
+    return len(workers_of(balancer)) == count
+
+
+def deaths(balancer: Running) -> list[str]:
+    """Return the lines of the log about workers that died."""
+    return [
+        line for line in balancer.stdout_lines() if re.search(r"worker=\d+ died", line)
+    ]
 
 
 def desks_of(balancer: Running) -> list[int]:

@@ -16,12 +16,15 @@ import unittest
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from tests.balancer import SAME_ORIGIN, Ending, endings
 from tests.faults.lab import LONG_ONLY, Lab, scenario, steady_port
 from tests.faults.processes import (
+    deaths,
     has_ended,
+    has_workers,
     kill_worker,
     status_address,
     workers_of,
@@ -43,6 +46,8 @@ from tests.support import (
     wait_until,
 )
 
+SIZES = (10, 200, 5000, 70_000, 300_000, 2_000_000)  # of what a client sends
+LARGEST_TRIP = max(SIZES) + 10
 IDLE_TIMEOUT_S = 3.0  # of the balancer
 STUCK_S = 25.0  # far beyond it: the machine may be slow
 SPARE_THREADS = 40  # that the balancer may keep for the next connections
@@ -82,7 +87,7 @@ class Traveller:
         self.sock = socket.socket()
         self.sock.bind((f"127.1.{number >> 8 & 255}.{number & 255}", 0))
         self.trip = Trip(number, "{}:{}".format(*self.sock.getsockname()))
-        size = int(choices.choice((10, 200, 5000, 70_000, 300_000, 2_000_000)))
+        size = int(choices.choice(SIZES))
         self.data = f"{number:010d}".encode() + choices.randbytes(size)
         leaves = choices.random() < 0.2
         self.leave_after = choices.randrange(len(self.data)) if leaves else 0
@@ -193,31 +198,58 @@ class Travellers:
 
 
 def settled(balancer: Running) -> dict[str, Any]:
-    """Return the status when no connection is live and all of them are logged."""
+    """Return the status when no connection is live and all of them are logged.
+
+    A worker that is killed while it counts a connection that it has just accepted
+    leaves it counted, without a line: so many may be missing.
+    """
     where = status_address(balancer)
 
-    def quiet() -> dict[str, Any] | None:
-        status = status_json(where)
-        lines = endings(balancer.stdout_lines())
-        done = status["connections"]["active"] == 0
-        return status if done and len(lines) == status["connections"]["total"] else None
+    def unlogged() -> int:
+        """Return how many lines are missing, -1 as long as a connection is live."""
+        connections = status_json(where)["connections"]
+        lines = len(endings(balancer.stdout_lines()))
+        return -1 if connections["active"] else int(connections["total"]) - lines
 
-    status: dict[str, Any] = wait_until(quiet, 30, "all connections to end")
-    return status
+    with contextlib.suppress(AssertionError):
+        wait_until(lambda: unlogged() == 0, 5 if deaths(balancer) else 30)
+    missing = unlogged()
+    if not 0 <= missing <= len(deaths(balancer)):
+        last = status_json(where)
+        said = (
+            f"{last['connections']}, {missing} lines missing, live {last.get('live')}"
+        )
+        raise AssertionError(f"connections never end: {said[:600]}")
+    return status_json(where)
 
 
 def check_figures(lab: Lab, balancer: Running) -> list[Ending]:
-    """Compare the status, the metrics and the log; return the closing lines."""
+    """Compare the status, the metrics and the log; return the closing lines.
+
+    A worker that is killed while it counts what a connection had leaves that out of the
+    totals, or in them twice: of so many connections at most. Nothing is left live.
+    """
     status = settled(balancer)
     lines = endings(balancer.stdout_lines())
-    sums = {
-        "to_servers": sum(line.to_server for line in lines),
-        "to_clients": sum(line.to_client for line in lines),
-    }
-    lab.expect(status["bytes"] == sums, f"status {status['bytes']}, log {sums}")
+    spare = len(deaths(balancer))
     metrics = read_metrics(balancer)
+
+    def agree(name: str, shown: tuple[float, ...], logged: tuple[int, ...]) -> None:
+        off = [abs(a - b) for a, b in zip(shown, logged, strict=True)]
+        true = off[0] <= spare and max(off[1:]) <= spare * LARGEST_TRIP
+        lab.expect(true, f"{name} {shown}, log {logged}, {spare} workers died")
+
+    agree(
+        "status",
+        (status["connections"]["total"], *status["bytes"].values()),
+        (
+            len(lines),
+            sum(line.to_server for line in lines),
+            sum(line.to_client for line in lines),
+        ),
+    )
     total = metrics[("load_balancer_connections_total", "", "")]
-    lab.expect(total == len(lines), f"metrics {total} connections, log {len(lines)}")
+    lab.expect(total - len(lines) in range(spare + 1), f"metrics {total} connections")
     for server in status["servers"]:
         label = server["address"]
         own = [line for line in lines if line.server == label]
@@ -227,13 +259,13 @@ def check_figures(lab: Lab, balancer: Running) -> list[Ending]:
             sum(line.to_client for line in own),
         )
         shown = server["total"], server["bytes_to_server"], server["bytes_to_client"]
-        lab.expect(shown == logged, f"{label}: status {shown}, log {logged}")
+        agree(f"{label}: status", shown, logged)
         counted = (
             metrics[("load_balancer_server_connections_total", label, "")],
             metrics[("load_balancer_server_bytes_total", label, "to_server")],
             metrics[("load_balancer_server_bytes_total", label, "to_client")],
         )
-        lab.expect(counted == logged, f"{label}: metrics {counted}, log {logged}")
+        agree(f"{label}: metrics", counted, logged)
         lab.expect(not server["active"], f"{label} still has connections: {server}")
     return lines
 
@@ -348,6 +380,9 @@ def chaos(lab: Lab, workers: int) -> None:
         "--idle-timeout", IDLE_TIMEOUT_S, "--half-close-timeout", IDLE_TIMEOUT_S,
         "--check-interval", 0.3, "--rise", 1, "--fall", 2,
     )  # fmt: skip
+    if workers > 1:
+        everyone = partial(has_workers, balancer, workers)
+        wait_until(everyone, what="all workers")
     before = held(balancer)
     lab.begin()
     travellers = Travellers(lab, balancer.address, 8)
@@ -482,7 +517,7 @@ def killed_worker(lab: Lab) -> None:
         ended = sum(not still_echoes(client) for client in clients)
         lab.expect(0 < died < 12, f"{died} of 12 connections were the worker's")
         lab.expect(died == ended, f"{died} reported, {ended} ended")
-        wait_until(lambda: len(workers_of(balancer)) == 2, what="a new worker")
+        wait_until(partial(has_workers, balancer, 2), what="a new worker")
         for _ in range(6):
             with dial(balancer) as another:
                 lab.expect(echo_once(another), "no echo after the kill")

@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import os
 import random
-import re
 import signal
 import socket
 import threading
@@ -20,8 +19,10 @@ from typing import Any
 from tests.balancer import Ending, endings
 from tests.faults.lab import LONG_ONLY, Lab, scenario
 from tests.faults.processes import (
+    deaths,
     desks_of,
     has_ended,
+    has_workers,
     kill_worker,
     status_address,
     workers_of,
@@ -153,13 +154,6 @@ class Knockers:
             return "cut"
 
 
-def deaths(balancer: Running) -> list[str]:
-    """Return the lines of the log about workers that died."""
-    return [
-        line for line in balancer.stdout_lines() if re.search(r"worker=\d+ died", line)
-    ]
-
-
 def check_knocks(lab: Lab, knockers: Knockers, lines: list[Ending]) -> None:
     """Expect one line for each connection, and a reason for each one that was cut."""
     by_client = Counter(line.client for line in lines)
@@ -175,10 +169,6 @@ def check_knocks(lab: Lab, knockers: Knockers, lines: list[Ending]) -> None:
             lab.count("cut and not in the log")
         elif end == "cut" and codes[client].code not in ("ID", "KD"):
             lab.lost(f"{client}: cut, and logged as {codes[client].line}")
-    unseen = lab.counts["cut and not in the log"]
-    kills = lab.counts["workers died"]
-    # A worker that dies between accept and its row leaves no trace of that client.
-    lab.expect(unseen <= kills, f"{unseen} clients left no line, {kills} kills")
 
 
 # ---- Killed workers --------------------------------------------------------------
@@ -199,7 +189,8 @@ def among_deaths(
         "--workers", WORKERS, "--status", "127.0.0.1:0", "--queue-timeout", 20,
         "--idle-timeout", IDLE_TIMEOUT_S, "--check-interval", 0.3, *options, **how,
     )  # fmt: skip
-    wait_until(lambda: len(workers_of(balancer)) == WORKERS, what="all workers")
+    everyone = partial(has_workers, balancer, WORKERS)
+    wait_until(everyone, what="all workers")
     before = held(balancer)
     lab.begin()
     knockers = Knockers(lab, balancer.address, 8)
@@ -209,7 +200,7 @@ def among_deaths(
         die(balancer, choices)
     knockers.stop()
     trips = travellers.stop()
-    wait_until(lambda: len(workers_of(balancer)) == WORKERS, what="all workers again")
+    wait_until(everyone, what="all workers again")
     lines = check_figures(lab, balancer)
     status = status_json(status_address(balancer))
     for server in status["servers"]:
@@ -221,7 +212,13 @@ def among_deaths(
     own = {trip.client for trip in trips}
     check_knocks(lab, knockers, [line for line in lines if line.client not in own])
     travelled = [line for line in lines if line.client in own]
-    check_trips(lab, trips, travelled, peers.all)
+    logged = {line.client for line in travelled}
+    known = [trip for trip in trips if trip.client in logged or trip.received]
+    lab.count("cut and not in the log", len(trips) - len(known))
+    check_trips(lab, known, travelled, peers.all)
+    unseen, died = lab.counts["cut and not in the log"], len(deaths(balancer))
+    # A worker that dies between accept and its row leaves no trace of that client.
+    lab.expect(unseen <= died, f"{unseen} clients left no line, {died} deaths")
     check_held(lab, balancer, before)
     codes = Counter(line.code for line in lines)
     lab.count("connections that died with a worker", codes["ID"])
