@@ -659,7 +659,7 @@ class PortsInUse(ScriptTestCase):
             ):
                 with self.subTest(script=script, args=args):
                     result = self.run_script(script, *args)
-                    self.assert_one_line(result, 1, f"port {port} is in use", "earlier")
+                    self.assert_one_line(result, 1, "is in use", "earlier")
                     self.assertNotRegex(result.stderr, "(?i)errno|address already")
                     tool = "ss -ltnp" if shutil.which("ss") else "lsof|netstat"
                     self.assertRegex(result.stderr, rf"({tool}).*{port}")
