@@ -58,6 +58,7 @@ import io
 import ipaddress
 import math
 import os
+import queue
 import random
 import re
 import select
@@ -95,6 +96,7 @@ CUT_S = 1.0  # ... then for threads to end after their connections were cut
 DELIVERY_S = 2.0  # at the stop, for a client's kernel to acknowledge what was sent,
 ACKNOWLEDGED_S = 0.002  # ... asked for so often
 BACKOFF_S = 0.1  # after accept or a thread's start failed for want of resources
+RESTING_THREADS = 8  # kept for the next clients: to start one costs more than a message
 LISTEN_QUEUE = 4_096  # clients that wait for accept; the kernel caps it (somaxconn)
 MEND_BYTES = 256 << 20  # of the log's end are searched for torn records at most
 STACK_BYTES = 512 << 10  # per thread: calls here are shallow, threads many
@@ -123,8 +125,10 @@ class Server:
         self._connection = FaultyConnection if args.fault[0] else Connection
         self._most = args.max_connections or sys.maxsize
         self._waiting: Connection | None = None  # for a thread: none could be started
-        self._lock = threading.Lock()  # guards the field below
+        self._for_rested: queue.SimpleQueue[Connection] = queue.SimpleQueue()
+        self._lock = threading.Lock()  # guards the two below
         self._live: set[Connection] = set()  # none of them is closed
+        self._resting = 0  # threads that wait for a client, and have none promised
 
     def run(self) -> None:
         """Serve until a signal, then let connections finish (MainThread)."""
@@ -145,18 +149,20 @@ class Server:
         self._stop()
 
     def _accept(self) -> bool:
-        """Accept a client and start its thread; False when there is none, or no room."""
+        """Accept a client and start its thread; False when none waits, or short."""
         try:
             if not self._waiting:
                 sock, address = self._listener.accept()
                 sock.setblocking(True)  # BSD, macOS: it inherits what the listener has
                 self._waiting = self._connection(self, sock, address)
-            client = self._waiting
             with self._lock:
-                self._live.add(client)
-            thread = threading.Thread(target=self._serve, args=(client,), daemon=True)
-            thread.name = f"connection-{client.client}"
-            thread.start()
+                self._live.add(self._waiting)
+                rests, self._resting = self._resting, max(0, self._resting - 1)
+            if rests:
+                self._for_rested.put(self._waiting)
+            else:
+                args = (self._waiting,)
+                threading.Thread(target=self._serve, args=args, daemon=True).start()
             self._waiting = None
             return True
         except (BlockingIOError, ConnectionAbortedError):
@@ -168,17 +174,24 @@ class Server:
             return False
 
     def _serve(self, connection: Connection) -> None:
-        """Serve a client to the end (thread connection-ADDRESS)."""
-        try:
-            connection.serve()
-        except Exception:  # a defect here must not end the others
-            self.terminal.warn("defect", traceback.format_exc().rstrip())
-        with self._lock:
-            was_full = len(self._live) >= self._most
-            self._live.discard(connection)
-        connection.sock.close()
-        if was_full or self.stopping.is_set():
-            self._bell.ring()
+        """Serve a client to the end, and then another one (thread connection-…)."""
+        rests = True
+        while rests:
+            threading.current_thread().name = f"connection-{connection.client}"
+            try:
+                connection.serve()
+            except Exception:  # a defect here must not end the others
+                self.terminal.warn("defect", traceback.format_exc().rstrip())
+            with self._lock:
+                was_full = len(self._live) >= self._most
+                self._live.discard(connection)
+                rests = self._resting < RESTING_THREADS
+                self._resting += rests
+            connection.sock.close()
+            if was_full or self.stopping.is_set():
+                self._bell.ring()
+            if rests:
+                connection = self._for_rested.get()
 
     def _reopen_log(self) -> None:
         try:
@@ -439,7 +452,8 @@ class Log:
             os.dup2(new, self._file, inheritable=False)
             self._is_pipe = is_pipe(new)
             with contextlib.suppress(OSError):  # where the system has no such path
-                repair(f"/proc/self/fd/{old}", 0)
+                sure = 1 if self._torn.is_set() else SURE_BYTES
+                repair(f"/proc/self/fd/{old}", 0, sure)
         finally:
             os.close(new)
             os.close(old)
@@ -456,7 +470,7 @@ class Log:
         """Blank the torn record of a full disk before anything follows, or OSError."""
         self._torn.clear()  # first: another thread may set it anew
         try:
-            repair(self.path, self._port)
+            repair(self.path, self._port, sure=1)
         except PermissionError:  # a file that may only be appended to
             os.write(self._file, b"\n")
         except OSError:  # no space yet (copy-on-write): ask again
@@ -843,7 +857,9 @@ def torn_in_line(before: bytes, line: bytes, after: bytes) -> Iterator[tuple[int
         start = end
 
 
-def torn_records(file: io.FileIO, size: int, port: int) -> Iterator[tuple[int, int]]:
+def torn_records(
+    file: io.FileIO, size: int, port: int, sure: int
+) -> Iterator[tuple[int, int]]:
     """Yield (start, end) of the torn records in the first `size` bytes of a log.
 
     What a server's death tore was its last record, so what is read goes back to a
@@ -856,7 +872,7 @@ def torn_records(file: io.FileIO, size: int, port: int) -> Iterator[tuple[int, i
         if not first or own.search(data):
             break
     last = data.rpartition(b"\n")[2]
-    if len(last) >= SURE_BYTES and may_begin_record(last):
+    if len(last) >= sure and may_begin_record(last):
         yield size - len(last), size
     lines = data.split(b"\n") if GLUED.search(data) else []
     for before, line, after in zip([b"", *lines], lines, lines[1:], strict=False):
@@ -865,8 +881,10 @@ def torn_records(file: io.FileIO, size: int, port: int) -> Iterator[tuple[int, i
         first += len(line) + 1
 
 
-def repair(path: str, port: int) -> None:
+def repair(path: str, port: int, sure: int = SURE_BYTES) -> None:
     """Blank the torn records of `port` (0: of all) in a log's end, or raise OSError.
+
+    A torn record of `sure` bytes or more at the end is one, and nobody's own words.
 
     What looks torn may be a write under way. So a line ending is appended first:
     that waits for such a write (inode lock), and what is torn then stays torn.
@@ -876,12 +894,24 @@ def repair(path: str, port: int) -> None:
     with io.FileIO(path, "r+") as file, io.FileIO(path, "a") as log:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - 1))
-        if file.read(1) in (b"", b"\n") and not any(torn_records(file, size, port)):
+        if file.read(1) in (b"", b"\n") and not any(
+            torn_records(file, size, port, sure)
+        ):
             return
-        log.write(b"\n")
-        for start, end in torn_records(file, log.tell() - 1, port):
+        full = None
+        try:
+            log.write(b"\n")
+            size = log.tell() - 1
+        except OSError as error:  # yet it has waited, and what is there may be blanked
+            full = error
+            if file.seek(0, os.SEEK_END) != size:
+                raise
+        for start, end in torn_records(file, size, port, sure):
             file.seek(start)
             file.write(b" " * (end - start - 1) + b"\n")
+        file.seek(size - 1)
+        if full and file.read(1) != b"\n":
+            raise full
 
 
 # ---- Work that is pretended (--delay, --parallel) ------------------------------------
@@ -1020,7 +1050,10 @@ class Terminal:
                 while not self._lines:
                     left = self._second_ends - time.monotonic()
                     if self._counted and left <= 0:
-                        sums = (counted(n, f"more {x}") for x, n in self._counted.items())
+                        sums = [
+                            counted(n, f"more {x}")
+                            for x, n in self._counted.items()
+                        ]
                         self._lines.append((1, "… " + " and ".join(sums)))
                         self._counted.clear()
                     else:
