@@ -216,7 +216,9 @@ def settled(balancer: Running) -> dict[str, Any]:
     missing = unlogged()
     if not 0 <= missing <= len(deaths(balancer)):
         last = status_json(where)
-        said = f"{last['connections']}, {missing} lines missing, live {last.get('live')}"
+        said = (
+            f"{last['connections']}, {missing} lines missing, live {last.get('live')}"
+        )
         raise AssertionError(f"connections never end: {said[:600]}")
     return status_json(where)
 
