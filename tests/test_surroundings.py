@@ -387,7 +387,8 @@ class PlainTerminals(TerminalTestCase):
                 clients = [self.dial(address) for _ in range(2)]
                 for client in clients:
                     client.sendall(b"work\n")
-                more = partial(self.has_descriptors, pid, before + 2)
+                sides = 1 if script == "server2.py" else 2  # of each connection
+                more = partial(self.has_descriptors, pid, before + 2 * sides)
                 wait_until(more, what="two clients")
                 terminal.type("\x03")
                 said = terminal.wait_for(r"(?m)^.*\b2\b.*connections.*$")[0]
