@@ -1869,7 +1869,9 @@ class Clients:
 
     def __init__(self, listener: socket.socket, leave: Bell) -> None:
         self._fd = listener.fileno()
-        self._exclusive = hasattr(select, "EPOLLEXCLUSIVE")
+        self._exclusive = hasattr(select, "epoll") and hasattr(
+            select, "EPOLLEXCLUSIVE"
+        )
         if self._exclusive:
             self._poll: Any = select.epoll()
             self._poll.register(leave.fileno(), select.EPOLLIN)
@@ -2678,6 +2680,17 @@ class Log:
             with self._lock:
                 self._lost += 1
 
+    def write_rest(self) -> None:
+        """Write what the desk has left in the pipe: it died; called by the parent."""
+        if self._pipe:
+            os.set_blocking(self._pipe[0], False)
+            with contextlib.suppress(BlockingIOError):
+                while data := os.read(self._pipe[0], PIPE_BYTES):
+                    entries = (entry.split(b" ", 1) for entry in data.splitlines())
+                    for at, text in (e for e in entries if len(e) == 2):
+                        line = text.decode("utf-8", "surrogateescape")
+                        self._write([self._format(float(at), line)])
+
     def _put(self, at: float, text: str) -> None:
         if self._lines.qsize() < LOG_BACKLOG_LINES:
             self._lines.put((at, text))
@@ -3312,6 +3325,10 @@ class Signals:
         except TimeoutError:
             return 0
 
+    def wake(self) -> None:
+        """Let `wait` return 0."""
+        self._outer.send(b"\0")
+
     def stops(self, number: int) -> bool:
         """Tell whether a signal asks to stop: a hangup does when the terminal is gone."""
         if number == SIGHUP:
@@ -3356,9 +3373,12 @@ class Balancer:
         self._stops = 0
         self._deadline = math.inf  # of the grace, then of the cut
 
-    def run(self) -> None:
+    def run(self, first_line: str) -> None:
         """Run until a stop has come to its end; raise RuntimeError without threads."""
         self._start()
+        print(first_line, flush=True)
+        workers = count(self._options.workers, "worker")
+        self._log.line(f"{first_line.partition(' (')[0]} with {workers}")
         notify("READY=1")
         while not self._is_over():
             number = self._signals.wait(self._next_moment() - time.monotonic())
@@ -3400,8 +3420,8 @@ class Balancer:
         self._log.start()
         self._desk = Desk(self._board, self._log)
         worker = Worker(self._board, self._listener, self._log, 1)
-        self._main = new_thread("bell", self._work, worker)
-        self._main.start()
+        self._at_rest = threading.Event()  # the worker has ended
+        new_thread("bell", self._work, worker).start()
         self._desk.start()
         if self._status:
             self._status.start()
@@ -3409,11 +3429,11 @@ class Balancer:
     def _work(self, worker: Worker) -> None:
         """Thread "bell": what is a worker's MainThread elsewhere."""
         worker.run(None)
-        with contextlib.suppress(OSError):
-            signal.raise_signal(SIGCHLD or signal.SIGINT)
+        self._at_rest.set()
+        self._signals.wake()
 
     def _is_over(self) -> bool:
-        return self._stops > 1 or not self._main.is_alive()
+        return self._stops > 1 or self._at_rest.is_set()
 
     def _next_moment(self) -> float:
         return self._deadline if self._stops else math.inf
@@ -3449,8 +3469,11 @@ class Parent(Balancer):
         self._waiting: dict[int, float] = {}  # who is to be forked, and when
         self._life = os.pipe()
         self._forked: dict[int, float] = {}  # when each was forked last
+        probe = new_thread("probe", self._look_after)
+        probe.start()  # or RuntimeError: no child could have threads
+        probe.join()
         self._log.share()
-        for number in range(self._options.workers + 1):
+        for number in (*range(1, self._options.workers + 1), 0):
             self._fork(number)
 
     def _is_over(self) -> bool:
@@ -3463,7 +3486,7 @@ class Parent(Balancer):
     def _fork(self, number: int) -> None:
         """Fork a worker, or the desk; try again when that cannot be done."""
         sys.stdout.flush()
-        blocked = {signal.SIGINT, signal.SIGTERM, SIGHUP}
+        blocked = [signal.SIGINT, signal.SIGTERM, *([SIGHUP] if SIGHUP else [])]
         signal.pthread_sigmask(signal.SIG_BLOCK, blocked)  # until they are the child's
         try:
             pid = os.fork()
@@ -3478,6 +3501,9 @@ class Parent(Balancer):
                 os.close(self._life[1])
                 self._become(number)
                 os._exit(0)
+            except (RuntimeError, MemoryError, OSError) as error:
+                who = f"worker {number}" if number else "the desk"
+                self._log.line(f"cannot start {who}: {error or 'no memory'}")
             except BaseException:
                 traceback.print_exc()
             finally:
@@ -3571,8 +3597,15 @@ class Parent(Balancer):
         self._log.end()
         self._board.over = 1
         self._board.bells[0].ring()
-        for pid in self._children.keys() - left.keys():
-            os.waitpid(pid, 0)
+        deadline = time.monotonic() + 2 * CUT_S
+        for pid in self._children.keys() - left.keys():  # the desk
+            while not is_dead(pid) and time.monotonic() < deadline:
+                self._signals.wait(deadline - time.monotonic())  # SIGCHLD
+            if not is_dead(pid):  # stopped by SIGSTOP
+                os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+        self._log.write_rest()
 
 
 def name_process(name: str) -> None:
@@ -3927,11 +3960,10 @@ def run(options: Options, log: Log, signals: Signals) -> None:
             with start_step(what, port=options.status[1]):
                 status = StatusServer(options.status, where, board, log)
             about += f"; status on http://{format_address(status.server_address)}/"
-        print(f"listening on {where} ({about})", flush=True)
-        log.line(f"listening on {where} with {count(options.workers, 'worker')}")
         kind = Balancer if options.workers == 1 else Parent
         with start_step("cannot start"):
-            kind(board, listener, log, status, signals).run()
+            first_line = f"listening on {where} ({about})"
+            kind(board, listener, log, status, signals).run(first_line)
 
 
 def open_listener(options: Options) -> socket.socket:

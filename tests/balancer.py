@@ -119,11 +119,12 @@ def changes(lines: Sequence[str]) -> list[Change]:
 
 
 def other_lines(balancer: Running) -> list[str]:
-    """Return the log lines that are neither of the two, without the first line."""
+    """Return the log lines that are neither of the two, nor of the start or stop."""
+    told = (" client=", " state=", " listening on ", " stopping", " stopped")
     return [
         line
         for line in balancer.stdout_lines()[1:]
-        if " client=" not in line and " state=" not in line
+        if not any(word in line for word in told)
     ]
 
 

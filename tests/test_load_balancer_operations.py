@@ -390,7 +390,8 @@ class Workers(BalancerTestCase):
         cores = len(os.sched_getaffinity(0))
         found = len(children(balancer.pid))
         if cores > 1:
-            self.assertIn(found, (cores, cores - 1))  # the first may be one itself
+            # One may be the first process itself, one may do what all share.
+            self.assertIn(found, (cores, cores - 1, cores + 1))
         visit_once(balancer)
 
 
@@ -781,7 +782,7 @@ class OtherSystems(BalancerTestCase):
                 )
 
     def test_workers_that_a_system_cannot_have_are_refused_in_one_line(self) -> None:
-        for names in (("socket.send_fds", "socket.recv_fds"), WINDOWS_LACKS):
+        for names in (("os.fork",), WINDOWS_LACKS):
             result = self.run_script(
                 *("load_balancer.py", "--listen=127.0.0.1:0", "--workers=2"),
                 env=self.without(*names),
