@@ -1324,7 +1324,7 @@ def without_signals() -> Iterator[None]:
 
 def usable_cores() -> int:
     """Return how many processor cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
+    with contextlib.suppress(AttributeError, OSError):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
