@@ -69,7 +69,6 @@ import bisect
 import collections
 import contextlib
 import errno
-import functools
 import hashlib
 import http.server
 import ipaddress
@@ -92,7 +91,7 @@ import traceback
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, NoReturn, Union
+from typing import Any, NoReturn, Union
 
 try:
     import resource  # Unix only: how many descriptors this process may have
@@ -689,8 +688,19 @@ class Server(Cells):
     failed_ns = Cell()  # when a check or a client's connect failed last
     changed_ns = Cell()
     connects_ns = Cell()  # the sum; behind it, how many in each of CONNECT_BOUNDS
-    __slots__ = ("address", "address_text", "backup", "index", "last_check", "max",
-                 "name", "rise", "fall", "seen", "weight")  # fmt: skip
+    __slots__ = (
+        "address",
+        "address_text",
+        "backup",
+        "fall",
+        "index",
+        "last_check",
+        "max",
+        "name",
+        "rise",
+        "seen",
+        "weight",
+    )  # fmt: skip
 
     def __init__(self, cells: memoryview, index: int) -> None:
         super().__init__(cells)
@@ -1006,8 +1016,10 @@ class Board(Cells):
             row.taken, row.number = 1, self.begun
             row.accepted_ns = time.monotonic_ns()
             row.set_source(peer)
+            bells = []
             if not options.accept_proxy and not is_barred(options, peer):
-                self._pick_locked(row)
+                bells = self._pick_locked(row)
+        self.ring(bells)
         return client_sock, peer
 
     def pick(self, row: Row) -> Server | None:
@@ -1016,24 +1028,31 @@ class Board(Cells):
         Raise NoServerError when all that could be tried have been.
         """
         with self.lock:
-            self._pick_locked(row)
-            return self.server_of(row)
+            bells = self._pick_locked(row)
+            server = self.server_of(row)
+        self.ring(bells)
+        return server
 
     def fail_open(self) -> bool:
         """Tell whether no server is UP, and all are tried."""
         return self._known[2]
 
-    def _pick_locked(self, row: Row) -> None:
-        """Give a row a place, or put it into the queue behind those who wait there."""
+    def _pick_locked(self, row: Row) -> list[tuple[int, int]]:
+        """Give a row a place, or put it into the queue behind those who wait there.
+
+        Return the bells to be rung.
+        """
         asked = self._asked_locked(row)
         if row.tries and not asked:
             raise NoServerError
         ring = self._ring_locked(row, asked)
-        waits = self.row(ring).after and any(s.max for s in asked)
-        if waits and self.row(self.row(ring).after).number < row.number:
-            self._enqueue_locked(row, ring)
-        elif not self._give_place_locked(row, asked):
-            self._enqueue_locked(row, ring)
+        first = self.row(ring).after if any(s.max for s in asked) else 0
+        overtakes = first and self.row(first).number < row.number
+        if not overtakes and self._give_place_locked(row, asked):
+            return []
+        self._enqueue_locked(row, ring)
+        # Who waits in front may be waiting for a server that this one need not have.
+        return self._hand_out_locked() if overtakes else []
 
     def _asked_locked(self, row: Row) -> list[Server]:
         """Return the servers that a row may be sent to."""
@@ -3904,7 +3923,7 @@ def start_step(what_fails: str, status: int = 1, port: int = 0) -> Iterator[None
         why = say_why(error) if isinstance(error, OSError) else str(error)
         number = error.errno if isinstance(error, OSError) else 0
         if number == errno.EADDRINUSE:
-            why = f"the port is in use: an earlier one may still run; find it with "
+            why = "the port is in use: an earlier one may still run; find it with "
             why += who_listens(port)
         elif number in (errno.EACCES, errno.EPERM) and port:
             why = "not allowed: choose a port from 1024"
