@@ -806,13 +806,14 @@ class Options(ScriptTestCase):
         )
         clients = [self.dial(server) for _ in range(20)]
         sent: list[list[float]] = [[] for _ in clients]
-        number, clock = int(45 * load / mean_s), threading.Event()
+        number = int(45 * load / mean_s)
 
         def send() -> None:
             draw, due = random.Random(int(load * 10)), time.monotonic()
+            waiting = threading.Event()  # for a moment, not for anybody
             for k in range(number):
                 due += draw.expovariate(load / mean_s)
-                clock.wait(max(0, due - time.monotonic()))
+                waiting.wait(max(0, due - time.monotonic()))
                 sent[k % len(clients)].append(time.monotonic())
                 clients[k % len(clients)].sendall(b"x\n")
 
