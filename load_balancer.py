@@ -2802,7 +2802,13 @@ class Log:
         rest = ending + data
         with contextlib.suppress(OSError):  # traffic goes on
             while rest:
-                written = os.write(self._file, rest)
+                try:
+                    written = os.write(self._file, rest)
+                except BlockingIOError:  # somebody made it non-blocking
+                    ready = select.select([], [self._file], [], CUT_S)[1]
+                    if ready or not self._closing.is_set():
+                        continue
+                    raise
                 self._torn = rest[written - 1] != ord("\n")
                 rest = rest[written:]
         return min(rest, data, key=len).count(b"\n")  # without the `ending`
@@ -3407,10 +3413,11 @@ class Balancer:
 
     def run(self, first_line: str) -> None:
         """Run until a stop has come to its end; raise RuntimeError without threads."""
-        self._start()
-        print(first_line, flush=True)
+        self._start_workers()
+        print(first_line, flush=True)  # before any line of the log
         workers = count(self._options.workers, "worker")
         self._log.line(f"{first_line.partition(' (')[0]} with {workers}")
+        self._start_desk()
         notify("READY=1")
         while not self._is_over():
             number = self._signals.wait(self._next_moment() - time.monotonic())
@@ -3448,12 +3455,14 @@ class Balancer:
 
     # With one worker ------------------------------------------------------------------
 
-    def _start(self) -> None:
-        self._log.start()
-        self._desk = Desk(self._board, self._log)
+    def _start_workers(self) -> None:
         worker = Worker(self._board, self._listener, self._log, 1)
         self._at_rest = threading.Event()  # the worker has ended
         new_thread("bell", self._work, worker).start()
+
+    def _start_desk(self) -> None:
+        self._log.start()
+        self._desk = Desk(self._board, self._log)
         self._desk.start()
         if self._status:
             self._status.start()
@@ -3496,7 +3505,7 @@ class Parent(Balancer):
     is as good as the first. Children learn of a stop from the board.
     """
 
-    def _start(self) -> None:
+    def _start_workers(self) -> None:
         self._children: dict[int, int] = {}  # number by process; 0: the desk
         self._waiting: dict[int, float] = {}  # who is to be forked, and when
         self._life = os.pipe()
@@ -3505,8 +3514,11 @@ class Parent(Balancer):
         probe.start()  # or RuntimeError: no child could have threads
         probe.join()
         self._log.share()
-        for number in (*range(1, self._options.workers + 1), 0):
+        for number in range(1, self._options.workers + 1):
             self._fork(number)
+
+    def _start_desk(self) -> None:
+        self._fork(0)
 
     def _is_over(self) -> bool:
         workers = any(self._children.values())
@@ -3939,6 +3951,8 @@ def start_step(what_fails: str, status: int = 1, port: int = 0) -> Iterator[None
         if number == errno.EADDRINUSE:
             why = "the port is in use: an earlier one may still run; find it with "
             why += who_listens(port)
+        elif number == errno.EADDRNOTAVAIL:
+            why = "no address of this machine; 0.0.0.0 stands for all that it has"
         elif number in (errno.EACCES, errno.EPERM) and port:
             why = "not allowed: choose a port from 1024"
         raise StartError(status, f"{what_fails}: {why}") from None
