@@ -3593,20 +3593,23 @@ def workers_for(clients: int, workers: int, each: int) -> int:
 
     Each client has `each` files open; InputError if a process may not open so many.
     """
-    limit = raise_descriptor_limit()
-    most = clients if limit is None else max(1, (limit - SPARE_DESCRIPTORS) // each)
+    limit = raise_descriptor_limit() or sys.maxsize
+    most = max(1, (limit - SPARE_DESCRIPTORS) // each)
     if not workers:
         cores, many = usable_cores(), math.ceil(clients / MANY_CLIENTS_PER_WORKER)
         enough = max(cores + 1, min(many, WORKERS_PER_CORE * cores))
         enough = min(enough, math.ceil(clients / CLIENTS_PER_WORKER))
-        return max(enough, math.ceil(clients / most))
-    if math.ceil(clients / workers) > most:
-        need = each * math.ceil(clients / workers) + SPARE_DESCRIPTORS
+        workers = max(enough, math.ceil(clients / most))
+    workers = min(workers, clients)
+    share = math.ceil(clients / workers)
+    # The main process has two pipes and more for each of the others.
+    if share > most or 3 * (workers - 1) + SPARE_DESCRIPTORS > limit:
+        need = each * share + 3 * (workers - 1) + SPARE_DESCRIPTORS
         raise InputError(
             f"{clients} clients need {need} open files and this process may have"
             f" {limit}: raise the limit (ulimit -n {need}), or use fewer or --workers"
         )
-    return min(workers, clients)
+    return workers
 
 
 @contextlib.contextmanager
