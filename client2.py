@@ -1333,7 +1333,10 @@ def raise_descriptor_limit() -> int | None:
     """Raise the limit of open files as far as it goes; return it, None for no limit."""
     if resource is None:
         return None
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    except OSError:
+        return 1024  # POSIX systems give that many
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         soft = hard

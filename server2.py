@@ -36,9 +36,9 @@ from __future__ import annotations
 
 import sys
 
-if sys.version_info < (3, 11):
+if sys.version_info < (3, 11):  # noqa: UP036 - older ones run this far
     found = ".".join(map(str, sys.version_info[:3]))
-    sys.stderr.write("server2.py needs Python 3.11 or newer, this is %s\n" % found)
+    sys.stderr.write(f"server2.py needs Python 3.11 or newer, this is {found}\n")
     sys.exit(2)
 
 import signal
@@ -246,6 +246,7 @@ class Connection:
 
     def serve(self) -> None:
         """Serve the client to the end, and record the end (thread connection-…)."""
+        is_there = True
         try:
             if is_trusted(self.client, self.args.accept_proxy):
                 read_proxy_line(self)
@@ -255,10 +256,14 @@ class Connection:
             reason = "by client"
         except ConnectionOver as over:
             reason = str(over)
-        except OSError as error:
-            reason = "reset by client" if has_vanished(error) else "idle"
-        if self.server.stopping.is_set():
-            reason = "shutdown" if reason == "by client" else reason
+        except TIMEOUTS as error:
+            is_there = not has_vanished(error)
+            reason = "idle" if is_there else "client vanished"
+        except OSError:
+            is_there, reason = False, "reset by client"
+        if self.server.stopping.is_set() and reason in ("by client", "reset by client"):
+            reason = "shutdown"
+        if self.server.stopping.is_set() and is_there:
             self.shut_down(socket.SHUT_RD)  # from here on, recv does not wait
             linger(self, DELIVERY_S)
         if self.bytes_in:
