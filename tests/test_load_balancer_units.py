@@ -1,8 +1,8 @@
 """load_balancer.py: what needs a failure or a moment that no client can bring about.
 
-Parts of it by themselves: the pool and the queue with workers that do nothing, a clock
-that a test sets, a name that moves away and back, a check without a source port, a log
-on a full disk, the last bytes to a side that acknowledges none.
+Parts of it by themselves: the board with rows that no thread serves, a clock that a
+test sets, a dead process that has the lock, a name that moves away and back, a check
+without a source port, a log on a full disk, last bytes that nobody acknowledges.
 """
 
 from __future__ import annotations
@@ -23,89 +23,225 @@ from typing import Any
 from unittest import mock
 
 import load_balancer
-from load_balancer import Direction, Frontend, Log, Pool, Worker, figures_of
+from load_balancer import Bell, Board, Direction, End, Log, Row, Wake
 from tests.balancer import TIME
 
-
-class IdleWorker(Worker):
-    """A worker that takes sessions and does nothing."""
-
-    def assign(self, job: load_balancer.Job) -> bool:
-        """Take the session."""
-        return True
+REFUSED = End("SC", "refused")
+HERE, THERE, AWAY = (
+    (int(socket.AF_INET), (f"127.0.0.{number}", 9991)) for number in (1, 2, 3)
+)
 
 
-def pool_of(*workers: IdleWorker, server: str = "127.0.0.1:9991") -> Pool:
-    """Return a pool with one server, rise 2 and fall 3, and these workers."""
-    options = [f"--server={server}", "--rise=2", "--fall=3"]
-    pool = Pool(load_balancer.parse_args(options), 20)
-    for worker in workers:
-        pool.add_worker(worker)
-    return pool
+def board_of(*servers: str, workers: int = 1, arguments: tuple[str, ...] = ()) -> Board:
+    """Return a board with these servers, rise 2 and fall 3, 20 rows a worker."""
+    named = [f"--server={server}" for server in servers or ("127.0.0.1:9991",)]
+    given = [*named, "--rise=2", "--fall=3", f"--workers={workers}", *arguments]
+    options = load_balancer.parse_args(given)
+    for server in options.servers:
+        server["resolved"] = load_balancer.resolve(server["host"], server["port"])
+    return Board(options, 20)
 
 
-def admit(pool: Pool) -> load_balancer.Session:
-    """Begin a session that has no socket."""
-    return pool.begin(mock.Mock(), ("127.0.0.1", 50000))
+def named_board(*servers: str) -> Board:
+    """Return a board whose servers are named a, b … and are at 127.0.0.1, .2 …"""
+    board = board_of(*(f"127.0.0.{1 + n}:9991{s}" for n, s in enumerate(servers)))
+    for given, name in zip(board.options.servers, "ab", strict=False):
+        given["host"] = name
+    return Board(board.options, 20)
 
 
-def move_in_background(
-    pool: Pool, session: load_balancer.Session
-) -> tuple[threading.Thread, list[bool]]:
-    """Move the session to another worker; return the thread, and where it answers."""
-    moved: list[bool] = []
-    thread = threading.Thread(
-        target=lambda: moved.append(pool.move(session)), daemon=True
-    )
-    thread.start()
-    return thread, moved
+class Clients:
+    """Rows of a board that begin as if a worker had accepted a client."""
+
+    def __init__(self, board: Board, worker: int = 1) -> None:
+        self.board, self._rows = board, board.rows_of(worker)
+        self._listener = mock.Mock()
+        self._listener.accept.side_effect = lambda: (mock.Mock(), ("127.0.0.1", 50000))
+
+    def begin(self) -> Row:
+        """Begin a connection: it has a place, or waits for one."""
+        row = next(self._rows)
+        if self.board.admit(row, self._listener) is None:
+            raise AssertionError("the board is full")
+        return row
 
 
-class WorkersThatDie(unittest.TestCase):
-    """A dead worker gets no session; one that cannot be replaced blocks no others."""
+class Cells(unittest.TestCase):
+    """A row says what was noted in it, and nothing when it is nobody's."""
 
-    def test_dead_worker_gets_no_session_while_another_lives(self) -> None:
-        first, second = IdleWorker(10), IdleWorker(10)
-        pool = pool_of(first, second)
-        pool.set_alive(first, False)
-        for _ in range(4):
-            self.assertIs(admit(pool).worker, second)
-        pool.set_alive(first, True)
-        self.assertIs(admit(pool).worker, first)
+    def test_row_keeps_its_client_and_the_servers_it_has_tried(self) -> None:
+        board = board_of(*(f"127.0.0.1:{port}" for port in range(9001, 9101)))
+        row = next(board.rows_of(1))
+        servers = board.servers()
+        row.set_source(("::ffff:192.0.2.1", 4711))
+        self.assertEqual(row.source(), ("192.0.2.1", 4711))
+        for server in (servers[0], servers[99]):
+            row.note_tried(server)
+        tried = [server.index for server in servers if row.has_tried(server)]
+        self.assertEqual((tried, row.tries), ([0, 99], 2))
+        row.clear()
+        self.assertEqual([s for s in servers if row.has_tried(s)], [])
 
-    def test_session_moves_to_a_live_worker(self) -> None:
-        first, second = IdleWorker(10), IdleWorker(10)
-        pool = pool_of(first, second)
-        session = admit(pool)
-        self.assertIs(session.worker, first)
-        pool.set_alive(first, False)
-        self.assertTrue(pool.move(session))
-        self.assertIs(session.worker, second)
-        self.assertEqual((first.sessions, second.sessions), (0, 1))
+    def test_rows_of_workers_are_their_own(self) -> None:
+        board = board_of(workers=2)
+        rows = [{row.index for row in board.rows_of(number)} for number in (1, 2)]
+        self.assertEqual([len(those) for those in rows], [20, 20])
+        self.assertFalse(rows[0] & rows[1])
+        self.assertNotIn(0, rows[0], "the ring's head")
+        self.assertEqual({board.row(i).worker for i in rows[1]}, {2})
 
-    def test_session_waits_for_a_live_worker(self) -> None:
-        first, second = IdleWorker(10), IdleWorker(10)
-        pool = pool_of(first, second)
-        session = admit(pool)
-        for worker in (first, second):
-            pool.set_alive(worker, False)
-        mover, moved = move_in_background(pool, session)
-        mover.join(0.1)
-        self.assertEqual(moved, [])
-        pool.set_alive(second, True)
-        mover.join(10)
-        self.assertEqual(moved, [True])
-        self.assertIs(session.worker, second)
 
-    def test_session_that_waits_for_a_live_worker_hears_of_the_stop(self) -> None:
-        worker = IdleWorker(10)
-        pool = pool_of(worker)
-        session = admit(pool)
-        pool.set_alive(worker, False)
-        mover, moved = move_in_background(pool, session)
-        pool.stop()
-        mover.join(10)
-        self.assertEqual(moved, [False])
+class Choice(unittest.TestCase):
+    """Who is asked, and whose turn it is."""
+
+    def served(self, board: Board, number: int) -> list[int]:
+        """Return the indexes of the servers of so many clients, each one ended."""
+        clients, found = Clients(board), []
+        for _ in range(number):
+            row = clients.begin()
+            found.append(row.server - 1)
+        return found
+
+    def test_weights_interleave_instead_of_bursting(self) -> None:
+        board = board_of("127.0.0.1:1,weight=5", "127.0.0.1:2", "127.0.0.1:3")
+        self.assertEqual(self.served(board, 7), [0, 0, 1, 0, 2, 0, 0])
+
+    def test_backup_serves_when_no_other_is_up_and_all_do_when_none_is(self) -> None:
+        board = board_of("127.0.0.1:1", "127.0.0.1:2,backup", "127.0.0.1:3,backup")
+        first, second, third = servers = board.servers()
+        for down, asked in (
+            ((), [first]),
+            ((first,), [second]),
+            ((first, second), [third]),
+            (tuple(servers), servers),
+        ):
+            with self.subTest(down=[server.index for server in down]):
+                for server in servers:
+                    server.health = 0 if server in down else server.top_health
+                found = load_balancer.candidates(servers)
+                self.assertEqual(load_balancer.first_rank(*found), asked)
+
+    def test_full_servers_are_passed_over(self) -> None:
+        board = board_of("127.0.0.1:1,max=1", "127.0.0.1:2,max=2")
+        self.assertEqual(self.served(board, 4), [0, 1, 1, -1])
+
+
+class TheQueue(unittest.TestCase):
+    """Who waits is served in the order of accept."""
+
+    def test_free_place_goes_to_the_first_and_its_worker_is_told(self) -> None:
+        board = board_of("127.0.0.1:9991,max=1")
+        clients = Clients(board)
+        holder, first, second = (clients.begin() for _ in range(3))
+        self.assertEqual(board.queued, 2)
+        board.end(holder, False)
+        self.assertEqual((first.server, second.server, board.queued), (1, 0, 1))
+        self.assertIn(first.index, board.bells[1].hear())
+
+    def test_newcomer_does_not_overtake(self) -> None:
+        board = board_of("127.0.0.1:9991,max=1")
+        clients = Clients(board)
+        holder, first = clients.begin(), clients.begin()
+        board.leave_queue(first)
+        board.end(holder, False)
+        self.assertEqual(first.server, 0)
+        newcomer = clients.begin()
+        self.assertEqual(newcomer.server, 1)
+
+    def test_one_that_has_tried_a_server_is_before_all_others(self) -> None:
+        board = board_of("127.0.0.1:1,max=1", "127.0.0.1:2,max=1")
+        clients = Clients(board)
+        one, two, waiting = (clients.begin() for _ in range(3))
+        server = board.server_of(one)
+        assert server
+        board.give_back(one, server, REFUSED)
+        self.assertIsNone(board.pick(one))  # the other one is full
+        self.assertEqual(waiting.server, server.index + 1)
+        later = clients.begin()
+        board.end(two, False)
+        self.assertEqual((one.server, later.server), (2, 0))
+
+    def test_one_that_has_tried_all_servers_is_told_so(self) -> None:
+        board = board_of()
+        row = Clients(board).begin()
+        (server,) = board.servers()
+        board.give_back(row, server, REFUSED)
+        with self.assertRaises(load_balancer.NoServerError):
+            board.pick(row)
+
+
+class DeadWorkers(unittest.TestCase):
+    """After a death, all counts are made from the rows that are left."""
+
+    def test_counts_are_right_whatever_a_dead_worker_left(self) -> None:
+        board = board_of("127.0.0.1:9991,max=3", workers=2)
+        dead, other = Clients(board, 1), Clients(board, 2)
+        (server,) = board.servers()
+        dead.begin()
+        dead.begin()
+        alive = other.begin()
+        waiting = [other.begin(), dead.begin(), other.begin()]
+        server.places_taken, board.queued, board.live = 7, 9, 11  # in mid-update
+        lines = board.bury(1, load_balancer.WORKER_DIED)
+        self.assertEqual(len(lines), 3)
+        self.assertTrue(all(" end=ID " in line for line in lines), lines)
+        self.assertEqual((board.live, board.queued, server.places_taken), (3, 0, 3))
+        self.assertEqual([r.server for r in (alive, waiting[0], waiting[2])], [1] * 3)
+        for row in (alive, waiting[0], waiting[2]):
+            board.end(row, False)
+        self.assertEqual((board.live, server.places_taken), (0, 0))
+
+    def test_line_that_is_written_is_not_written_again(self) -> None:
+        board = board_of(workers=2)
+        Clients(board, 1).begin().logged = 1
+        self.assertEqual(board.bury(1, load_balancer.WORKER_DIED), [])
+
+    @unittest.skipUnless(hasattr(os, "fork"), "needs fork")
+    def test_lock_of_a_dead_process_is_taken_from_it(self) -> None:
+        board = board_of(workers=2)
+        for noted in (True, False):
+            with self.subTest(noted=noted):
+                child = os.fork()
+                if not child:
+                    board.lock.me = os.getpid()
+                    board.lock.__enter__()
+                    board.holder *= noted  # else it dies before it is noted
+                    os._exit(0)
+                os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+                board.lock.rob()
+                board.lock.__exit__()
+                os.waitpid(child, 0)
+                with board.lock:  # it is free, once
+                    self.assertFalse(board.lock._semaphore.acquire(False))
+
+
+class Bells(unittest.TestCase):
+    """Who is rung hears it, also when it was rung before it listened."""
+
+    def test_bell_says_which_rows_it_was_rung_for(self) -> None:
+        bell = Bell()
+        self.addCleanup(bell.close)
+        for number in (5, 70000):
+            bell.ring(number)
+        self.assertEqual(sorted(bell.hear()), [5, 70000])
+
+    def test_bell_that_nobody_hears_holds_nobody_up(self) -> None:
+        bell = Bell()
+        self.addCleanup(bell.close)
+        for _ in range(100_000):
+            bell.ring(7)
+        self.assertTrue(bell.hear())
+
+    def test_wake_is_heard_once(self) -> None:
+        wake = Wake()
+        self.addCleanup(wake.close)
+        poll = load_balancer.new_poll()
+        poll.register(wake.fileno(), load_balancer.POLLIN)
+        wake.ring()
+        wake.ring()
+        self.assertTrue(poll.poll(0))
+        wake.hear()
+        self.assertEqual(poll.poll(0), [])
 
 
 class SignalsAtTheStart(unittest.TestCase):
@@ -125,52 +261,36 @@ class SignalsAtTheStart(unittest.TestCase):
         with mock.patch.object(signal, "signal", install_late):
             signals = load_balancer.Signals()
         with contextlib.closing(signals):
-            signals.start(mock.Mock(), mock.Mock())
-            self.assertTrue(signals.stop_asked.wait(10))
+            self.assertEqual(signals.wait(10), signal.SIGTERM)
+            self.assertTrue(signals.stops(signal.SIGTERM))
         self.assertIs(signal.getsignal(signal.SIGTERM), before)
         self.assertEqual(signal.set_wakeup_fd(-1), -1)
-
-
-class WorkersShortOfThreads(unittest.TestCase):
-    """A worker gets no more sessions than it has threads."""
-
-    def test_worker_without_any_thread_may_have_one_session_until_it_has_them_again(
-        self,
-    ) -> None:
-        worker = IdleWorker(8)
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            log = Log(None, quiet=True)
-            frontend = Frontend(listener, pool_of(worker), log)
-            self.addCleanup(frontend.close)
-            frontend.limit_worker(worker, 0, "can't start new thread")
-            self.assertEqual(worker.capacity, 1)
-            frontend.limit_worker(worker, 3, "can't start new thread")
-            self.assertEqual(worker.capacity, 3)
-            frontend.limit_worker(worker, None, "")
-            self.assertEqual(worker.capacity, 8)
 
 
 class ChecksInAShortage(unittest.TestCase):
     """A shortage of our own is no result of a check."""
 
+    def setUp(self) -> None:
+        """Have a board with one server."""
+        self.board = board_of()
+        (self.server,) = self.board.servers()
+
+    def found(self) -> tuple[bool | None, str]:
+        """Return what a check finds."""
+        return load_balancer.check(self.server, self.board.options)
+
     def test_check_without_a_result_changes_no_health(self) -> None:
-        pool = pool_of()
-        (server,) = pool.servers()
+        board, server = self.board, self.server
         for passed, health in ((False, 3), (None, 3), (False, 2), (False, 0)):
-            pool.record_check(server, passed, "as told")
+            board.record_check(server, passed, "as told")
             self.assertEqual(server.health, health)
-        self.assertEqual(pool.record_check(server, None, "not checked"), "")
+        self.assertEqual(board.record_check(server, None, "not checked"), "")
         self.assertEqual((server.health, server.last_check), (0, "not checked"))
-        pool.record_check(server, True, "connected")
-        pool.record_check(server, None, "not checked")
+        board.record_check(server, True, "connected")
+        board.record_check(server, None, "not checked")
         self.assertEqual(server.health, 1)
 
     def test_check_without_a_descriptor_or_a_source_port_has_no_result(self) -> None:
-        pool = pool_of()
-        (server,) = pool.servers()
-        frontend = mock.Mock(options=pool.options, pool=pool)
-        checks = load_balancer.Checks(frontend)
-
         class NoPort(socket.socket):
             """A socket that cannot be given a source port."""
 
@@ -186,14 +306,10 @@ class ChecksInAShortage(unittest.TestCase):
         ):
             with self.subTest(words):
                 with mock.patch.object(socket, "socket", broken):
-                    found = checks._check_once(server)
+                    found = self.found()
                 self.assertEqual(found, (None, f"not checked: {words}"))
 
     def test_server_that_no_own_address_reaches_fails_its_check(self) -> None:
-        pool = pool_of()
-        (server,) = pool.servers()
-        checks = load_balancer.Checks(mock.Mock(options=pool.options, pool=pool))
-
         class NoAddress(socket.socket):
             """A socket of a family that this machine has no address of."""
 
@@ -202,7 +318,7 @@ class ChecksInAShortage(unittest.TestCase):
                 raise OSError(errno.EADDRNOTAVAIL, why)
 
         with mock.patch.object(socket, "socket", NoAddress):
-            found = checks._check_once(server)
+            found = self.found()
         self.assertEqual(found, (False, "cannot assign requested address"))
 
 
@@ -211,108 +327,129 @@ class PenaltiesWithoutChecks(unittest.TestCase):
 
     def setUp(self) -> None:
         """Have a server that is DOWN, and a clock."""
-        self.pool = pool_of(IdleWorker(20))
-        (self.server,) = self.pool.servers()
-        self.now_s = time.monotonic()
-        clock = mock.patch.object(time, "monotonic", lambda: self.now_s)
+        self.board = board_of(arguments=("--no-checks",))
+        (self.server,) = self.board.servers()
+        self.clients = Clients(self.board)
+        self.now_ns = time.monotonic_ns()
+        clock = mock.patch.object(time, "monotonic_ns", lambda: self.now_ns)
         clock.start()
         self.addCleanup(clock.stop)
-        self.take_down()
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass."""
+        self.now_ns += round(seconds * 1e9)
+
+    def fail_once(self) -> str:
+        """Let a client's connect fail; return the line for the log."""
+        row = self.clients.begin()
+        self.assertEqual(row.server, 1)
+        line = self.board.give_back(row, self.server, REFUSED)
+        self.board.end(row, True)
+        return line
+
+    def succeed(self) -> Row:
+        """Let a client's connect succeed."""
+        row = self.clients.begin()
+        row.connect_ns = 1
+        return row
 
     def take_down(self) -> None:
         """Let connects fail until the server is DOWN."""
-        while "state=DOWN" not in self.pool.record_connect_failure(
-            self.server, "refused"
-        ):
-            pass
+        for _ in range(9):
+            if "state=DOWN" in self.fail_once():
+                return
+        self.fail("it is still UP")
 
     def test_server_is_tried_again_after_its_penalty_which_doubles(self) -> None:
+        self.take_down()
         for penalty_s in (10, 20, 40):
-            self.now_s += penalty_s - 0.1
-            self.assertEqual(self.pool.forgive(), [])
-            self.now_s += 0.2
-            (line,) = self.pool.forgive()
+            self.wait(penalty_s - 0.1)
+            self.assertEqual(self.board.forgive(), [])
+            self.wait(0.2)
+            (line,) = self.board.forgive()
             self.assertIn(f'state=UP reason="tried again after {penalty_s} s', line)
             self.take_down()
 
     def test_log_tells_how_many_failures_in_a_row_it_were(self) -> None:
-        self.now_s += 10.1
-        self.pool.forgive()
-        line = self.pool.record_connect_failure(self.server, "refused")
+        self.take_down()
+        self.wait(10.1)
+        self.board.forgive()
+        line = self.fail_once()
         self.assertIn("state=DOWN", line)
         self.assertIn("checks=1/3", line)
 
+    def test_live_session_connected_since_the_last_failure_breaks_the_row(self) -> None:
+        for _ in range(6):
+            self.wait(1)
+            self.succeed()
+            self.wait(1)
+            self.assertEqual(self.fail_once(), "")
+        self.assertEqual([self.fail_once() for _ in range(1)], [""])
+        self.assertIn("state=DOWN", self.fail_once())
+
     def test_server_that_has_recovered_is_not_demoted_by_its_old_penalty(self) -> None:
-        for _ in range(2):
-            self.now_s += 1
-            session = admit(self.pool)
-            self.assertIs(self.pool.pick(session), self.server)
-            self.pool.counters.cells(session.slot)[load_balancer.CONNECT_NS] = 1
-            self.pool.end(session.slot, load_balancer.End("--", "closed by both sides"))
-        healthy = self.server.health
-        self.now_s += 100
-        self.assertEqual(self.pool.forgive(), [])
-        self.assertEqual(self.server.health, healthy)
         self.take_down()
-        self.now_s += 10.1
-        self.assertEqual(len(self.pool.forgive()), 1)
-
-
-class LastReports(unittest.TestCase):
-    """What a worker process has said before its end is heard."""
-
-    @unittest.skipUnless(load_balancer.CAN_SEND_SOCKETS, "needs Linux")
-    def test_reports_before_an_unread_job_are_not_lost(self) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with ours:
-            ours.send(b"a job that it does not read")
-            theirs.send(b"a report")
-            theirs.close()
-            self.assertEqual(load_balancer.receive(ours), (b"a report", []))
-            self.assertEqual(load_balancer.receive(ours), (b"", []))
+        for _ in range(2):
+            self.wait(1)
+            self.board.end(self.succeed(), False)
+        healthy = self.server.health
+        self.assertTrue(self.server.is_healthy)
+        self.wait(100)
+        self.assertEqual(self.board.forgive(), [])
+        self.assertEqual(self.server.health, healthy)
 
 
 class NamesThatMove(unittest.TestCase):
     """An address that is back is the server that it was."""
 
     def test_address_that_comes_back_is_one_server_with_its_limit(self) -> None:
-        pool = pool_of(IdleWorker(20), server="127.0.0.1:9991,max=1")
-        (server,) = pool.servers()
-        session = admit(pool)
-        pool.pick(session)
-        here, there = (
-            (int(socket.AF_INET), (host, 9991)) for host in ("127.0.0.1", "127.0.0.2")
-        )
-        (new,), lines = pool.move_name(server.name, [there])
+        board = named_board(",max=1")
+        clients = Clients(board)
+        (server,) = board.servers()
+        self.assertEqual(clients.begin().server, 1)
+        (new,), lines = board.move_name(0, [THERE])
         self.assertEqual(self.states(lines), ["state=DRAIN", "state=UP"])
-        added, lines = pool.move_name(server.name, [here])
+        added, lines = board.move_name(0, [HERE])
         self.assertEqual(added, [])
         self.assertEqual(self.states(lines), ["state=UP", "state=DRAIN"])
-        self.assertEqual(pool.servers(), [server])
-        self.assertFalse(pool.has(new))
-        self.assertIsNone(pool.pick(admit(pool)), "a second place at max=1")
+        self.assertEqual((server.gone, new.gone), (0, 1))
+        self.assertEqual(clients.begin().server, 0, "a second place at max=1")
+
+    def test_address_that_comes_back_is_what_the_operator_and_the_checks_said(
+        self,
+    ) -> None:
+        board = named_board("")
+        (server,) = board.servers()
+        board.set_admin("127.0.0.1:9991", "maint")
+        for address in (THERE, HERE):
+            board.move_name(0, [address])
+        self.assertEqual(server.state, "MAINT")
+        board.set_admin("127.0.0.1:9991", "ready")
+        while server.is_healthy:
+            board.record_check(server, False, "refused")
+        for address in (THERE, HERE):
+            board.move_name(0, [address])
+        self.assertEqual(server.state, "DOWN")
 
     def test_names_that_take_each_others_addresses_keep_servers(self) -> None:
-        hosts = ("127.0.0.1", "127.0.0.2", "127.0.0.3")
-        here, there, away = ((int(socket.AF_INET), (host, 9991)) for host in hosts)
-        one, two = "--server=127.0.0.1:9991", "--server=127.0.0.2:9991"
-        options = load_balancer.parse_args([one, two])
-        for server, name in zip(options.servers, ("a:9991", "b:9991"), strict=True):
-            server.name = name
-        pool = Pool(options, 20)
-        pool.move_name("a:9991", [there])  # as b has, too
-        pool.move_name("b:9991", [there])
-        pool.move_name("a:9991", [there])  # its own is gone, and remembered
-        pool.move_name("b:9991", [here])
-        pool.move_name("a:9991", [there])  # now they have changed places
+        board = named_board("", "")
+        board.move_name(0, [THERE])  # as b has, too
+        board.move_name(1, [THERE])
+        board.move_name(0, [THERE])  # its own is gone, and remembered
+        board.move_name(1, [HERE])
+        board.move_name(0, [THERE])  # now they have changed places
         self.assertEqual(
-            sorted((s.name, s.address[0]) for s in pool.servers()),
-            [("a:9991", "127.0.0.2"), ("b:9991", "127.0.0.1")],
+            self.present(board), [("a:9991", "127.0.0.2"), ("b:9991", "127.0.0.1")]
         )
-        pool.move_name("a:9991", [away])
-        self.assertEqual(len(figures_of(pool.snapshot())["servers"]), 2)
-        pool.move_name("a:9991", [here])  # that b has now
-        self.assertEqual([s.name for s in pool.servers()], ["b:9991"])
+        board.move_name(0, [AWAY])
+        self.assertEqual(len(board.snapshot()["servers"]), 2)
+        board.move_name(0, [HERE])  # that b has now
+        self.assertEqual([name for name, _ in self.present(board)], ["b:9991"])
+
+    def present(self, board: Board) -> list[tuple[str, str]]:
+        """Return the name and the host of each server that is there."""
+        there = [server for server in board.servers() if not server.gone]
+        return sorted((server.name, server.address[0]) for server in there)
 
     def states(self, lines: list[str]) -> list[str]:
         """Return the states that lines of the log tell."""
@@ -322,31 +459,9 @@ class NamesThatMove(unittest.TestCase):
 class Counting(unittest.TestCase):
     """What counts as a failed connection."""
 
-    def test_connection_closed_at_shutdown_before_its_server_has_not_failed(
-        self,
-    ) -> None:
-        pool = pool_of(IdleWorker(20))
-        for code, failed in (("KQ", 0), ("KC", 0), ("CC", 0), ("SC", 1)):
-            pool.end(admit(pool).slot, load_balancer.End(code, "as told"))
-            self.assertEqual(
-                figures_of(pool.snapshot())["connections"]["failed"], failed, code
-            )
-
-
-class FailuresAmongSuccesses(unittest.TestCase):
-    """Only failures in a row take a server DOWN: long sessions count, too."""
-
-    def test_live_session_connected_since_the_last_failure_breaks_the_row(self) -> None:
-        pool = pool_of(IdleWorker(20))
-        (server,) = pool.servers()
-        for _ in range(10):
-            session = admit(pool)
-            self.assertIs(pool.pick(session), server)
-            pool.counters.cells(session.slot)[load_balancer.CONNECT_NS] = 1
-            self.assertEqual(pool.record_connect_failure(server, "refused"), "")
-        for _ in range(2):
-            line = pool.record_connect_failure(server, "refused")
-        self.assertIn("state=DOWN", line)
+    def test_end_counts_what_its_worker_says(self) -> None:
+        for code, failed in (("KQ", False), ("KC", False), ("CC", False), ("SC", True)):
+            self.assertEqual(End(code, "as told").is_failure, failed, code)
 
 
 class LogThatCannotBeWritten(unittest.TestCase):
@@ -448,80 +563,3 @@ class DefectsOfTheStatusPage(unittest.TestCase):
                 except (ValueError, OSError):
                     load_balancer.StatusServer.handle_error(server, None, None)
                 self.assertEqual("a defect" in stderr.getvalue(), shown)
-
-
-class TheQueue(unittest.TestCase):
-    """What a place that becomes free costs, however many wait for it."""
-
-    def setUp(self) -> None:
-        """Have a full server, and 15 sessions in the queue before it."""
-        self.pool = pool_of(IdleWorker(100), server="127.0.0.1:9991,max=1")
-        listener = socket.create_server(("127.0.0.1", 0))
-        self.frontend = Frontend(listener, self.pool, Log(None, quiet=True))
-        self.addCleanup(self.frontend.close)
-        self.holder, *self.waiting = [self.begin() for _ in range(16)]
-        for session in (self.holder, *self.waiting):
-            self.frontend.dispatch(session)
-        for session in self.pool.newly_queued():
-            self.frontend.queue._add(session)
-
-    def begin(self) -> load_balancer.Session:
-        """Begin a session with a socket."""
-        client_sock, other = socket.socketpair()
-        self.addCleanup(client_sock.close)
-        self.addCleanup(other.close)
-        return self.pool.begin(client_sock, ("127.0.0.1", 50000))
-
-    def test_free_place_goes_to_the_first_and_the_rest_is_not_asked(self) -> None:
-        first, second = self.waiting[:2]
-        self.pool.end(self.holder.slot, load_balancer.CLOSED)
-        with mock.patch.object(self.pool, "pick", wraps=self.pool.pick) as pick:
-            self.frontend.queue._dispatch_all()
-        self.assertEqual([call.args for call in pick.mock_calls], [(first,), (second,)])
-        self.assertIsNotNone(first.server)
-        self.assertIsNone(second.server)
-
-    def test_session_that_comes_back_and_has_no_server_left_ends_at_once(
-        self,
-    ) -> None:
-        end = load_balancer.End("SC", "refused")
-        self.pool.requeue(self.holder.slot, self.begin_socket(), end)
-        (session,) = self.pool.newly_queued()
-        self.frontend.queue._add(session)
-        self.assertEqual([s for s, _ in self.pool.sessions()], self.waiting)
-
-    def test_session_that_has_tried_a_server_keeps_no_place_from_new_ones(self) -> None:
-        options = ["--server=127.0.0.1:9991,max=1", "--server=127.0.0.1:9992,max=1"]
-        pool = Pool(load_balancer.parse_args(options), 20)
-        pool.add_worker(IdleWorker(20))
-        frontend = Frontend(
-            socket.create_server(("127.0.0.1", 0)), pool, Log(None, True)
-        )
-        self.addCleanup(frontend.close)
-        self.pool = pool
-        first, second = self.begin(), self.begin()
-        for session in (first, second):
-            frontend.dispatch(session)
-        refused = load_balancer.End("SC", "refused")
-        pool.requeue(first.slot, self.begin_socket(), refused)  # the other one is full
-        newcomer = self.begin()
-        self.assertFalse(frontend.dispatch(newcomer))  # behind it, at first
-        for session in pool.newly_queued():
-            frontend.queue._add(session)
-        frontend.queue._dispatch_all()
-        self.assertIs(newcomer.server, first.tried[0])
-
-    def test_without_a_timeout_who_waited_is_not_remembered(self) -> None:
-        queue = self.frontend.queue
-        queue._timeout_s, before = 0.0, len(queue._deadlines)
-        session = self.begin()
-        self.frontend.dispatch(session)
-        queue._add(session)
-        self.assertEqual(len(queue._deadlines), before)
-
-    def begin_socket(self) -> socket.socket:
-        """Return a client's socket that comes back from a worker."""
-        client_sock, other = socket.socketpair()
-        self.addCleanup(client_sock.close)
-        self.addCleanup(other.close)
-        return client_sock
