@@ -43,7 +43,7 @@ def board_of(*servers: str, workers: int = 1, arguments: tuple[str, ...] = ()) -
 
 
 def named_board(*servers: str) -> Board:
-    """Return a board whose servers are named a, b … and are at 127.0.0.1, .2 …"""
+    """Return a board whose servers are named a, b … and are at 127.0.0.1, .2 and on."""
     board = board_of(*(f"127.0.0.{1 + n}:9991{s}" for n, s in enumerate(servers)))
     for given, name in zip(board.options.servers, "ab", strict=False):
         given["host"] = name

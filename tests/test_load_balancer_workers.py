@@ -69,7 +69,9 @@ def workers_of(balancer: Running) -> list[int]:
 class Several(BalancerTestCase):
     """Tests with several workers, whose sets of processes are waited for."""
 
-    def balance_with(self, workers: int, *arguments: object, servers: object) -> Running:
+    def balance_with(
+        self, workers: int, *arguments: object, servers: object
+    ) -> Running:
         """Start a balancer, and wait until it has its workers."""
         self.WORKERS = workers
         balancer = self.balance(servers, *arguments)  # type: ignore[arg-type]
@@ -96,6 +98,7 @@ class Deaths(Several):
     """Workers that die at random moments under load cost only their connections."""
 
     MAX = 8
+    most = 0
 
     def at_once(self) -> Backend:
         """Return a `named` backend that notes in `most` how many are connected to it.
@@ -116,7 +119,6 @@ class Deaths(Several):
         return self.backend(behave)
 
     def test_killed_and_stopped_workers_leave_no_count_and_no_line_behind(self) -> None:
-        self.most = 0
         backends = [self.at_once() for _ in range(2)]
         log = self.folder / "balancer.log"
         balancer = self.balance_with(
@@ -131,15 +133,15 @@ class Deaths(Several):
 
         def come_and_go() -> None:
             while not over.is_set():
-                good = False
-                with contextlib.suppress(OSError, AssertionError):
-                    with dial(balancer) as client:
-                        name = local_address(client)
-                        served_by(client)
-                        client.sendall(b"x" * 10)
-                        good = client.recv(1) == b"x"
+                with contextlib.suppress(OSError, AssertionError), dial(
+                    balancer
+                ) as client:
+                    name = local_address(client)
+                    served_by(client)
+                    client.sendall(b"x" * 10)
+                    if client.recv(1) == b"x":
                         with counting:
-                            served[name] += good
+                            served[name] += 1
 
         clients = [threading.Thread(target=come_and_go) for _ in range(24)]
         for client in clients:
@@ -171,9 +173,9 @@ class Deaths(Several):
         self.assertGreater(sum(end.code == "ID" for end in found), 0)
         told = Counter(end.client for end in found)
         self.assertEqual([name for name in served if not told[name]], [])
-        again = [self.dial(balancer) for _ in range(2 * self.MAX)]  # every place is free
-        for client in again:
-            served_by(client)
+        again = [self.dial(balancer) for _ in range(2 * self.MAX)]
+        for connection in again:  # every place is free
+            served_by(connection)
 
     def test_connections_of_other_workers_go_on_and_those_that_wait_are_served(
         self,
@@ -199,7 +201,7 @@ class Deaths(Several):
         dead = {local_address(c) for c in clients} - {local_address(c) for c in alive}
         waiter = local_address(waiting)
         codes = {line.client: line.code for line in lines if line.client != waiter}
-        self.assertEqual(codes, {name: "ID" for name in dead})
+        self.assertEqual(codes, dict.fromkeys(dead, "ID"))
         for client in alive:
             client.close()
 
