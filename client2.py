@@ -33,18 +33,17 @@ Of each group (in this process; where it takes several, in a process of its own)
 Handed over through queues and pipes, or written before an event is set; the one lock is
 the schedule's.
 
-To stop: each client knows the end of --duration; Ctrl-C or SIGTERM ends the run at once,
-without waiting for replies; a second one ends the program.
+To stop: each client knows the end of --duration; Ctrl-C or SIGTERM ends the run at
+once, without waiting for replies; a second one ends the program.
 
     python3 client2.py 9 --demo             servers, balancer and nine clients at once
     python3 client2.py 1000 --messages 10   against the balancer at 127.0.0.1:9990
     python3 client2.py 50 --rate 500,1000,2000 --duration 10 --report run.html
     python3 client2.py --merge a.json b.json
 
---json has, beside what its names say: in each metric `tenths` (the ranges) and `parts`
-(the ten parts' percentiles, which --merge joins); `servers` with each one's p50 in the
-ten parts and of its connections; `comparison` (`slower`: which server than which one,
-by what ratio); `baseline`, `direct`; with several --rate or --runs, `runs`.
+--json has in each metric `tenths` (the ranges) and `parts` (the ten parts' percentiles,
+which --merge joins); each server's p50 in the ten parts and of its connections; and
+`comparison` (`slower`: which server than which one); several --rate or --runs: `runs`.
 
 It does not speak TLS or HTTP, send a message before the last one's reply (no
 pipelining), or load more than one target.
@@ -54,22 +53,21 @@ from __future__ import annotations
 
 import sys
 
-if sys.version_info < (3, 11):
+if sys.version_info < (3, 11):  # noqa: UP036 - who runs an older one is told so
     found = ".".join(map(str, sys.version_info[:3]))
-    sys.stderr.write("client2.py needs Python 3.11 or newer, this is %s\n" % found)
+    sys.stderr.write("client2.py needs Python 3.11 or newer, this is " + found + "\n")
     sys.exit(2)
 
 import signal
 
-if __name__ == "__main__" and signal.getsignal(signal.SIGINT) not in (signal.SIG_IGN, None):
+if __name__ == "__main__" and callable(signal.getsignal(signal.SIGINT)):
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback from half an import
 
 import argparse
 import bisect
-import calendar
 import contextlib
-import dataclasses
 import errno
+import gc
 import html
 import io
 import itertools
@@ -99,6 +97,7 @@ from base64 import b64decode, b64encode
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from time import time_ns
 from typing import Any, NamedTuple, NoReturn, TextIO
@@ -121,8 +120,10 @@ FEWEST_PARTS = 6  # for a range or a difference
 MOST_SLICES = 128  # of time; then two become one
 CONNECTION_GROUPS = 32  # of a server's connections, at most
 SHUFFLES = 1000
-CHANCE = 0.05  # at most, of a difference that is none
-LEAST_RATIO = 1.05  # of two servers, to be worth a sentence
+CHANCE = 0.05  # at most, of a difference that is none, in time or of runs, ...
+CHANCE_OF_CONNECTIONS = 0.01  # ... and of servers that differ by their connections
+LEAST_RATIO = 1.05  # of two servers, to be worth a sentence; in each part, ...
+LEAST_IN_PART = 1.02  # ... for equal ones differ by less in one part or other
 
 CONFIRMED = "confirmed"
 FAILURES = ("connect", "send", "timeout", "reset", "closed", "mismatch", "error_reply",
@@ -155,16 +156,17 @@ STACK_BYTES = 256 * 1024  # a client's thread needs little, and there may be tho
 CLIENTS_PER_WORKER = 12  # one interpreter lock serves so many well
 MANY_CLIENTS_PER_WORKER = 150
 WORKERS_PER_CORE = 4  # at most
+GC_EVERY = 200_000  # new objects in a worker
 SPARE_DESCRIPTORS = 40  # standard streams, pipes, files besides the connections
 EXCHANGES_SHOWN = 120  # lines, for a dozen clients or fewer
 CLIENTS_SHOWN = 12
 HISTOGRAM_LEAST = 20  # exchanges
 SLOWEST_SHOWN = 10  # in the report
+MOST_EXAMPLES = 50  # of failures, each in other words
 DOTS_SHOWN = 4000  # in the report; more exchanges than this become a heat map
 SYN_RETRY_NS = 900_000_000  # Linux sends a lost SYN again after 1 s
 HELD_SHARE = 0.98  # of a rate: then the target holds it
 LARGEST = 1e9  # of numbers given on the command line
-UTC_FORMAT = "%Y-%m-%dT%H:%M:%S"
 
 
 # ---- Text: three significant digits, a unit, and nothing that moves the cursor -------
@@ -224,6 +226,8 @@ def safe_text(data: bytes, limit: int = 200) -> str:
 
 def say_why(error: OSError) -> str:
     """Return the reason of a failed call in lower-case words, without its number."""
+    if isinstance(error, TimeoutError) and error.errno is None:
+        return "timed out"
     return (error.strerror or str(error) or type(error).__name__).lower()
 
 
@@ -347,11 +351,6 @@ class Slices:
     last: int = 0
     counts: Counter[tuple[int, Any]] = field(default_factory=Counter)  # (slice, thing)
 
-    @property
-    def span(self) -> tuple[int, int]:
-        """The first moment and the last."""
-        return self.first, self.last
-
     def add(self, moments: Sequence[int], things: Iterable[Any]) -> None:
         """Count a thing per moment."""
         if moments:
@@ -441,6 +440,7 @@ class Distribution:
     values: array[int] | None = field(default_factory=lambda: array("q"))
     slices: Slices = field(default_factory=Slices)
     read: dict[str, list[float]] = field(default_factory=dict)
+    known: dict[Any, Any] = field(default_factory=dict)  # parts that were asked for
 
     def extend(self, values: Sequence[int], moments: Sequence[int] = ()) -> list[int]:
         """Add durations, and when each was; return their levels, if that is known."""
@@ -500,7 +500,7 @@ class Distribution:
     def parts(self, part_of: dict[int, int] | None = None) -> list[Counter[int]]:
         """Return the levels of the ten parts, by their own cut or by a given one."""
         part_of = self.slices.cut() if part_of is None else part_of
-        parts: list[Counter[int]] = [Counter() for _ in range(PARTS)]
+        parts = [Counter[int]() for _ in range(PARTS)]
         for (slice_, level), number in self.slices.counts.items():
             if slice_ in part_of:
                 parts[part_of[slice_]][level] += number
@@ -514,13 +514,15 @@ class Distribution:
         """
         if self.read:
             return self.read[name]
-        p, found = PERCENTILES[name], []
-        if self.slices.counts.total() * (1 - p) < PARTS - 1e-9:
-            return []
-        for part in self.parts():
-            if part.total() * (1 - p) > 0.5 - 1e-9:
-                value = percentile_of(part, p)
-                found.append(max(self.minimum, min(self.maximum, value)))
+        if self.known.get("count") != self.count:
+            self.known = {"count": self.count, "parts": self.parts()}
+        if name not in self.known:
+            p, parts = PERCENTILES[name], self.known["parts"]
+            enough = sum(part.total() for part in parts) * (1 - p) > PARTS - 1e-9
+            rich = [part for part in parts if part.total() * (1 - p) > 0.5 - 1e-9]
+            values = [percentile_of(part, p) for part in rich if enough]
+            self.known[name] = [min(self.maximum, max(self.minimum, v)) for v in values]
+        found: list[float] = self.known[name]
         return found
 
     def tenths(self, name: str) -> tuple[float, float] | None:
@@ -561,7 +563,7 @@ class Distribution:
         return cls(counts, count, mean * count, least, most, None, read=read)
 
 
-# ---- Differences: of servers in one run, of runs --------------------------------------
+# ---- Differences: of servers in one run, of runs -------------------------------------
 
 
 def chance(groups: Sequence[Sequence[float]]) -> float:
@@ -595,7 +597,7 @@ def ratios_of(
     both = zip(slow, fast, strict=True)
     ratios = [a / b for a, b in both if a is not None and b]
     enough = 2 * 0.5 ** len(ratios) * pairs <= CHANCE
-    return ratios if enough and min(ratios) > 1 else []
+    return ratios if enough and min(ratios) > LEAST_IN_PART else []
 
 
 def take_turns(ours: Sequence[float], theirs: Sequence[float]) -> bool:
@@ -648,7 +650,7 @@ class Failed(Exception):  # noqa: N818 - an outcome, not a defect
 
 
 def message_of(options: argparse.Namespace, client: int, number: int) -> bytes:
-    """Return the bytes that a client sends as its number-th message, newline included."""
+    """Return the bytes of a client's number-th message, newline included."""
     text: bytes = options.texts[(number - 1) % len(options.texts)]
     text = text.replace(b"{client}", b"%d" % client)
     text = text.replace(b"{message}", b"%d" % number)
@@ -678,7 +680,8 @@ def difference(reply: bytes, message: bytes) -> str:
     if reply.startswith(message):
         more = len(reply) - len(message)
         return f"{counted(more, 'byte')} left over after it"
-    same = len(os.path.commonprefix([reply, message]))
+    pairs = zip(reply, message, strict=False)
+    same = next((k for k, (a, b) in enumerate(pairs) if a != b), len(reply))
     if same == len(reply):
         return f"ends after {same} of {counted(len(message), 'byte')}"
     ours, theirs = message[same : same + 12], reply[same : same + 12]
@@ -690,8 +693,11 @@ Times = tuple[int, int, int, int]  # sent, first, last, seen: as in an Exchange
 
 
 class Connection:
-    """A client's TCP connection. A reply that came in one piece is read at once;
-    others one byte first, so that the first byte has its own stamp."""
+    """A client's TCP connection.
+
+    A reply that came in one piece is read at once; others one byte first, so that the
+    first byte has its own stamp.
+    """
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options, self.timeout_s = options, options.timeout
@@ -702,6 +708,7 @@ class Connection:
         self.outcome = Outcome(CONFIRMED)  # of it
         self.server = ""  # that sent it
         self.in_one_piece = False  # so it came
+        self.has_ended = False  # no more will come
         self.ends_by_silence: bool | None = None  # so replies do; None: not known yet
         self.clocks = 0, 0  # when it connected: CLOCK_MONOTONIC, and what to add
 
@@ -718,7 +725,7 @@ class Connection:
                 began = time_ns()
                 sock.connect(address)
                 took = max(1, time_ns() - began)
-                self.reply, self.in_one_piece = b"", False
+                self.reply, self.in_one_piece, self.has_ended = b"", False, False
                 return took
             except TIMED_OUT:
                 outcome, reason = "connect", f"no answer in {self.timeout_s:g} s"
@@ -760,7 +767,8 @@ class Connection:
             self._check(data, True, sent)
             return sent, last, last, seen
         reply, reads, silent = bytearray(data), 1, False
-        longest = LONGEST_REPLY if self.any_reply else 2 * len(self.message) + READ_BYTES
+        longest = 2 * len(self.message) + READ_BYTES
+        longest = LONGEST_REPLY if self.any_reply else longest
         while data and not silent and (piece := self._wants_more(reply)):
             if len(reply) > longest:
                 words = f"no end of the reply after {counted(len(reply), 'byte')}"
@@ -769,7 +777,8 @@ class Connection:
             if piece == "rest" and reads > 1 and left_s <= 0:
                 raise TimeoutError
             try:
-                self._set_deadline(SILENCE_S if piece == "silence" else max(1e-3, left_s))
+                left_s = SILENCE_S if piece == "silence" else max(1e-3, left_s)
+                self._set_deadline(left_s)
                 data, arrived, woke = receive(self.sock, READ_BYTES)
                 last, seen = self._arrival(sent, arrived, woke) if data else last, woke
                 self.ends_by_silence = piece == "silence" or self.ends_by_silence
@@ -780,6 +789,7 @@ class Connection:
                 continue
             reply += data
             reads += 1
+        self.has_ended = not data
         if reads > 1 or silent:
             self._set_deadline(self.timeout_s)
         self.in_one_piece = reads <= 2 and first == last and not self.ends_by_silence
@@ -813,7 +823,8 @@ class Connection:
     def _check(self, reply: bytes, has_end: bool, sent: int) -> None:
         """Learn who answered; raise Failed unless it repeats our message."""
         match = REPLY.match(reply)
-        server, body = (match[1].decode(), reply[match.end() :]) if match else ("", reply)
+        server, body = match[1].decode() if match else "", reply
+        body = reply[match.end() :] if match else reply
         if (self.any_reply and reply) or (match and body == self.message):
             if reply != self.reply or self.outcome.sent != len(self.message):
                 text = safe_text(reply) if self.options.keep else ""
@@ -828,7 +839,7 @@ class Connection:
         if ERROR.match(reply):
             raise Failed("error_reply", safe_text(reply), sent)
         words = safe_text(reply, 60) or "an empty line"
-        if whose := self._owner(body):
+        if whose := self._owner(body.partition(b"\n")[0] + b"\n"):
             words = f"reply belongs to {whose}: {words}"
         elif match:
             words = f"{difference(body, self.message)}: {words}"
@@ -841,7 +852,7 @@ class Connection:
         for text in self.options.texts:
             found = owner_pattern(text).match(body)
             named = found.groupdict() if found else {}
-            if named and int(named.get("client", 1)) in range(1, self.options.clients + 1):
+            if named and 0 < int(named.get("client", 1)) <= self.options.clients:
                 return " ".join(f"{name} {int(n)}" for name, n in named.items())
         return ""
 
@@ -864,9 +875,9 @@ class Connection:
 
     def has_left_over(self) -> bool:
         """Return whether bytes have come that belong to no message."""
+        flag = getattr(socket, "MSG_DONTWAIT", 0)  # Windows has none
         with contextlib.suppress(OSError):
-            if self.sock is not None and hasattr(socket, "MSG_DONTWAIT"):
-                return bool(self.sock.recv(1, socket.MSG_DONTWAIT))
+            return bool(self.sock and flag and self.sock.recv(1, flag))
         return False
 
     def close(self) -> None:
@@ -951,7 +962,8 @@ class Client(threading.Thread):
         clients.go.wait()
         turn = (self.number - 1) / options.clients
         self._wait_until(clients.start_mono_ns + int(turn * options.ramp * 1e9))
-        while not self._is_over():
+        most = 0 if options.rate else options.messages
+        while not 0 < most <= self.done:
             due = late = 0
             if self.first_failure is None:  # it goes on record in any case
                 if options.rate:
@@ -967,10 +979,6 @@ class Client(threading.Thread):
                     break
             self._attempt(due, late)
         self._close(may_have_more=True)
-
-    def _is_over(self) -> bool:
-        """Return whether this client has sent all that it was asked to."""
-        return bool(not self.options.rate and 0 < self.options.messages <= self.done)
 
     def _wait_until(self, moment_ns: int) -> None:
         """Wait for a moment of CLOCK_MONOTONIC, or for the end of the run."""
@@ -1011,7 +1019,7 @@ class Client(threading.Thread):
                 self.waits_since or sent, self.connect_ns, late, direct)
         )  # fmt: skip
         self.connect_ns = self.waits_since = 0
-        if self.options.reconnect or not connection.reply.endswith(b"\n"):
+        if self.options.reconnect or connection.has_ended:
             self._close(may_have_more=True)
 
     def _repeat(self) -> Times | None:
@@ -1023,7 +1031,8 @@ class Client(threading.Thread):
         connection, me, done = self.connection, self.number, self.done
         sock, message, reply = connection.sock, connection.message, connection.reply
         assert sock is not None
-        outcome, new, append = connection.outcome, tuple.__new__, self._append
+        outcome, new = connection.outcome, tuple.__new__
+        append = self.clients.exchanges.append
         send, receive, unpack = sock.sendall, sock.recvmsg, TWO_LONGS.unpack
         end = time_ns() + self.clients.end_mono_ns - time.monotonic_ns()
         most, size = self.options.messages or sys.maxsize, len(reply) + 1
@@ -1048,17 +1057,13 @@ class Client(threading.Thread):
             self.done = done
         return None
 
-    @property
-    def _append(self) -> Callable[[Exchange], None]:
-        return self.clients.exchanges.append
-
     def _fail(self, due: int, error: Failed) -> None:
         """Record a failed exchange: when it was due, how long it waited, and why."""
         now, sent = time_ns(), error.sent or due
         self.waits_since = self.waits_since or due
         size = len(self.connection.message) if error.sent else 0
         outcome = Outcome(error.outcome, "", size, 0, str(error))
-        self._append(
+        self.clients.exchanges.append(
             Exchange(self.number, self.done, due, sent, now, now, now, outcome,
                      self.waits_since, self.connect_ns)
         )  # fmt: skip
@@ -1108,7 +1113,7 @@ class Client(threading.Thread):
 
 
 def arrivals(options: argparse.Namespace) -> Iterator[int]:
-    """Yield when each message is due by --rate and --arrivals, in ns after the start."""
+    """Yield when each message is due by --rate and --arrivals, ns after the start."""
     rate, end_ns = options.rate, options.duration * 1e9 or math.inf
     dealer, at_ns = random.Random(options.seed), 0.0
     for k in itertools.count():
@@ -1202,8 +1207,8 @@ def throttled_s() -> float:
         for line in Path("/proc/self/cgroup").read_text().splitlines():
             _, kinds, place = line.split(":", 2)
             if kinds == "" or "cpu" in kinds.split(","):
-                folder = Path("/sys/fs/cgroup", "cpu" if kinds else "", place.strip("/"))
-                text = (folder / "cpu.stat").read_text()
+                folder = Path("/sys/fs/cgroup", "cpu" if kinds else "")
+                text = (folder / place.strip("/") / "cpu.stat").read_text()
                 words = dict(line.split() for line in text.splitlines())
                 total += int(words.get("throttled_usec", 0)) / 1e6
                 total += int(words.get("throttled_time", 0)) / 1e9
@@ -1218,6 +1223,8 @@ def serve_group(pipe: Any, options: argparse.Namespace, numbers: range, k: int) 
                 os.setsid()
         raise_descriptor_limit()
         sys.setswitchinterval(1.0)  # threads wait in calls: none need be made to yield
+        gc.freeze()
+        gc.set_threshold(GC_EVERY)  # exchanges are many, and hold no cycles
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     clients = Clients(options, k)
     threading.stack_size(STACK_BYTES)
@@ -1256,7 +1263,7 @@ def serve_group(pipe: Any, options: argparse.Namespace, numbers: range, k: int) 
 
 
 def follow_orders(pipe: Any, clients: Clients) -> None:
-    """Start together when told so (thread orders); the end of the main process is ours."""
+    """Start together when told so (thread orders); end when the main process does."""
     with contextlib.suppress(EOFError, OSError):
         clients.start_mono_ns, clients.end_mono_ns = pipe.recv()
         clients.to_realtime_ns = clock_offset()
@@ -1283,7 +1290,8 @@ class Group:
             target=serve_group, args=arguments, name=f"group-{number}"
         )
         self.worker.daemon = True
-        reader = threading.Thread(target=self.read, name=f"reader-{number}", daemon=True)
+        name = f"reader-{number}"
+        reader = threading.Thread(target=self.read, name=name, daemon=True)
         with without_signals():
             self.worker.start()
             reader.start()
@@ -1316,7 +1324,7 @@ def without_signals() -> Iterator[None]:
 
 def usable_cores() -> int:
     """Return how many processor cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
+    with contextlib.suppress(AttributeError, OSError):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
@@ -1325,7 +1333,10 @@ def raise_descriptor_limit() -> int | None:
     """Raise the limit of open files as far as it goes; return it, None for no limit."""
     if resource is None:
         return None
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    except OSError:
+        return 1024  # POSIX systems give that many
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         soft = hard
@@ -1394,9 +1405,8 @@ class Results:
     bytes_sent: int = 0  # of confirmed exchanges
     bytes_received: int = 0
     confirmed: int = 0
-    direct: Distribution = field(default_factory=Distribution)  # through the balancer ...
-    difference: Distribution = field(default_factory=Distribution)  # ... less directly
-    faster_through: int = 0  # pairs whose difference is below 0, counted as 0
+    # --direct: latency through the balancer less directly; 0 where that is below.
+    difference: Distribution = field(default_factory=Distribution)
     direct_failed: int = 0
     # What is not in a file: of this run alone.
     wake_delay: Distribution = field(default_factory=Distribution)  # in kernel → seen
@@ -1434,7 +1444,7 @@ class Results:
     wall_s: float = 0.0
     timestamps: str = "kernel"
     interrupted: bool = False
-    headline: str = ""  # how it was loaded
+    load: str = ""  # how the target was loaded, in words
     start_ns: int = 0  # CLOCK_REALTIME
     start_mono_ns: int = 0
     connected: int = 0
@@ -1465,8 +1475,8 @@ class Results:
             self._add_failed(e for e in made if e.outcome.name != CONFIRMED)
         if not made:
             return self
-        connects = [e for e in made if e.connect]
-        self.connect_time.extend([e.connect for e in connects], [e.sent for e in connects])
+        new = [e for e in made if e.connect]
+        self.connect_time.extend([e.connect for e in new], [e.sent for e in new])
         waits = [e.last - e.since for e in made]
         longest = made[waits.index(max(waits))]
         is_open = longest.outcome.name != CONFIRMED
@@ -1515,7 +1525,6 @@ class Results:
             both = [e for e in pairs if e.direct and e.direct >= 0]
             self.direct_failed = len(pairs) - len(both)
             more = [e.first - e.sent - (e.direct or 0) for e in both]
-            self.faster_through = sum(ns < 0 for ns in more)
             self.difference.extend(more, [e.sent for e in both])
 
     def _add_server(
@@ -1523,7 +1532,7 @@ class Results:
     ) -> None:
         """Add exchanges that one server confirmed; "" is one that did not say who."""
         server = ServerResults(len(mine), sum(e.connect > 0 for e in mine))
-        server.latency.slices.reach(*self.latency.slices.span)
+        server.latency.slices.widen(self.latency.slices.shift)
         latency = array("q", [e.first - e.sent for e in mine])
         levels = server.latency.extend(latency, [e.sent for e in mine])
         self.latency.merge(server.latency)
@@ -1542,7 +1551,8 @@ class Results:
             self.failures[e.outcome.name] += 1
             where = f"client {e.client} message {e.number}"
             key = e.outcome.name, e.outcome.text
-            self.examples.setdefault(key, []).append(where)
+            if key in self.examples or len(self.examples) < MOST_EXAMPLES:
+                self.examples.setdefault(key, []).append(where)
             self.events.add([e.last], ["failed"])
 
     def merge(self, other: Results) -> None:
@@ -1551,7 +1561,7 @@ class Results:
                      "send_delay", "difference", "events"):  # fmt: skip
             getattr(self, name).merge(getattr(other, name))
         for name in ("bytes_sent", "bytes_received", "confirmed", "unstamped",
-                     "direct_failed", "faster_through", "waited_for_client", "backlog_ns", "kept",
+                     "direct_failed", "waited_for_client", "backlog_ns", "kept",
                      "left_over", "warmed_up", "never_started",
                      "clients", "planned"):  # fmt: skip
             setattr(self, name, getattr(self, name) + getattr(other, name))
@@ -1559,7 +1569,8 @@ class Results:
         for name, theirs in other.servers.items():
             self.servers.setdefault(name, ServerResults()).merge(theirs)
         for way, where in other.examples.items():
-            self.examples[way] = (self.examples.get(way, []) + where)[:10]
+            if way in self.examples or len(self.examples) < MOST_EXAMPLES:
+                self.examples[way] = (self.examples.get(way, []) + where)[:10]
         self.slowest = sorted(self.slowest + other.slowest, key=slowness, reverse=True)
         del self.slowest[SLOWEST_SHOWN:]
         self.gap, self.end_ns = max(self.gap, other.gap), max(self.end_ns, other.end_ns)
@@ -1593,11 +1604,6 @@ class Results:
         """Whether to trust the run: "valid", or "doubtful"."""
         return "doubtful" if self.reasons else "valid"
 
-    @property
-    def runs(self) -> list[Results]:
-        """The runs of which it is one."""
-        return [self]
-
     def slower_servers(self) -> tuple[list[Slower], list[str]]:
         """Return which servers are slower than the fastest, and which not to compare.
 
@@ -1605,16 +1611,18 @@ class Results:
         would differ that were dealt out anew; one that was not there all the time, or
         by less than 5 %, is not.
         """
-        absent = [n for n, s in self.servers.items() if None in s.by_part or not s.by_part]
+        known = {name: server.by_part for name, server in self.servers.items()}
+        absent = [name for name, parts in known.items() if None in parts or not parts]
         names = sorted(set(self.servers) - set(absent), key=self.p50_of)
         lines = [self.servers[name].medians for name in names]
-        if len(names) < 2 or all(lines) and chance(lines) > CHANCE:
+        if len(names) < 2 or (
+            all(lines) and chance(lines) > CHANCE_OF_CONNECTIONS
+        ):
             return [], absent
         fast, slower = names[0], []
         for name in names[:0:-1]:
-            pairs, ratio = math.comb(len(names), 2), self.p50_of(name) / self.p50_of(fast)
-            ours, theirs = self.servers[name].by_part, self.servers[fast].by_part
-            ratios = ratios_of(ours, theirs, pairs)
+            ratio = self.p50_of(name) / self.p50_of(fast)
+            ratios = ratios_of(known[name], known[fast], math.comb(len(names), 2))
             if ratios and ratio >= LEAST_RATIO:
                 slower.append(Slower(name, fast, ratio, (min(ratios), max(ratios))))
         return slower, absent
@@ -1626,63 +1634,45 @@ class Results:
     def as_json(self) -> dict[str, Any]:
         """Return what --json writes: `read_results` reads it back."""
         slower, absent = self.slower_servers()
-        return {
-            "version": 1,
-            "command": self.command,
-            "started": format_utc(self.started),
-            "target": self.target,
-            "title": self.title,
-            "clients": self.clients,
-            "workers": self.workers,
-            "rate": self.rate,
-            "arrivals": self.arrivals,
-            "seed": self.seed,
-            "warmup_s": round(self.warmup_s, 6),
-            "wall_s": round(self.wall_s, 6),
-            "timestamps": self.timestamps,
-            "interrupted": self.interrupted,
-            "exchanges": {
-                "planned": self.planned,
-                "confirmed": self.confirmed,
-                "failed": self.failed,
-                "not_sent": self.not_sent,
-                "per_s": round(self.per_s, 1),
-            },
-            "bytes": {
-                "sent": self.bytes_sent,
-                "received": self.bytes_received,
-                "per_s": round(self.bytes_per_s, 1),
-            },
-            "latency_ns": self.latency.as_json(),
-            "response_time_ns": self.response_time.as_json(),
-            "connect_ns": self.connect_time.as_json(),
-            "servers": {
-                name: {
-                    "confirmed": s.confirmed,
-                    "latency_ns": s.latency.as_json(),
-                    "by_part": [v and round(v) for v in s.by_part],
-                    "connections": [round(v) for v in s.medians],
-                }
-                for name, s in sorted(self.servers.items())
-            },
-            "comparison": {
-                "slower": [s._asdict() for s in slower],
-                "not_compared": absent,
-            },
-            "direct": self.difference.as_json() if self.difference.count else None,
-            "failures": {name: self.failures[name] for name in FAILURES},
-            "verdict": self.verdict,
-            "reasons": self.reasons,
-            "notices": self.notices,
+        data: dict[str, Any] = {"version": 1, "started": format_utc(self.started)}
+        data |= {name: getattr(self, name) for name in PLAIN_FIELDS}
+        data |= {name: round(getattr(self, name), 6) for name in ("warmup_s", "wall_s")}
+        counts = {name: getattr(self, name) for name in COUNT_FIELDS}
+        data["exchanges"] = counts | {"per_s": round(self.per_s, 1)}
+        data["bytes"] = {"sent": self.bytes_sent, "received": self.bytes_received,
+                         "per_s": round(self.bytes_per_s, 1)}  # fmt: skip
+        data |= {name: getattr(self, own).as_json() for name, own in METRICS.items()}
+        data["direct"] = self.difference.as_json() if self.difference.count else None
+        data["servers"] = {
+            name: {
+                "confirmed": s.confirmed,
+                "latency_ns": s.latency.as_json(),
+                "by_part": [v and round(v) for v in s.by_part],
+                "connections": [round(v) for v in s.medians],
+            }
+            for name, s in sorted(self.servers.items())
         }
+        rows = [found._asdict() for found in slower]
+        data["comparison"] = {"slower": rows, "not_compared": absent}
+        data["failures"] = {name: self.failures[name] for name in FAILURES}
+        return data | {name: getattr(self, name) for name in JUDGEMENT}
+
+
+# What of Results is in JSON under its own name, and where metrics are.
+PLAIN_FIELDS = ("command", "target", "title", "clients", "workers", "rate", "arrivals",
+                "seed", "load", "timestamps", "interrupted")  # fmt: skip
+COUNT_FIELDS = ("planned", "confirmed", "failed", "not_sent")
+METRICS = {"latency_ns": "latency", "response_time_ns": "response_time",
+           "connect_ns": "connect_time"}  # fmt: skip
+JUDGEMENT = ("verdict", "reasons", "notices")
 
 
 def counts(exchange: Exchange, options: argparse.Namespace, start: int) -> bool:
-    """Tell whether an exchange counts: --warmup leaves out the first seconds, or few."""
+    """Tell whether an exchange counts: --warmup leaves out the first ones."""
     kind, number = options.warmup
     if kind == "messages":
         return bool(exchange.number > number)
-    return bool(exchange.due >= start + number * 1e9)
+    return bool(exchange.due >= start + number * 1e9 - 1e5)  # clocks are read apart
 
 
 def slowness(exchange: Exchange) -> int:
@@ -1692,16 +1682,13 @@ def slowness(exchange: Exchange) -> int:
 
 def format_utc(moment: float) -> str:
     """Return a moment with its fraction: 2026-11-23T14:50:15.123456Z."""
-    whole = math.floor(moment)
-    text = time.strftime(UTC_FORMAT, time.gmtime(whole))
-    return f"{text}.{min(999_999, int((moment - whole) * 1e6)):06}Z"
+    when = datetime.fromtimestamp(moment, UTC).replace(tzinfo=None)
+    return when.isoformat(timespec="microseconds") + "Z"
 
 
 def parse_utc(text: str) -> float:
     """Return the moment that `format_utc` wrote, with a fraction or without one."""
-    whole, _, fraction = text.removesuffix("Z").partition(".")
-    seconds = calendar.timegm(time.strptime(whole, UTC_FORMAT))
-    return seconds + float(f"0.{int(fraction or 0):0{len(fraction)}}")
+    return datetime.fromisoformat(text.removesuffix("Z") + "+00:00").timestamp()
 
 
 # ---- The run: from the common start to the last report -------------------------------
@@ -1792,16 +1779,20 @@ def finish_run(total: Results, options: argparse.Namespace) -> None:
     total.wall_s = max(0, wall_ns) / 1e9
     if options.rate and options.planned and not total.interrupted and total.end_ns:
         # A schedule ends with the place after its last message.
-        end_s = options.duration or options.planned / options.rate
+        end_s = min(options.duration or math.inf, options.planned / options.rate)
         total.wall_s = max(total.wall_s, end_s - total.warmup_s)
-    total.headline = describe_load(options)
+    total.load = describe_load(options)
     if TIMESTAMP_OPTION is None or 0 < total.confirmed == total.unstamped:
         total.timestamps = "user"
     part_of = total.latency.slices.cut()
     for server in total.servers.values():
         server.finish(part_of)
-    expected = options.server_names if total.confirmed else []
-    total.silent_servers = [name for name in expected if name not in total.servers]
+    expected = options.server_names
+    usual = [str(port) for port in USUAL_PORTS[:3]]
+    if total.target.endswith(":9990") and total.connect_time.count > 2:
+        expected = expected or usual * (set(total.servers) < set(usual))
+    if total.servers:
+        total.silent_servers = sorted(set(expected) - set(total.servers))
 
 
 def listen_overflows() -> int:
@@ -1858,13 +1849,18 @@ def judge(results: Results, options: argparse.Namespace) -> None:
             doubt("replies came before their messages were sent: an earlier message was"
                 " confirmed twice, or its reply had more bytes")  # fmt: skip
         if "left over" in words:
-            doubt("bytes were left over after a reply: more was confirmed than sent")
+            doubt("bytes were left over after a reply: a message was confirmed twice,"
+                " or before it was sent")  # fmt: skip
     if r.left_over:
         doubt(f"bytes were left over on {counted(r.left_over, 'connection')}: more came"
-            " than replies, so that earlier ones may belong to other messages")  # fmt: skip
+            " than replies, so that some may belong to other messages")  # fmt: skip
+    pairs = r.direct_failed + r.difference.count
     if r.direct_failed > r.difference.count:
         doubt(f"most direct exchanges failed ({grouped(r.direct_failed)} of"
-            f" {grouped(r.direct_failed + r.difference.count)}): is --direct right?")
+            f" {grouped(pairs)}): is --direct right?")  # fmt: skip
+    if options.direct and r.confirmed and not pairs:
+        doubt(f"no direct exchange was made: the servers that answered,"
+            f" {', '.join(r.servers)}, are none of --direct's")  # fmt: skip
     slow = r.connect_time.between(SYN_RETRY_NS, sys.maxsize)
     if slow and r.overflows > 0:
         doubt(f"{counted(slow, 'connect')} took 1 s or longer and this machine's listen"
@@ -1939,7 +1935,7 @@ def notice(results: Results, options: argparse.Namespace) -> None:
     near_40_ms = latency.between(38_000_000, 46_000_000)
     if near_40_ms > 0.05 * r.confirmed and latency.percentile(0.5) < 2e7:
         say(f"{near_40_ms / r.confirmed:.0%} of replies took about 40 ms: Nagle's"
-            " algorithm and delayed ACK? The sender should set TCP_NODELAY")  # fmt: skip
+            " algorithm, delayed ACK? The sender should set TCP_NODELAY")  # fmt: skip
 
 
 def checks_of(results: Results) -> str:
@@ -1974,9 +1970,8 @@ def parse_limit(text: str) -> Limit:
     if match := LIMIT.fullmatch(text.strip()):
         metric, key, sign, number, unit = match.groups()
         if key and unit in UNITS_NS and key.strip("p0.") != "":
-            return Limit(
-                text, f"{metric or 'latency'}.{key}", sign, float(number) * UNITS_NS[unit]
-            )
+            value = float(number) * UNITS_NS[unit]
+            return Limit(text, f"{metric or 'latency'}.{key}", sign, value)
         if not key and unit in ("", "%" if text.strip()[0] == "f" else "/s"):
             figure = "rate" if text.strip()[0] == "r" else f"failed{unit}"
             return Limit(text, figure, sign, float(number))
@@ -2086,14 +2081,11 @@ def compare_runs(
 
 def baseline_doubts(ours: Sequence[Results], theirs: Sequence[Results]) -> list[str]:
     """Return what speaks against a comparison, in words."""
-    first, words = ours[0], []
-    for name in ("clients", "rate", "arrivals"):
+    words: list[str] = []
+    for name in ("clients", "rate", "arrivals", "load"):
         kinds = {getattr(run, name) for run in (*ours, *theirs)}
-        if len(kinds) > 1:
-            words.append(f"other {name}")
-    other = [r for r in theirs if shape_of(r.command) != shape_of(first.command)]
-    if other and not words:
-        words.append(f"another command: {shlex.join(other[0].command)}")
+        if len(kinds) > 1 and not words:
+            words.append(f"other {name}: {', '.join(str(kind) for kind in kinds)}")
     if any(run.interrupted for run in theirs):
         words.append("it was interrupted")
     if any(run.reasons for run in theirs):
@@ -2105,21 +2097,6 @@ def baseline_doubts(ours: Sequence[Results], theirs: Sequence[Results]) -> list[
         if not take_turns(*starts):
             words.append("the runs did not take turns: the machine may have changed")
     return words
-
-
-def shape_of(command: Sequence[str]) -> list[str]:
-    """Return the part of a command that says how a run loads its target."""
-    out, words = [], list(command[1:])
-    options = ("--json", "--csv", "--report", "--baseline", "--title", "--target",
-               "--fail-if", "--runs", "--seed")  # fmt: skip
-    while words:
-        word = words.pop(0)
-        if word.partition("=")[0] in options:
-            while "=" not in word and words and not words[0].startswith("--"):
-                words.pop(0)
-        elif word not in ("--demo", "--quiet", "--verbose"):
-            out.append(word)
-    return sorted(out)
 
 
 def baseline_lines(ours: Sequence[Results], theirs: Sequence[Results]) -> Iterator[str]:
@@ -2153,9 +2130,14 @@ def held(results: Results) -> bool:
     return sent and not any("busy when" in reason for reason in results.reasons)
 
 
+def rate_of(results: Results) -> float:
+    """Return the rate that was asked for; 0 in a closed loop."""
+    return results.rate or 0.0
+
+
 def knee_words(runs: Sequence[Results]) -> str:
     """Say up to which rate the target held what it was asked for."""
-    rated = sorted((run for run in runs if run.rate), key=lambda run: run.rate or 0)
+    rated = sorted((run for run in runs if run.rate), key=rate_of)
     if len({run.rate for run in rated}) < 2:
         return ""
     good = list(itertools.takewhile(held, rated))
@@ -2179,7 +2161,8 @@ def series_lines(runs: Sequence[Results]) -> Iterator[str]:
     for k, run in enumerate(runs, 1):
         metric, name = run.response_time, f"{digits(run.rate)}/s"
         line = f"{name if run.rate else f'run {k}':>9}{digits(run.per_s):>13}"
-        line += f"{with_unit(metric.reported(0.5)):>14}{from_to(metric.tenths('p50')):>17}"
+        line += f"{with_unit(metric.reported(0.5)):>14}"
+        line += f"{from_to(metric.tenths('p50')):>17}"
         line += f"{with_unit(metric.reported(0.99)):>10}"
         yield f"{line}  {bar(metric.reported(0.5) or 0, most, 12)}"
     yield ""
@@ -2189,11 +2172,11 @@ def series_lines(runs: Sequence[Results]) -> Iterator[str]:
         name = f"{digits(run.rate)}/s" if run.rate else f"run {k}"
         for reason in run.reasons:
             yield from wrapped(name, reason)
-    confirmed, failed = (sum(getattr(r, n) for r in runs) for n in (CONFIRMED, "failed"))
+    confirmed, failed = sum(r.confirmed for r in runs), sum(r.failed for r in runs)
     yield f" {grouped(confirmed)} confirmed   {grouped(failed)} failed"
     doubtful = sum(bool(run.reasons) for run in runs)
-    words = f"DOUBTFUL: {doubtful} of {counted(len(runs), 'run')}" if doubtful else "VALID"
-    yield from wrapped("verdict", words)
+    words = f"DOUBTFUL: {doubtful} of {counted(len(runs), 'run')}"
+    yield from wrapped("verdict", words if doubtful else "VALID")
 
 
 # ---- On the terminal: at most 80 columns; progress on standard error -----------------
@@ -2206,8 +2189,10 @@ LINE_EVERY_S = 10.0  # of progress that is not redrawn
 
 
 class Progress:
-    """One line on standard error while a run lasts: redrawn where that is a terminal,
-    else a new one now and then."""
+    """One line on standard error while a run lasts.
+
+    It is redrawn where that is a terminal, else a new one now and then.
+    """
 
     def __init__(self, options: argparse.Namespace, out: TextIO) -> None:
         self.options, self.out = options, out
@@ -2223,7 +2208,8 @@ class Progress:
         done = total.confirmed + total.failed + total.warmed_up
         since, before = self.counts[0]
         self.counts.append((now, total.confirmed))
-        if not self.redraws and (now - self.written < LINE_EVERY_S or self.options.quiet):
+        is_soon = self.options.quiet or now - self.written < LINE_EVERY_S
+        if is_soon and not self.redraws:
             return
         self.written = now
         by_time = (now - self.began) / (self.options.duration or math.inf)
@@ -2242,11 +2228,6 @@ class Progress:
         """Write, if anybody can read it."""
         with contextlib.suppress(OSError, ValueError):
             put(text, self.out)
-
-    def clear(self) -> None:
-        """Take the line away."""
-        if self.redraws:
-            self.write("\r\x1b[K")
 
 
 def bar(value: float, largest: float, width: int = BAR_WIDTH) -> str:
@@ -2309,11 +2290,12 @@ def percentile_lines(results: Results) -> Iterator[str]:
     if not results.rate:
         yield "   (no schedule: a message is due when it is sent)"
     if has_tenths:
-        yield "   tenths = lowest and highest of ten tenths of the run, in order of time"
+        yield "   tenths = lowest and highest of ten tenths of the run, in time"
     for what, least in (("exchanges", NEEDED), ("for tenths of", PARTS_NEED)):
-        missing = [f"{LABELS[n]} needs {grouped(v)}" for n, v in least.items() if size < v]
-        if missing:
-            yield f"   {what} {', '.join(missing[:2])}"
+        lacking = {LABELS[n]: grouped(v) for n, v in least.items() if size < v}
+        lacks = [f"{name} needs {value}" for name, value in lacking.items()]
+        if lacks:
+            yield f"   {what} {', '.join(lacks[:2])}"
 
 
 def log_steps(low: float, high: float, number: int) -> list[float]:
@@ -2359,7 +2341,8 @@ def server_lines(results: Results) -> Iterator[str]:
         metric = server.latency
         share = server.confirmed / max(1, results.confirmed)
         line = f" {name:<6} {grouped(server.confirmed):>10} {share:>6.1%}"
-        line += f" {with_unit(metric.percentile(0.5)):>9}{from_to(metric.tenths('p50')):>17}"
+        line += f" {with_unit(metric.percentile(0.5)):>9}"
+        line += f"{from_to(metric.tenths('p50')):>17}"
         line += f" {with_unit(metric.reported(0.99)):>8}"
         line += f"  {' '.join(map(str, sorted(server.clients)))}"
         yield line.rstrip() if len(line) <= WIDTH else line[: WIDTH - 1] + "…"
@@ -2398,9 +2381,8 @@ def slower_words(results: Results) -> str:
     for found in slower:
         low, high = (f"{value - 1:+.0%}" for value in found.tenths)
         around = f"({low} to {high} in the tenths)"
-        words.append(
-            f"{found.server} is slower than {found.than}: p50 {found.ratio - 1:+.0%} {around}"
-        )
+        line = f"{found.server} is slower than {found.than}: p50"
+        words.append(f"{line} {found.ratio - 1:+.0%} {around}")
     if absent and results.latency.tenths("p50"):
         words.append(f"{', '.join(absent)} was not there all the time: not compared")
     elif absent:
@@ -2454,7 +2436,7 @@ def head_lines(results: Results) -> Iterator[str]:
     r = results
     if r.title:
         yield from textwrap.wrap(r.title, WIDTH)
-    head = f"client2  {counted(r.clients, 'client')} → {r.target}   {r.headline}"
+    head = f"client2  {counted(r.clients, 'client')} → {r.target}   {r.load}"
     yield from textwrap.wrap(head, WIDTH, subsequent_indent=" " * 9)
     ready = ""
     if r.connected:
@@ -2505,16 +2487,17 @@ def closing_lines(results: Results) -> Iterator[str]:
     """Yield the most important figures, and the verdict."""
     r = results
     words = f"{grouped(r.confirmed)} of {grouped(r.planned)} confirmed"
-    words += f"   {grouped(r.failed)} failed   {digits(r.per_s)} exchanges/s"
-    yield from textwrap.wrap(
-        f"{words}   throughput {with_unit(r.bytes_per_s, RATES)}", WIDTH,
-        initial_indent=" ", subsequent_indent=" ", fix_sentence_endings=False)  # fmt: skip
+    words += f"   {grouped(r.failed)} failed"
+    words += f"   {grouped(r.not_sent)} not sent" if r.not_sent else ""
+    words += f"   {digits(r.per_s)} exchanges/s"
+    words += f"   {with_unit(r.bytes_per_s, RATES)}"
+    yield from textwrap.wrap(words, WIDTH, initial_indent=" ", subsequent_indent=" ")
     if r.latency.count:
         metrics = {"latency": r.latency, "response time": r.response_time}
-        parts = [
-            f"{name} p50 {with_unit(m.reported(0.5))}, p99 {with_unit(m.reported(0.99))}"
-            for name, m in metrics.items()
-        ]
+        parts = []
+        for name, metric in metrics.items():
+            p50, p99 = (with_unit(metric.reported(p)) for p in (0.5, 0.99))
+            parts.append(f"{name} p50 {p50}, p99 {p99}")
         yield " " + "   ".join(parts)
     checked = "" if r.reasons else f": {checks_of(r)}"
     yield from wrapped("verdict", r.verdict.upper() + checked)
@@ -2522,10 +2505,10 @@ def closing_lines(results: Results) -> Iterator[str]:
         yield from wrapped("", reason)
 
 
-# ---- The report: one page, nothing from outside ---------------------------------------
-# Inline SVG without a script; hover texts are <title>s. Colours can be told apart by the
-# colour-blind up to the sixth server; shapes and legends name the rest. In an open loop
-# everything goes by response time, which is what users wait.
+# ---- The report: one page, nothing from outside --------------------------------------
+# Inline SVG without a script; hover texts are <title>s. Colours can be told apart by
+# the colour-blind up to the sixth server; shapes and legends name the rest. In an
+# open loop everything goes by response time, which is what users wait.
 
 PLOT_WIDTH, LEFT, RIGHT, TOP = 760, 72, 700, 14  # SVG units
 SERVER_ROW = 64
@@ -2539,7 +2522,8 @@ DARK = ("56b4e9", "f08a3c", "2ec49a", "e39cc4", "e6b800", "9ad4f5", "c99b4a", "b
 PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy"
  content="default-src 'none'; style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width"><title>client2: {title}</title><style>
+<meta name="viewport" content="width=device-width"><title>client2: {title}</title>
+<style>
 :root{{--ink:#1d2530;--soft:#5b6672;--line:#dfe4e9;--page:#fff;--card:#f5f7f9;
 --fail:#c00020;{light}}}
 @media screen and (prefers-color-scheme:dark){{:root{{--ink:#e7ebef;--soft:#9aa6b2;
@@ -2554,7 +2538,8 @@ border-radius:8px;padding:10px 16px}}.tiles b{{display:block;font-size:21px}}
 .key span{{white-space:nowrap;margin-right:14px}}.key b{{font-size:16px}}
 table{{border-collapse:collapse;font-size:14px}}code{{overflow-wrap:anywhere}}
 th,td{{padding:5px 18px 5px 0;text-align:right;border-bottom:1px solid var(--line);
-white-space:nowrap}}td small{{display:block}}svg{{width:100%;min-width:660px;height:auto}}
+white-space:nowrap}}td small{{display:block}}
+svg{{width:100%;min-width:660px;height:auto}}
 svg text{{font-size:13px;fill:var(--soft)}}
 @media(max-width:700px){{.wide::before{{content:"scroll sideways →";font-size:13px;
 color:var(--soft);position:sticky;left:0}}}}
@@ -2562,20 +2547,22 @@ color:var(--soft);position:sticky;left:0}}}}
 .line{{fill:none;stroke-width:2}}.dash{{stroke-dasharray:6 4}}.ink{{stroke:var(--ink)}}
 .dots{{fill:none;stroke-width:5;stroke-opacity:.6}}.round{{stroke-linecap:round}}
 .square{{stroke-linecap:square;stroke-width:4}}.thin{{stroke-width:1.4}}
-.band{{stroke:none;fill-opacity:.16}}.fail{{stroke:var(--fail);stroke-width:2;fill:none}}
-.bad{{fill:var(--fail)}}{colours}
+.band{{stroke:none;fill-opacity:.16}}
+.fail{{stroke:var(--fail);stroke-width:2;fill:none}}
+.bad{{fill:var(--fail);color:var(--fail)}}{colours}
 @media print{{figure,table{{break-inside:avoid}}}}
 </style></head><body><h1>{title}</h1><p class=soft>{subtitle}
 <div class="tiles">{tiles}</div><p><b>Verdict: {verdict}</b><ul>{reasons}</ul>{content}
 <h2>How it was measured</h2><p>Command: <code>{command}</code><br>{machine}</p>
 <p><b>Latency</b>: from handing the message to the kernel to the arrival of the reply's
-first byte in this machine's kernel. <b>Response time</b>: from the moment the message was
-due (the <code>--rate</code> schedule; else sent) to the arrival of the reply's last byte.
+first byte in this machine's kernel. <b>Response time</b>: from the moment the message
+was due (<code>--rate</code>; else sent) to the arrival of the reply's last byte.
 <b>Throughput</b>: message and reply bytes of confirmed exchanges over the wall time.
-<b>Connect</b>: TCP connect alone, in neither. Percentiles are nearest rank, of confirmed
-exchanges; p90 needs 29 of them, p95 59, p99 299, p99.9 2,995. <b>Tenths</b>: the run is
-cut, in order of time, into ten parts of equal number; a range goes from the least to the
-greatest of the parts' own percentiles. It says how much the run wavered.</p>
+<b>Connect</b>: TCP connect alone, in neither. Percentiles are nearest rank, of
+confirmed exchanges; p90 needs 29 of them, p95 59, p99 299, p99.9 2,995.
+<b>Tenths</b>: the run is cut, in order of time, into ten parts of equal number; a range
+goes from the least to the greatest of the parts' own percentiles, and says how much the
+run wavered.</p>
 <script type="application/json" id="run">{data}</script></body></html>
 """
 SHAPES = (
@@ -2593,10 +2580,13 @@ def page_colours() -> dict[str, str]:
         "light": "".join(f"--s{k}:#{LIGHT[k]};" for k in numbers),
         "dark": "".join(f"--s{k}:#{DARK[k]};" for k in numbers),
         "colours": "".join(
-            f".c{k}{{stroke:var(--s{k})}}.f{k}{{fill:var(--s{k})}}.t{k}{{color:var(--s{k})}}"
+            f".{name}{k}{{{what}:var(--s{k})}}"
             for k in numbers
+            for name, what in (("c", "stroke"), ("f", "fill"), ("t", "color"))
         )
-        + "".join(f".h{k}{{fill-opacity:{0.15 + 0.12 * k:.2f}}}" for k in range(SHADES)),
+        + "".join(
+            f".h{k}{{fill-opacity:{0.15 + 0.12 * k:.2f}}}" for k in range(SHADES)
+        ),
     }
 
 
@@ -2701,8 +2691,8 @@ class Plot:
         key = f"<p class=key>{''.join(self.key)}" if self.key else ""
         return (
             f"<h2>{self.title}</h2>{key}<figure><div class=wide>{head}<title>{caption}"
-            f"</title>{''.join(self.parts)}</svg></div><figcaption>{caption}</figcaption>"
-            "</figure>"
+            f"</title>{''.join(self.parts)}</svg></div><figcaption>{caption}"
+            "</figcaption></figure>"
         )
 
 
@@ -2731,9 +2721,10 @@ def columns_of(
     columns: defaultdict[int, Counter[Any]] = defaultdict(Counter)
     for slice_, things in found.items():
         columns[(slice_ - first) // per].update(things)
-    width_s, zero = per * 2**slices.shift / 1e9, (first << slices.shift) - results.start_ns
+    width_s = per * 2**slices.shift / 1e9
+    at_s = ((first << slices.shift) - results.start_ns) / 1e9
     return [
-        (max(0.0, zero / 1e9 + k * width_s), zero / 1e9 + (k + 1) * width_s, columns[k])
+        (max(0.0, at_s + k * width_s), at_s + (k + 1) * width_s, columns[k])
         for k in sorted(columns)
     ]
 
@@ -2748,7 +2739,7 @@ def plot_exchanges(results: Results) -> str:
         text = f"A dot is one exchange's {name}; its colour and shape name the server."
         draw_dots(plot, results, x, y)
     else:
-        text = f"{name.capitalize()}: the darker a field, the more exchanges (log scale)."
+        text = f"{name.capitalize()}: the darker a field, the more exchanges (log)."
         draw_heat(plot, results, metric, x, y)
     columns = columns_of(metric.slices, results, COLUMNS)
     for p, least, style in ((0.5, 3, "ink"), (0.99, 100, "ink dash")):
@@ -2792,11 +2783,15 @@ def draw_heat(
         for level, number in levels.items():
             fields[at, to, level >> COARSE] += number
     most = math.log1p(max(fields.values(), default=1))
+    ways = [""] * SHADES
     for (at, to, level), number in fields.items():
-        shade = min(SHADES - 1, int(SHADES * math.log1p(number) / most))
         ends = [hdr_highest(((level + k) << COARSE + LEVEL) - 1) for k in (0, 1)]
-        across = [min(x.end, x(at)), min(x.end, x(to))]
-        plot.box(f"f0 h{shade}", across, [min(plot.bottom, y(max(1, e))) for e in ends])
+        low, high = (min(plot.bottom, y(max(1, end))) for end in ends)
+        left, right = min(x.end, x(at)), min(x.end, x(to))
+        shade = min(SHADES - 1, int(SHADES * math.log1p(number) / most))
+        ways[shade] += f"M{left:.1f} {low:.1f}H{right:.1f}V{high:.1f}H{left:.1f}z"
+    for shade, way in enumerate(ways):
+        plot.path(f"f0 h{shade}", way)
 
 
 def plot_spectrum(results: Results, baseline: Results | None) -> str:
@@ -2851,7 +2846,7 @@ def plot_rate(results: Results) -> str:
     events = results.events
     shift = max([events.shift, *(slices.shift for _, slices, _, _ in stacks)])
     zero = results.start_ns >> shift
-    last = max([zero, *(s.last >> shift for _, s, _, _ in stacks), events.last >> shift])
+    last = max(zero, *(slices.last >> shift for _, slices, _, _ in stacks))
     per = (last - zero) // COLUMNS + 1
     bar_s = per * 2**shift / 1e9
     stacks.append(("failed", events, "bad", "failed"))
@@ -2866,24 +2861,27 @@ def plot_rate(results: Results) -> str:
             fields.append((column, heights[column], heights[column] + number, style))
             heights[column] += number
         if totals:
-            plot.name(name, "■", "" if only else f"t{k % len(LIGHT)}")
+            plot.name(name, "■", "bad" if only else f"t{k % len(LIGHT)}")
     y = Scale(0, max(heights.values(), default=1) / bar_s * 1.1, plot.bottom, TOP)
     plot.left_axis(y, grouped)
     for column, low, high, style in fields:
-        across = max(x.start, x(column * bar_s)), min(x.end, x((column + 1) * bar_s)) - 0.6
-        if across[1] > across[0]:
+        left, right = max(x.start, x(column * bar_s)), x((column + 1) * bar_s) - 0.6
+        if left < min(x.end, right):
+            across = [left, min(x.end, right)]
             plot.box(style, across, [y(low / bar_s), y(high / bar_s)])
-    flight, points = 0, [(0.0, 0)]
+    flight, flights = 0, defaultdict[int, list[int]](list)
     for slice_, things in events.by_slice().items():
         flight += things["sent"] - things["ended"]
-        points.append((((slice_ + 1 << shift) - results.start_ns) / 1e9, flight))
-    z = Scale(0, max(1.0, *(n for _, n in points)) * 1.1, plot.bottom, TOP)
-    plot.line("ink", ((min(x.end, max(x.start, x(at))), z(n)) for at, n in points))
+        flights[(slice_ - zero) // per].append(flight)
+    means = {column: statistics.fmean(found) for column, found in flights.items()}
+    z = Scale(0, max(1.0, *means.values(), 1.0) * 1.1, plot.bottom, TOP)
+    middles = ((min(x.end, x((k + 0.5) * bar_s)), z(n)) for k, n in means.items())
+    plot.line("ink", middles)
     for value in z.ticks():
         plot.text(x.end + 8, z(value) + 4, f"{value:g}")
     plot.name("in flight (scale on the right)", "━")
     return plot.finish(
-        "Bars: exchanges confirmed per second, by server, and failed ones on top (left)."
+        "Bars: exchanges confirmed per second, by server, failed ones on top (left)."
         " Line: exchanges in flight, sent and waiting for their reply (right)."
     )
 
@@ -2926,9 +2924,9 @@ def plot_knee(runs: Sequence[Results]) -> str:
     marks = {rate_of(run): digits(run.rate) for run in rated}
     plot.bottom_axis(x, "messages per second", marks)
     for k, name in enumerate(("p50", "p99")):
+        found = [(run, run.response_time.reported(PERCENTILES[name])) for run in rated]
         points = [(x(rate_of(run)), value, run.response_time.tenths(name))
-                  for run in rated
-                  if (value := run.response_time.reported(PERCENTILES[name]))]  # fmt: skip
+                  for run, value in found if value]  # fmt: skip
         plot.line(f"c{k}", ((at, y(value)) for at, value, _ in points))
         for at, value, tenths in points:
             low, high = tenths or (value, value)
@@ -2937,11 +2935,6 @@ def plot_knee(runs: Sequence[Results]) -> str:
         plot.name(f"response time {name}", "●", f"t{k}")
     words = html.escape(knee_words(runs))
     return plot.finish(f"{words}. Upright lines: the tenths of each run.".capitalize())
-
-
-def rate_of(results: Results) -> float:
-    """Return the rate that was asked for; 0 in a closed loop."""
-    return results.rate or 0.0
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -3036,7 +3029,8 @@ def render_report(
     if theirs:
         lines = "".join(f"<li>{html.escape(w)}" for w in baseline_lines(runs, theirs))
         when = format_utc(theirs[0].started)[:16].replace("T", " ")
-        content.append(f"<h2>Baseline</h2><p>{html.escape(files)}, {when} UTC<ul>{lines}</ul>")
+        what = f"{html.escape(files)}, {when} UTC"
+        content.append(f"<h2>Baseline</h2><p>{what}<ul>{lines}</ul>")
     for k, run in enumerate(runs, 1):
         body = "".join(sections(run, theirs[0] if theirs else None))
         name = f"{digits(run.rate)}/s" if run.rate else f"run {k}"
@@ -3049,7 +3043,7 @@ def render_report(
     checked = "" if any(run.reasons for run in runs) else f" ({checks_of(r)})"
     verdict = "doubtful" if any(run.reasons for run in runs) else "valid"
     title = r.title or f"{counted(r.clients, 'client')} → {r.target}"
-    what = f"{len(runs)} runs" if several else r.headline
+    what = f"{len(runs)} runs" if several else r.load
     ran = f"ran {with_unit(r.wall_s * 1e9)} · " if not several else ""
     return PAGE.format(
         title=html.escape(title),
@@ -3128,9 +3122,10 @@ class CsvFile:
         for e in made:
             kind = e.outcome
             latency = e.first - e.sent if kind.name == CONFIRMED else ""
+            due_s = f"{(e.due - start) / 1e9:.9f}"
             lines.append(
-                f"{e.client},{e.number},{kind.server},{(e.due - start) / 1e9:.9f},{latency},"
-                f"{slowness(e)},{kind.sent},{kind.received},{kind.name}\n"
+                f"{e.client},{e.number},{kind.server},{due_s},{latency},{slowness(e)},"
+                f"{kind.sent},{kind.received},{kind.name}\n"
             )
         self.write("".join(lines))
 
@@ -3201,7 +3196,7 @@ def results_from_json(data: dict[str, Any]) -> Results:
             by_part=[v and float(v) for v in figures.get("by_part", ())],
             medians=[float(v) for v in figures.get("connections", ())],
         )
-    direct, failures = data.get("direct"), data["failures"]
+    direct, failures, counts = data.get("direct"), data["failures"], data["exchanges"]
     return Results(
         latency=Distribution.from_json(data["latency_ns"]),
         response_time=Distribution.from_json(data["response_time_ns"]),
@@ -3211,8 +3206,8 @@ def results_from_json(data: dict[str, Any]) -> Results:
         failures=Counter({name: int(failures.get(name, 0)) for name in FAILURES}),
         bytes_sent=int(data["bytes"]["sent"]),
         bytes_received=int(data["bytes"]["received"]),
-        confirmed=int(data["exchanges"]["confirmed"]),
-        planned=int(data["exchanges"]["planned"]),
+        confirmed=int(counts["confirmed"]),
+        planned=int(counts["planned"]),
         command=list(map(str, data["command"])),
         started=parse_utc(data["started"]),
         target=safe_text(data["target"].encode()),
@@ -3222,6 +3217,7 @@ def results_from_json(data: dict[str, Any]) -> Results:
         rate=data.get("rate") and float(data["rate"]),
         arrivals=data.get("arrivals") and safe_text(data["arrivals"].encode()),
         seed=data.get("seed") and int(data["seed"]),
+        load=safe_text(str(data.get("load", "")).encode()),
         warmup_s=float(data.get("warmup_s", 0)),
         wall_s=float(data["wall_s"]),
         timestamps=data["timestamps"],
@@ -3259,7 +3255,7 @@ def merge_files(paths: list[str]) -> Results:
     merged.timestamps = min(
         (part.timestamps for part in parts), key=("user", "kernel").index
     )
-    merged.headline = f"merged from {counted(len(parts), 'run')}"
+    merged.load = f"merged from {counted(len(parts), 'run')}"
     for k, part in enumerate(parts, 1):
         merged.reasons += [f"file {k}: {reason}" for reason in part.reasons]
     return merged
@@ -3438,7 +3434,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         add("--rate", metavar="R,...", type=rates, default=[],
             help="send R messages per second, all clients together, on a fixed"
             " schedule: an open loop; several rates are run one after the other"
-            " (default: a closed loop, each client sends when its last reply has come)"),
+            " (default: a closed loop, each client sends when its last reply came)"),
         add("--arrivals", choices=("even", "poisson"), default="even",
             help="space the schedule's messages evenly, or at random like independent"
             " users (default: even)"),
@@ -3473,11 +3469,11 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
             help="open a new connection for every message (default: keep it)"),
         add("--any-reply", action="store_true",
             help="take any reply, e.g. of another protocol: it ends at its newline, or,"
-            f" if more came within {SILENCE_S * 1000:.0f} ms of the first one's, by such"
+            f" if more came within {SILENCE_S * 1000:.0f} ms of the first one, by such"
             " a silence, or at the end of file (default: it must repeat the message)"),
         add("--csv", metavar="FILE", help="write one line per exchange (default: off)"),
     ]  # fmt: skip
-    add = parser.add_argument_group("output (a FILE of - is standard output)").add_argument
+    add = parser.add_argument_group("output, to a FILE or - for stdout").add_argument
     add("--json", metavar="FILE", help="write the figures (default: off)")
     add("--report", metavar="FILE.html", help="write a page with plots (default: off)")
     add("--title", metavar="TEXT", default="", help="head summary and report with it")
@@ -3677,7 +3673,7 @@ def measure_once(
             total.kept.clear()
 
     results = run(options, inbox, on_report)
-    progress.clear()
+    progress.write("\r\x1b[K" * progress.redraws)
     judge(results, options)
     notice(results, options)
     return results

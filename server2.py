@@ -13,7 +13,8 @@ then 0.2 s of silence are a message, confirmed without a line ending.
 Log: a line per event (connected, received, replied, closed), one write for what came
 together, and always before its confirmation: what was confirmed has been handed to the
 kernel, and is in the file even when this process is killed in the next moment (with
---fsync also when the machine is). Several servers append to the same file. SIGHUP
+--fsync also when the machine is). What cannot be written, on a full disk say, is not
+confirmed: an error line says why. Several servers append to the same file. SIGHUP
 reopens it. A connection that never sends a byte leaves no record.
 
 Threads:
@@ -35,9 +36,9 @@ from __future__ import annotations
 
 import sys
 
-if sys.version_info < (3, 11):
+if sys.version_info < (3, 11):  # noqa: UP036 - older ones run this far
     found = ".".join(map(str, sys.version_info[:3]))
-    sys.stderr.write("server2.py needs Python 3.11 or newer, this is %s\n" % found)
+    sys.stderr.write(f"server2.py needs Python 3.11 or newer, this is {found}\n")
     sys.exit(2)
 
 import signal
@@ -47,6 +48,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import argparse
+import array
 import concurrent.futures
 import contextlib
 import errno
@@ -56,9 +58,11 @@ import io
 import ipaddress
 import math
 import os
+import queue
 import random
 import re
 import select
+import selectors
 import shutil
 import socket
 import stat
@@ -82,7 +86,6 @@ VERSION = "2.0"
 RECEIVE_BYTES = 65_536  # one read; a whole message of the default limit fits
 BATCH_MESSAGES = 256  # per write to the log: bounds memory and the wait of others
 PAUSE_MESSAGE_BYTES = 1_024  # longest message that a pause may end
-PROXY_LINE_BYTES = 107  # longest PROXY line with its CRLF (proxy-protocol.txt 2.1)
 PROXY_TIMEOUT_S = 5.0  # the specification asks for 3 s at least
 SEND_TIMEOUT_S = 30.0  # a client that reads nothing for so long is given up
 LINGER_S = 5.0  # how long a client may go on sending after an error line, ...
@@ -93,65 +96,16 @@ CUT_S = 1.0  # ... then for threads to end after their connections were cut
 DELIVERY_S = 2.0  # at the stop, for a client's kernel to acknowledge what was sent,
 ACKNOWLEDGED_S = 0.002  # ... asked for so often
 BACKOFF_S = 0.1  # after accept or a thread's start failed for want of resources
+RESTING_THREADS = 8  # kept for the next clients: to start one costs more than a message
 LISTEN_QUEUE = 4_096  # clients that wait for accept; the kernel caps it (somaxconn)
 MEND_BYTES = 256 << 20  # of the log's end are searched for torn records at most
 STACK_BYTES = 512 << 10  # per thread: calls here are shallow, threads many
 LINES_WAITING = 1_000  # for a slow terminal; later ones are dropped
 EVENTS_SHOWN = 20  # a second; the others are summed up in one line
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 SIGHUP = getattr(signal, "SIGHUP", None)  # Windows has none
+SIGNALS = {signal.SIGTERM, signal.SIGINT} | ({SIGHUP} if SIGHUP else set())
 TIMEOUTS = (BlockingIOError, TimeoutError)  # by SO_RCVTIMEO, by settimeout
 FAULTS = ("refuse", "hang", "reset", "slow", "close-early", "half-close")
-
-
-# ---- Text: what records and confirmations look like ----------------------------------
-
-
-@functools.lru_cache(maxsize=4)
-def second_text(second: int) -> str:
-    """Return the local time of a Unix second, as the log shows it."""
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
-
-
-def timestamp() -> str:
-    """Return the local time as "2026-11-23 14:50:15,613"."""
-    milliseconds = time.time_ns() // 1_000_000
-    return f"{second_text(milliseconds // 1000)},{milliseconds % 1000:03d}"
-
-
-def printable(data: bytes) -> str:
-    r"""Return text that prints on one line, obeys nothing, and tells all bytes apart.
-
-    \x1b is the byte ESC, \xa0 a byte that is no UTF-8, \u00a0 the character; the
-    backslash itself is \\.
-    """
-    text = data.decode("utf-8", "surrogateescape")
-    if text.isprintable() and "\\" not in text:
-        return text
-    return "".join(map(escaped, text))
-
-
-def escaped(char: str) -> str:
-    """Return a character as `printable` shows it."""
-    code = ord(char)
-    if 0xDC80 <= code <= 0xDCFF:  # an undecodable byte (PEP 383)
-        return f"\\x{code - 0xDC00:02x}"
-    if char == "\\" or code < 0x80:
-        return char if char.isprintable() and char != "\\" else ascii(char)[1:-1]
-    if char.isprintable():
-        return char
-    return f"\\u{code:04x}" if code < 0x1_0000 else f"\\U{code:08x}"
-
-
-def counted(number: int, noun: str) -> str:
-    """Return "1 message" or "2 messages"."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def format_address(address: tuple[Any, ...]) -> str:
-    """Return "host:port" of a socket address, an IPv6 host in brackets."""
-    host, port = address[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 # ---- Server: accept, a thread per client, stop ---------------------------------------
@@ -161,79 +115,54 @@ class Server:
     """The listener, and the live connections, each with a thread of its own."""
 
     def __init__(
-        self, listener: socket.socket, log: Log, terminal: Terminal, args: argparse.Namespace
+        self, listener: socket.socket, log: Log, terminal: Terminal, args: Any
     ) -> None:
         self.log, self.terminal, self.args = log, terminal, args
-        self.work = PretendedWork(args.delay, args.parallel)
         self.port: int = listener.getsockname()[1]
-        self.prefix = f"Server {self.port} received: ".encode()
+        self.work = PretendedWork(args.delay, args.parallel)
         self.stopping = threading.Event()
-        self._listener = listener
+        self._listener, self._bell = listener, Bell(listener)
         self._connection = FaultyConnection if args.fault[0] else Connection
         self._most = args.max_connections or sys.maxsize
-        # Wakes the main thread: a byte is a signal's number, or 0: a client has left.
-        self._inbox, self._outbox = socket.socketpair()
-        self._outbox.setblocking(False)
         self._waiting: Connection | None = None  # for a thread: none could be started
-        self._lock = threading.Lock()  # guards the field below
+        self._for_rested: queue.SimpleQueue[Connection] = queue.SimpleQueue()
+        self._lock = threading.Lock()  # guards the two below
         self._live: set[Connection] = set()  # none of them is closed
+        self._resting = 0  # threads that wait for a client, and have none promised
 
     def run(self) -> None:
         """Serve until a signal, then let connections finish (MainThread)."""
-        outlives_terminal = ignores_hangups() or not has_terminal()
-        signal.set_wakeup_fd(self._outbox.fileno(), warn_on_full_buffer=False)
-        for number in filter(None, (*STOP_SIGNALS, SIGHUP)):
-            signal.signal(number, lambda *_: None)  # the byte in the inbox says it all
         name = format_address(self._listener.getsockname())
         fault = f" (fault: {self.args.fault[0]})" if self.args.fault[0] else ""
         self.terminal.say(f"listening on {name}{fault}")
         if not self.args.quiet:
             self.terminal.say(f"logging to {os.path.abspath(self.log.path)}")
         self._listener.setblocking(False)
-        while True:
-            number = self._wait(0 if self._waiting else None)
-            if number == SIGHUP and (outlives_terminal or has_terminal()):
-                self._reopen_log()
-            elif number:
-                break
-            else:
-                self._accept()
-        for number in STOP_SIGNALS:
+        while not self._bell.means_stop(
+            number := self._bell.wait(
+                0 if self._waiting else None, len(self._live) < self._most
+            )
+        ):
+            self._reopen_log() if number else self._accept()
+        for number in SIGNALS - {SIGHUP}:
             signal.signal(number, signal.SIG_DFL)  # a second one ends the process
         self._stop()
 
-    def _wait(self, seconds: float | None) -> int:
-        """Return a signal's number; 0: a client waits, has left, or time is over."""
-        full = self.stopping.is_set() or len(self._live) >= self._most
-        sockets = [self._inbox] if full else [self._inbox, self._listener]
-        if hasattr(select, "poll"):
-            poller = select.poll()
-            for sock in sockets:
-                poller.register(sock, select.POLLIN)
-            ready = {file for file, _ in poller.poll(seconds and seconds * 1e3)}
-        else:  # Windows
-            ready = {sock.fileno() for sock in select.select(sockets, [], [], seconds)[0]}
-        return self._inbox.recv(1)[0] if self._inbox.fileno() in ready else 0
-
-    def _reopen_log(self) -> None:
-        try:
-            self.log.reopen()
-        except OSError as error:
-            reason = f"cannot reopen {self.log.path}: {error.strerror}"
-            self.terminal.warn("reopen", reason)
-
     def _accept(self) -> bool:
-        """Accept a client and start its thread; False when none waits, or when short."""
+        """Accept a client and start its thread; False when none waits, or short."""
         try:
             if not self._waiting:
                 sock, address = self._listener.accept()
                 sock.setblocking(True)  # BSD, macOS: it inherits what the listener has
                 self._waiting = self._connection(self, sock, address)
-            client, serve = self._waiting, functools.partial(self._serve, self._waiting)
             with self._lock:
-                self._live.add(client)
-            name = f"connection-{client.client}"
-            threading.Thread(target=serve, name=name, daemon=True).start()
+                self._live.add(self._waiting)
+                rests, self._resting = self._resting, max(0, self._resting - 1)
+            if rests:
+                self._for_rested.put(self._waiting)
+            else:
+                args = (self._waiting,)
+                threading.Thread(target=self._serve, args=args, daemon=True).start()
             self._waiting = None
             return True
         except (BlockingIOError, ConnectionAbortedError):
@@ -245,18 +174,31 @@ class Server:
             return False
 
     def _serve(self, connection: Connection) -> None:
-        """Serve a client to the end (thread connection-ADDRESS)."""
+        """Serve a client to the end, and then another one (thread connection-…)."""
+        rests = True
+        while rests:
+            threading.current_thread().name = f"connection-{connection.client}"
+            try:
+                connection.serve()
+            except Exception:  # a defect here must not end the others
+                self.terminal.warn("defect", traceback.format_exc().rstrip())
+            with self._lock:
+                was_full = len(self._live) >= self._most
+                self._live.discard(connection)
+                rests = self._resting < RESTING_THREADS
+                self._resting += rests
+            connection.sock.close()
+            if was_full or self.stopping.is_set():
+                self._bell.ring()
+            if rests:
+                connection = self._for_rested.get()
+
+    def _reopen_log(self) -> None:
         try:
-            connection.serve()
-        except Exception:  # a defect here must not end the others
-            self.terminal.warn("defect", traceback.format_exc().rstrip())
-        with self._lock:
-            was_full = len(self._live) >= self._most
-            self._live.discard(connection)
-        connection.sock.close()
-        if was_full or self.stopping.is_set():
-            with contextlib.suppress(OSError):
-                self._outbox.send(b"\0")
+            self.log.reopen()
+        except OSError as error:
+            reason = f"cannot reopen {self.log.path}: {error.strerror}"
+            self.terminal.warn("reopen", reason)
 
     def _stop(self) -> None:
         """Serve who waits in the listen queue, close; cut connections after GRACE_S."""
@@ -279,7 +221,7 @@ class Server:
                         connection.shut_down(how)
             deadline = time.monotonic() + seconds
             while self._live and (left := deadline - time.monotonic()) > 0:
-                if self._wait(left) == SIGHUP:
+                if self._bell.wait(left, accepts=False):
                     self._reopen_log()
 
 
@@ -299,26 +241,31 @@ class Connection:
         self.message_count = self.bytes_in = self.bytes_out = 0
         alone = server.work.is_needed or self.args.fault[0]
         self._batch_size = 1 if alone else BATCH_MESSAGES
-        self._began = time.monotonic()
-        self._connected = self._record("connected")  # until it is in the log
+        self._began, self._began_text = time.monotonic(), timestamp()
+        self._is_recorded = False  # the record "connected" is in the log
 
     def serve(self) -> None:
         """Serve the client to the end, and record the end (thread connection-…)."""
+        is_there = True
         try:
             if is_trusted(self.client, self.args.accept_proxy):
-                self._read_proxy_line()
+                read_proxy_line(self)
             set_timeouts(self.sock, self.args.idle_timeout)
             for messages in self.batches():
                 self._confirm(messages)
             reason = "by client"
         except ConnectionOver as over:
             reason = str(over)
-        except OSError as error:
-            reason = "reset by client" if has_vanished(error) else "idle"
-        if self.server.stopping.is_set():
-            reason = "shutdown" if reason == "by client" else reason
+        except TIMEOUTS as error:
+            is_there = not has_vanished(error)
+            reason = "idle" if is_there else "client vanished"
+        except OSError:
+            is_there, reason = False, "reset by client"
+        if self.server.stopping.is_set() and reason in ("by client", "reset by client"):
+            reason = "shutdown"
+        if self.server.stopping.is_set() and is_there:
             self.shut_down(socket.SHUT_RD)  # from here on, recv does not wait
-            self._linger(DELIVERY_S)
+            linger(self, DELIVERY_S)
         if self.bytes_in:
             self._record_end(reason)
 
@@ -377,21 +324,36 @@ class Connection:
 
         An error line stands for each message that could not be recorded.
         """
-        port, received, replied = self.server.port, self._head(), ""
+        said, received = f"Server {self.server.port} ", self._record("received: ")
+        replied = received.replace("received: ", f"replied: {said}received: ")
         if self.server.work.is_needed:
             self.server.work.do(self.server.stopping)
-            replied = self._head()
-        between = f"\n{replied or received}replied: Server {port} received: "
+            replied = self._record(f"replied: {said}received: ")
         entries = []
         for message in messages:
             text = printable(message.removesuffix(b"\n").removesuffix(b"\r"))
-            entries.append(f"{received}received: {text}{between}{text}\n".encode())
+            entries.append(f"{received}{text}\n{replied}{text}\n".encode())
         logged, reason = self._append(entries)
-        answers = [self.server.prefix + message for message in messages[:logged]]
+        confirmed, error = f"{said}received: ".encode(), ""
+        answers = [confirmed + message for message in messages[:logged]]
         if reason:
-            error = f"Server {port} error: cannot log: {reason}\n".encode()
-            answers += [error] * (len(messages) - logged)
-        return b"".join(answers)
+            error = f"{said}error: cannot log: {reason}\n"
+        return b"".join(answers) + error.encode() * (len(messages) - logged)
+
+    def _record(self, event: str, when: str = "") -> str:
+        """Return the begin of a record, of now or of an earlier time."""
+        return f"{when or timestamp()} - {self.server.port} - {self.client} - {event}"
+
+    def _append(self, entries: list[bytes]) -> tuple[int, str]:
+        """Append to the log, after the record "connected"; return as Log.append."""
+        if not self._is_recorded:
+            connected = self._record("connected\n", self._began_text)
+            entries[0] = connected.encode() + entries[0]
+        logged, reason = self.server.log.append(entries)
+        self._is_recorded = self._is_recorded or logged > 0
+        if reason:
+            self.server.terminal.warn("log", f"cannot log: {reason}")
+        return logged, reason
 
     def _send(self, data: bytes) -> None:
         """Send all; a client that reads nothing for SEND_TIMEOUT_S is given up."""
@@ -404,23 +366,6 @@ class Connection:
             raise ConnectionOver("by server (client does not read)") from None
         self.bytes_out += len(data)
 
-    def _head(self) -> str:
-        """Return how every record begins."""
-        return f"{timestamp()} - {self.server.port} - {self.client} - "
-
-    def _record(self, event: str) -> bytes:
-        return f"{self._head()}{event}\n".encode()
-
-    def _append(self, entries: list[bytes]) -> tuple[int, str]:
-        """Append to the log, after the record "connected"; return as Log.append."""
-        entries[0] = self._connected + entries[0]
-        logged, reason = self.server.log.append(entries)
-        if logged:
-            self._connected = b""
-        if reason:
-            self.server.terminal.warn("log", f"cannot log: {reason}")
-        return logged, reason
-
     def _record_end(self, reason: str) -> None:
         event = (
             f"closed: {reason}, {counted(self.message_count, 'message')}, "
@@ -428,7 +373,7 @@ class Connection:
             f"{counted(self.bytes_out, 'byte')} out, "
             f"{(time.monotonic() - self._began) * 1e3:.1f} ms"
         )
-        self._append([self._record(event)])
+        self._append([self._record(f"{event}\n").encode()])
         if self.server.terminal.shows("closed connection"):
             self.server.terminal.say(f"{self.client} {event}")
 
@@ -437,24 +382,8 @@ class Connection:
         text = f"message longer than {self.args.max_message} bytes"
         self._send(f"Server {self.server.port} error: {text}\n".encode())
         self.sock.shutdown(socket.SHUT_WR)
-        self._linger(LINGER_S)
+        linger(self, LINGER_S)
         raise ConnectionOver("by server (message too long)")
-
-    def _linger(self, seconds: float) -> None:
-        """Drop what the client still sends until it has all that we sent, or has left.
-
-        Closing with bytes unread would send a reset, which overtakes what was sent.
-        """
-        deadline, most = time.monotonic() + seconds, self.bytes_in + LINGER_BYTES
-        with contextlib.suppress(OSError):
-            while (left := deadline - time.monotonic()) > 0 and self.bytes_in < most:
-                set_timeouts(self.sock, left)
-                data = self.sock.recv(RECEIVE_BYTES)
-                self.bytes_in += len(data)
-                if not data and not unacknowledged(self.sock):
-                    return
-                if not data:  # the kernel has no event for an acknowledgement
-                    time.sleep(ACKNOWLEDGED_S)
 
     def shut_down(self, how: int) -> None:
         """Shut down the socket, which wakes the thread that waits in it.
@@ -465,31 +394,6 @@ class Connection:
         with contextlib.suppress(OSError):  # the client has left
             self.sock.shutdown(how)
 
-    def _read_proxy_line(self) -> None:
-        """Take the client's address from the PROXY line, byte by byte."""
-        deadline, line = time.monotonic() + PROXY_TIMEOUT_S, b""
-        try:
-            while b"PROXY ".startswith(line[:6]) and not line.endswith(b"\n"):
-                set_timeouts(self.sock, max(deadline - time.monotonic(), 1e-3))
-                byte = self.sock.recv(1)
-                line += byte
-                if not byte or len(line) >= PROXY_LINE_BYTES:
-                    break
-        except TIMEOUTS:
-            self.bytes_in = len(line)  # of nothing there is no record
-            raise ConnectionOver("by server (no PROXY line in time)") from None
-        if not line:
-            raise ConnectionOver("by client")
-        try:
-            client = parse_proxy_line(line)
-        except ValueError:
-            self.bytes_in = len(line)
-            self.server.terminal.warn("proxy", f"{self.client} sent no PROXY line")
-            raise ConnectionOver("by server (no PROXY line)") from None
-        if client:
-            self.client = format_address(client)
-            self._connected = self._record("connected")
-
 
 # ---- Log: a record is written before its confirmation is sent ------------------------
 
@@ -499,13 +403,15 @@ class Log:
 
     write(2) with O_APPEND is atomic among threads and processes, and dup2(2) puts
     another file behind the descriptor at once. What SIGKILL or a full disk cuts off in
-    mid-write is a torn record: see "Repair".
+    mid-write is a torn record: see "Repair". In a pipe a long write is not atomic, and
+    may wait for a reader: see "write_in_turn".
     """
 
     def __init__(self, path: str, port: int) -> None:
         """Open the file for appending, or raise OSError."""
         self.path, self._port = path, port
         self._file = self._open()
+        self._is_pipe = is_pipe(self._file)
         self._torn = threading.Event()  # set: repair before the next write
 
     def append(self, entries: list[bytes]) -> tuple[int, str]:
@@ -536,7 +442,7 @@ class Log:
 
     def _write(self, data: bytes) -> int:
         """Write once; return how many bytes were taken."""
-        return write_quickly(self._file, data)
+        return (write_in_turn if self._is_pipe else write_quickly)(self._file, data)
 
     def reopen(self) -> None:
         """Open the path anew, or raise OSError and keep the old file.
@@ -547,9 +453,12 @@ class Log:
         # Not waiting for somebody to read a FIFO (open(2), ENXIO).
         new, old = self._open(getattr(os, "O_NONBLOCK", 0)), os.dup(self._file)
         try:
+            self._is_pipe = True  # until it is known: right for a file, too
             os.dup2(new, self._file, inheritable=False)
+            self._is_pipe = is_pipe(new)
             with contextlib.suppress(OSError):  # where the system has no such path
-                repair(f"/proc/self/fd/{old}", 0)
+                sure = 1 if self._torn.is_set() else SURE_BYTES
+                repair(f"/proc/self/fd/{old}", 0, sure)
         finally:
             os.close(new)
             os.close(old)
@@ -566,7 +475,7 @@ class Log:
         """Blank the torn record of a full disk before anything follows, or OSError."""
         self._torn.clear()  # first: another thread may set it anew
         try:
-            repair(self.path, self._port)
+            repair(self.path, self._port, sure=1)
         except PermissionError:  # a file that may only be appended to
             os.write(self._file, b"\n")
         except OSError:  # no space yet (copy-on-write): ask again
@@ -575,13 +484,215 @@ class Log:
 
 
 # ======== What only few need: everything above reads without what is below ============
+# ---- Text: what records and confirmations look like ----------------------------------
+
+
+@functools.lru_cache(maxsize=4)
+def second_text(second: int) -> str:
+    """Return the local time of a Unix second, as the log shows it."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
+
+
+def timestamp() -> str:
+    """Return the local time as "2026-11-23 14:50:15,613"."""
+    milliseconds = time.time_ns() // 1_000_000
+    return f"{second_text(milliseconds // 1000)},{milliseconds % 1000:03d}"
+
+
+def printable(data: bytes) -> str:
+    r"""Return text that prints on one line, obeys nothing, and tells all bytes apart.
+
+    \x1b is the byte ESC, \xa0 a byte that is no UTF-8, \u00a0 the character; the
+    backslash itself is \\.
+    """
+    text = data.decode("utf-8", "surrogateescape")
+    if text.isprintable() and "\\" not in text:
+        return text
+    return "".join(c if c.isprintable() and c != "\\" else escaped(c) for c in text)
+
+
+def escaped(char: str) -> str:
+    """Return a character as `printable` shows it."""
+    code = ord(char)
+    if code < 0x80:
+        return ascii(char)[1:-1]
+    if 0xDC80 <= code <= 0xDCFF:  # an undecodable byte (PEP 383)
+        return f"\\x{code - 0xDC00:02x}"
+    return f"\\u{code:04x}" if code < 0x1_0000 else f"\\U{code:08x}"
+
+
+def counted(number: int, noun: str) -> str:
+    """Return "1 message" or "2 messages"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def format_address(address: tuple[Any, ...]) -> str:
+    """Return "host:port" of a socket address, an IPv6 host in brackets."""
+    host, port = address[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+# ---- The main thread's bell: clients, signals, departures ----------------------------
+
+
+class Bell:
+    """What the main thread waits for. The rules for signals are here, too."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        """Hear signals from now on."""
+        self._outlives_terminal = ignores_hangups() or not has_terminal()
+        # A byte is a signal's number, or 0: a client has left.
+        self._inbox, self._outbox = socket.socketpair()
+        self._outbox.setblocking(False)
+        self._with_clients = selectors.DefaultSelector()
+        self._with_clients.register(self._inbox, selectors.EVENT_READ)
+        self._with_clients.register(listener, selectors.EVENT_READ)
+        signal.set_wakeup_fd(self._outbox.fileno(), warn_on_full_buffer=False)
+        for number in SIGNALS:
+            signal.signal(number, lambda *_: None)  # the byte in the inbox says it all
+
+    def wait(self, seconds: float | None, accepts: bool) -> int:
+        """Return a signal's number; 0: a client waits, has left, or time is over."""
+        if accepts:
+            ready = self._with_clients.select(seconds)
+            if not any(key.fileobj is self._inbox for key, _ in ready):
+                return 0
+        self._inbox.settimeout(seconds)
+        try:
+            return self._inbox.recv(1)[0]
+        except TIMEOUTS:
+            return 0
+
+    def ring(self) -> None:
+        """Tell that a client has left (any thread)."""
+        with contextlib.suppress(OSError):  # full: it will be looked for anyway
+            self._outbox.send(b"\0")
+
+    def means_stop(self, number: int) -> bool:
+        """Tell whether a signal means stop: SIGHUP when its terminal was closed."""
+        is_hangup = number == SIGHUP and (self._outlives_terminal or has_terminal())
+        return bool(number) and not is_hangup
+
+
+# ---- Lingering, and PROXY lines ------------------------------------------------------
+
+
+def linger(connection: Connection, seconds: float) -> None:
+    """Drop what a client still sends until it has all that was sent, or has left.
+
+    Closing with bytes unread would send a reset, which overtakes what was sent.
+    """
+    sock, most = connection.sock, connection.bytes_in + LINGER_BYTES
+    deadline = time.monotonic() + seconds
+    with contextlib.suppress(OSError):
+        while (left := deadline - time.monotonic()) > 0 and connection.bytes_in < most:
+            set_timeouts(sock, left)
+            data = sock.recv(RECEIVE_BYTES)
+            connection.bytes_in += len(data)
+            if not data and not unacknowledged(sock):
+                return
+            if not data:  # the kernel has no event for an acknowledgement
+                time.sleep(ACKNOWLEDGED_S)
+
+
+def unacknowledged(sock: socket.socket) -> int:
+    """Return how many bytes the peer has not acknowledged (tcp(7), SIOCOUTQ)."""
+    if fcntl is None or not hasattr(termios, "TIOCOUTQ"):
+        return 0
+    answer = array.array("i", [0])
+    with contextlib.suppress(OSError):
+        fcntl.ioctl(sock, termios.TIOCOUTQ, answer)
+    return answer[0]
+
+
+def read_proxy_line(connection: Connection) -> None:
+    """Take the client's address from the PROXY line, byte by byte."""
+    deadline, line = time.monotonic() + PROXY_TIMEOUT_S, b""
+    try:
+        while b"PROXY ".startswith(line[:6]) and not line.endswith(b"\n"):
+            set_timeouts(connection.sock, max(deadline - time.monotonic(), 1e-3))
+            byte = connection.sock.recv(1)
+            line += byte
+            if not byte or len(line) >= PROXY_LINE_BYTES:
+                break
+        client = parse_proxy_line(line)
+    except TIMEOUTS:
+        connection.bytes_in = len(line)  # of nothing there is no record
+        raise ConnectionOver("by server (no PROXY line in time)") from None
+    except ValueError:
+        if not line:
+            raise ConnectionOver("by client") from None
+        connection.bytes_in = len(line)
+        text = f"{connection.client} sent no PROXY line"
+        connection.server.terminal.warn("proxy", text)
+        raise ConnectionOver("by server (no PROXY line)") from None
+    if client:
+        connection.client = format_address(client)
+
+
+PROXY_LINE_BYTES = 107  # longest with its CRLF (proxy-protocol.txt 2.1)
+PORT = rb"(0|[1-9]\d{0,4})"
+PROXY_LINE = re.compile(
+    rb"PROXY (?:UNKNOWN[^\r\n]*|TCP([46]) (\S+) (\S+) %b %b)\r\n" % (PORT, PORT)
+)
+
+
+def parse_proxy_line(line: bytes) -> tuple[str, int] | None:
+    """Return the client's (host, port) of a PROXY line, None for UNKNOWN.
+
+    Raise ValueError when it breaks a rule of proxy-protocol.txt, 2.1 (version 1).
+    """
+    match = PROXY_LINE.fullmatch(line)
+    if not match:
+        raise ValueError("not a PROXY line")
+    family, source, target, port, target_port = match.groups()
+    if family is None:
+        return None
+    parse = ipaddress.IPv4Address if family == b"4" else ipaddress.IPv6Address
+    host, _ = (str(parse(text.decode("ascii"))) for text in (source, target))
+    if "%" in host or max(int(port), int(target_port)) > 65_535:
+        raise ValueError("not an address and a port")
+    return host, int(port)
+
+
+def is_trusted(client: str, networks: Sequence[Any]) -> bool:
+    """Tell whether a client's address is in one of the networks."""
+    if not networks:
+        return False
+    host = client.rpartition(":")[0].strip("[]").partition("%")[0]
+    address = ipaddress.ip_address(host)
+    address = getattr(address, "ipv4_mapped", None) or address
+    return any(address in network for network in networks)
+
+
+def set_timeouts(sock: socket.socket, receive_s: float) -> None:
+    """Bound a blocking socket's receives (0 s: not at all) and sends, by TIMEOUTS.
+
+    By the kernel where it can (socket(7)): Python's own timeout costs a second system
+    call each time, and is the same for both.
+    """
+    if not hasattr(socket, "SO_RCVTIMEO") or sys.platform == "win32":
+        sock.settimeout(receive_s or None)
+        return
+    both = (socket.SO_RCVTIMEO, receive_s), (socket.SO_SNDTIMEO, SEND_TIMEOUT_S)
+    for option, s in both:
+        timeval = struct.pack("@ll", *divmod(math.ceil(s * 1e6), 1_000_000))
+        sock.setsockopt(socket.SOL_SOCKET, option, timeval)
+
+
+def has_vanished(error: OSError) -> bool:
+    """Tell a peer that reset or vanished (TCP's own timeout) from one that is idle."""
+    is_ours = isinstance(error, BlockingIOError) or not error.errno
+    return not (isinstance(error, TIMEOUTS) and is_ours)
+
+
 # ---- Calls that keep the interpreter lock --------------------------------------------
 # Python lets go of its lock around every system call, and a thread that waits for it
 # wakes: with 50 busy clients that takes longer than the call. These take microseconds
 # and hardly ever wait, so they keep the lock: a third more messages per second. (A disk
 # that stalls then stalls all clients at once, not one after the other.)
 
-AT_EMPTY_PATH, STATX_NLINK, STATX_BYTES, LINKS = 0x1000, 4, 256, slice(16, 20)
+AT_EMPTY_PATH, STATX_NLINK = 0x1000, 4
 SEND_FLAGS = getattr(socket, "MSG_DONTWAIT", 0) | getattr(socket, "MSG_NOSIGNAL", 0)
 
 
@@ -614,17 +725,19 @@ def write_quickly(file: int, data: bytes) -> int:
 
 def send_quickly(sock: socket.socket, data: bytes) -> int:
     """Return how many bytes the kernel took without waiting, 0 when it failed."""
+    if not SEND_FLAGS:
+        return 0
     send = quick("c_ssize_t send c_int c_char_p c_size_t c_int")
-    flags = SEND_FLAGS
-    return max(0, send(sock.fileno(), data, len(data), flags)) if flags else 0
+    return max(0, send(sock.fileno(), data, len(data), SEND_FLAGS))
 
 
 def is_deleted(file: int) -> bool:
     """Tell whether an open file has no name any more (statx(2)), or raise OSError."""
-    statx = quick("c_int statx c_int c_char_p c_int c_uint c_char_p")
-    answer = bytes(STATX_BYTES)
-    if statx(file, b"", AT_EMPTY_PATH, STATX_NLINK, answer) == 0:
-        return int.from_bytes(answer[LINKS], sys.byteorder) == 0
+    statx = quick("c_int statx c_int c_char_p c_int c_uint c_void_p")
+    answer = array.array("I", bytes(256))  # a struct statx: its fifth is stx_nlink
+    buffer, _ = answer.buffer_info()
+    if statx(file, b"", AT_EMPTY_PATH, STATX_NLINK, buffer) == 0:
+        return answer[4] == 0
     return os.fstat(file).st_nlink == 0
 
 
@@ -668,7 +781,8 @@ class FlushedLog(Log):
     def _write_and_flush(self, group: list[bytes]) -> tuple[int, str]:
         logged, reason = super().append(group)
         try:
-            os.fsync(self._file)
+            if not self._is_pipe:
+                os.fsync(self._file)
         except OSError as error:
             return 0, error.strerror or str(error)
         return logged, reason
@@ -679,38 +793,34 @@ class FlushedLog(Log):
             super().reopen()
 
 
-class PipeLog(Log):
-    """A log that is a FIFO, another pipe or a terminal: a long write is not atomic.
+PIPE_TURN = threading.Lock()  # held while a thread writes to a pipe
 
-    So writers take turns (pipe(7), PIPE_BUF): threads by a lock, processes by flock(2).
+
+def is_pipe(file: int) -> bool:
+    """Tell whether a file is a pipe or a terminal; not the null device."""
+    mode, null = os.fstat(file), os.stat(os.devnull)
+    is_device = stat.S_ISCHR(mode.st_mode) and not os.path.samestat(mode, null)
+    return stat.S_ISFIFO(mode.st_mode) or is_device
+
+
+def write_in_turn(file: int, data: bytes) -> int:
+    """Write all to a pipe, while threads and processes that do the same wait.
+
+    For a write of more than PIPE_BUF bytes is not atomic (pipe(7)).
     """
-
-    def __init__(self, path: str, port: int) -> None:
-        super().__init__(path, port)
-        self._turn = threading.Lock()  # held while an append writes
-
-    def _write(self, data: bytes) -> int:
-        with self._turn:
-            with contextlib.suppress(OSError):
-                fcntl.flock(self._file, fcntl.LOCK_EX)
-            try:
-                written = 0
-                while written < len(data):
-                    written += os.write(self._file, data[written:])
-                return written
-            finally:
-                with contextlib.suppress(OSError):
-                    fcntl.flock(self._file, fcntl.LOCK_UN)
+    with PIPE_TURN, contextlib.ExitStack() as turn:
+        with contextlib.suppress(OSError, AttributeError):  # as where no flock(2) is
+            fcntl.flock(file, fcntl.LOCK_EX)
+            turn.callback(fcntl.flock, file, fcntl.LOCK_UN)
+        written = 0
+        while written < len(data):
+            written += os.write(file, data[written:])
+        return written
 
 
 def open_log(path: str, port: int, flushed: bool) -> Log:
-    """Return the log at a path, repaired; or raise OSError."""
+    """Return the log at a path, repaired as far as it may be; or raise OSError."""
     with contextlib.suppress(OSError):
-        status = os.stat(path)
-        if stat.S_ISFIFO(status.st_mode) or stat.S_ISCHR(status.st_mode):
-            is_pipe = not os.path.samestat(status, os.stat(os.devnull))
-            return PipeLog(path, port) if is_pipe and fcntl else Log(path, port)
-    with contextlib.suppress(OSError):  # as far as the file may be changed
         repair(path, port)
     return (FlushedLog if flushed else Log)(path, port)
 
@@ -752,7 +862,9 @@ def torn_in_line(before: bytes, line: bytes, after: bytes) -> Iterator[tuple[int
         start = end
 
 
-def torn_records(file: io.FileIO, size: int, port: int) -> Iterator[tuple[int, int]]:
+def torn_records(
+    file: io.FileIO, size: int, port: int, sure: int
+) -> Iterator[tuple[int, int]]:
     """Yield (start, end) of the torn records in the first `size` bytes of a log.
 
     What a server's death tore was its last record, so what is read goes back to a
@@ -765,7 +877,7 @@ def torn_records(file: io.FileIO, size: int, port: int) -> Iterator[tuple[int, i
         if not first or own.search(data):
             break
     last = data.rpartition(b"\n")[2]
-    if len(last) >= SURE_BYTES and may_begin_record(last):
+    if len(last) >= sure and may_begin_record(last):
         yield size - len(last), size
     lines = data.split(b"\n") if GLUED.search(data) else []
     for before, line, after in zip([b"", *lines], lines, lines[1:], strict=False):
@@ -774,8 +886,10 @@ def torn_records(file: io.FileIO, size: int, port: int) -> Iterator[tuple[int, i
         first += len(line) + 1
 
 
-def repair(path: str, port: int) -> None:
+def repair(path: str, port: int, sure: int = SURE_BYTES) -> None:
     """Blank the torn records of `port` (0: of all) in a log's end, or raise OSError.
+
+    A torn record of `sure` bytes or more at the end is one, and nobody's own words.
 
     What looks torn may be a write under way. So a line ending is appended first:
     that waits for such a write (inode lock), and what is torn then stays torn.
@@ -785,12 +899,24 @@ def repair(path: str, port: int) -> None:
     with io.FileIO(path, "r+") as file, io.FileIO(path, "a") as log:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - 1))
-        if file.read(1) in (b"", b"\n") and not any(torn_records(file, size, port)):
+        if file.read(1) in (b"", b"\n") and not any(
+            torn_records(file, size, port, sure)
+        ):
             return
-        log.write(b"\n")
-        for start, end in torn_records(file, log.tell() - 1, port):
+        full = None
+        try:
+            log.write(b"\n")
+            size = log.tell() - 1
+        except OSError as error:  # yet it has waited, and what is there may be blanked
+            full = error
+            if file.seek(0, os.SEEK_END) != size:
+                raise
+        for start, end in torn_records(file, size, port, sure):
             file.seek(start)
             file.write(b" " * (end - start - 1) + b"\n")
+        file.seek(size - 1)
+        if full and file.read(1) != b"\n":
+            raise full
 
 
 # ---- Work that is pretended (--delay, --parallel) ------------------------------------
@@ -857,71 +983,6 @@ class FaultyConnection(Connection):
         if fault == "half-close":
             self.sock.shutdown(socket.SHUT_WR)
             self._is_mute = True
-
-
-# ---- Sockets and PROXY lines ---------------------------------------------------------
-
-PORT = rb"(0|[1-9]\d{0,4})"
-PROXY_LINE = re.compile(
-    rb"PROXY (?:UNKNOWN[^\r\n]*|TCP([46]) (\S+) (\S+) %b %b)\r\n" % (PORT, PORT)
-)
-
-
-def parse_proxy_line(line: bytes) -> tuple[str, int] | None:
-    """Return the client's (host, port) of a PROXY line, None for UNKNOWN.
-
-    Raise ValueError when it breaks a rule of proxy-protocol.txt, 2.1 (version 1).
-    """
-    match = PROXY_LINE.fullmatch(line)
-    if not match:
-        raise ValueError("not a PROXY line")
-    family, source, target, port, target_port = match.groups()
-    if family is None:
-        return None
-    parse = ipaddress.IPv4Address if family == b"4" else ipaddress.IPv6Address
-    host, _ = (str(parse(text.decode("ascii"))) for text in (source, target))
-    if "%" in host or max(int(port), int(target_port)) > 65_535:
-        raise ValueError("not an address and a port")
-    return host, int(port)
-
-
-def is_trusted(client: str, networks: Sequence[Any]) -> bool:
-    """Tell whether a client's address is in one of the networks."""
-    if not networks:
-        return False
-    host = client.rpartition(":")[0].strip("[]").partition("%")[0]
-    address = ipaddress.ip_address(host)
-    address = getattr(address, "ipv4_mapped", None) or address
-    return any(address in network for network in networks)
-
-
-def set_timeouts(sock: socket.socket, receive_s: float) -> None:
-    """Bound a blocking socket's receives (0 s: not at all) and sends, by TIMEOUTS.
-
-    By the kernel where it can (socket(7)): Python's own timeout costs a second system
-    call each time, and is the same for both.
-    """
-    if not hasattr(socket, "SO_RCVTIMEO") or sys.platform == "win32":
-        sock.settimeout(receive_s or None)
-        return
-    both = (socket.SO_RCVTIMEO, receive_s), (socket.SO_SNDTIMEO, SEND_TIMEOUT_S)
-    for option, s in both:
-        timeval = struct.pack("@ll", *divmod(math.ceil(s * 1e6), 1_000_000))
-        sock.setsockopt(socket.SOL_SOCKET, option, timeval)
-
-
-def has_vanished(error: OSError) -> bool:
-    """Tell a peer that reset or vanished (TCP's own timeout) from one that is idle."""
-    is_ours = isinstance(error, BlockingIOError) or not error.errno
-    return not (isinstance(error, TIMEOUTS) and is_ours)
-
-
-def unacknowledged(sock: socket.socket) -> int:
-    """Return how many bytes the peer's kernel has not yet (tcp(7), SIOCOUTQ)."""
-    if termios is None:
-        return 0
-    answer = fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4))
-    return int(struct.unpack("i", answer)[0])
 
 
 # ---- Terminal: a stalled one must not stall the clients ------------------------------
@@ -994,14 +1055,17 @@ class Terminal:
                 while not self._lines:
                     left = self._second_ends - time.monotonic()
                     if self._counted and left <= 0:
-                        sums = [counted(n, f"more {x}") for x, n in self._counted.items()]
-                        self._lines.append((1, f"… {' and '.join(sums)}"))
+                        sums = [
+                            counted(n, f"more {x}")
+                            for x, n in self._counted.items()
+                        ]
+                        self._lines.append((1, "… " + " and ".join(sums)))
                         self._counted.clear()
                     else:
                         self._changed.wait(left if self._counted else None)
                 file, line = self._lines.popleft()
                 self._printing = True
-            with contextlib.suppress(OSError, ValueError):  # nobody reads: serving goes on
+            with contextlib.suppress(OSError, ValueError):  # nobody reads it
                 write_whole(line, sys.stdout if file == 1 else sys.stderr)
 
 
@@ -1085,7 +1149,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (see --help)\n")
 
 
-def number(
+def in_range(
     convert: Callable[[str], Any], what: str, low: float, high: float = sys.maxsize
 ) -> Callable[[str], Any]:
     """Return a parser of numbers in a range, which says what is no such number."""
@@ -1099,9 +1163,10 @@ def number(
     return parse
 
 
-seconds = number(float, "a time in seconds from 0", 0, 366 * 86_400)
-count = number(int, "a whole number from 0", 0)
-size = number(int, "a number of bytes from 1", 1)
+port = in_range(int, "a port (0 to 65535)", 0, 65_535)
+seconds = in_range(float, "a time in seconds from 0", 0, 366 * 86_400)
+count = in_range(int, "a whole number from 0", 0)
+size = in_range(int, "a number of bytes from 1", 1)
 
 
 def network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
@@ -1140,8 +1205,9 @@ OPTIONS: tuple[tuple[str, str, Any, Any, str], ...] = (
     ("--fsync", "", None, None, "confirm only what is on disk"),
     ("--max-message", "BYTES", size, 65_536, "reject longer messages"),
     ("--message-pause", "S", seconds, 0.2,
-     "take silence as the end of a message from clients that send no newline; 0: never"),
-    ("--idle-timeout", "S", seconds, 3_600, "close after so long without a byte; 0: never"),
+     "for clients that send no newline: silence that ends a message; 0: none does"),
+    ("--idle-timeout", "S", seconds, 3_600,
+     "close after so long without a byte; 0: never"),
     ("--max-connections", "N", count, 0, "let further clients wait; 0: no limit"),
     ("--accept-proxy", "CIDR", network, [],
      "require a PROXY protocol version 1 line from these addresses; repeatable"),
@@ -1160,10 +1226,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     about = "Confirm every message (a line), after recording it in a log."
     parser = Parser(prog="server2.py", description=about)
     parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
-    port = number(int, "a port (0 to 65535)", 0, 65_535)
-    parser.add_argument(
-        "port", metavar="PORT", type=port, help="listen here; 0 takes a free one"
-    )
+    words = "listen here; 0 takes a free one"
+    parser.add_argument("port", metavar="PORT", type=port, help=words)
     for name, metavar, kind, default, words in OPTIONS:
         if not metavar:
             parser.add_argument(name, action="store_true", help=words)
@@ -1237,17 +1301,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         use_what_the_system_gives()
         try:
             terminal = Terminal(args.quiet)
-        except RuntimeError as error:  # no more threads
+            server = Server(listener, log, terminal, args)
+        except (OSError, RuntimeError) as error:  # no more threads, or descriptors
             complain(f"cannot start: {error}")
             return 2
-        Server(listener, log, terminal, args).run()
+        server.run()
     terminal.close()
     return 0
 
 
 if __name__ == "__main__":
     exit_status = main()
-    for signal_number in filter(None, (*STOP_SIGNALS, SIGHUP)):
-        # None that comes late changes the exit status.
+    for signal_number in SIGNALS:  # none that comes late changes the exit status
         signal.signal(signal_number, signal.SIG_IGN)
     sys.exit(exit_status)

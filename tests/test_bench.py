@@ -1,12 +1,20 @@
-"""The arithmetic of the benchmark; nothing is started, nothing is measured."""
+"""The arithmetic of the benchmark, and its short form; no figure is judged here."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import unittest
+from pathlib import Path
 
-from tests.bench import figures
+from tests.bench import figures, readme
 from tests.bench.machine import Cpu
 from tests.bench.rows import ROWS
+from tests.bench.truth import command, ranges, tenths
+from tests.bench.truth.system import Figure
+
+TOP = Path(__file__).resolve().parents[1]
+SHORT_DEADLINE_S = 300
 
 REDIS_BENCHMARK_CSV = (
     '"test","rps","avg_latency_ms","min_latency_ms","p50_latency_ms",'
@@ -132,6 +140,113 @@ class TableTest(unittest.TestCase):
                     line = figures.table_line(check, [value] * 2, [value] * 2)
                     self.assertLessEqual(len(line), figures.TABLE_COLUMNS)
                     self.assertLessEqual(len(check.title), 38)
+
+
+class ReadmeTest(unittest.TestCase):
+    """The Markdown table of README."""
+
+    def table_of(self, line: readme.Line, ours: float, theirs: float) -> str:
+        samples = figures.Samples()
+        for row, check in readme.checks_of(line):
+            samples.add(row.name, check.ours or row.ours, check.metric, ours)
+            metric = check.their_metric or check.metric
+            samples.add(row.name, check.against, metric, theirs)
+        return readme.table(samples)
+
+    def test_every_line_names_checks_that_there_are(self) -> None:
+        for line in readme.LINES:
+            self.assertTrue(readme.checks_of(line), line.what)
+
+    def test_line_shows_ratio_spread_and_what_is_to_be_reached(self) -> None:
+        self.assertIn(
+            "| small messages, 50 kept connections: rate | HAProxy, 1 thread |"
+            " 0.75 (0.75–0.75) | ≥ 0.7 |",
+            self.table_of(readme.LINES[0], 30.0, 40.0),
+        )
+
+    def test_line_that_misses_its_aim_is_marked(self) -> None:
+        self.assertIn(
+            " 0.50 (0.50–0.50) **missed** | ≥ 0.7 |",
+            self.table_of(readme.LINES[0], 20.0, 40.0),
+        )
+
+    def test_memory_is_shown_itself_and_marked_beyond_its_limit(self) -> None:
+        line = next(line for line in readme.LINES if line.most)
+        for ours, shown in (
+            (20.5, "20.5 KiB to 3.40 | ≤ 22"),
+            (22.1, "22.1 KiB to 3.40 **missed** | ≤ 22"),
+        ):
+            self.assertIn(f"| {shown} KiB |", self.table_of(line, ours, 3.4))
+
+    def test_lines_of_which_nothing_was_measured_are_left_out(self) -> None:
+        self.assertEqual(readme.table(figures.Samples()), readme.HEAD)
+
+
+class TruthTest(unittest.TestCase):
+    """How true the figures are: what is counted, and that it runs."""
+
+    def test_share_is_held_against_what_is_to_be_reached(self) -> None:
+        for hits, target, missed in (
+            (79, "≥ 80 %", True),
+            (80, "≥ 80 %", False),
+            (3, "≤ 3 %", False),
+            (4, "≤ 3 %", True),
+            (0, "", False),
+        ):
+            with self.subTest(hits=hits, target=target):
+                self.assertIs(Figure("", hits, 100, target).is_missed, missed)
+
+    def test_figures_of_the_same_thing_make_one_line_of_the_table(self) -> None:
+        found = [
+            Figure("a server is named", 4, 40, "≤ 3 %", "none slower", "9 s"),
+            Figure("another thing", 1, 200),
+            Figure("a server is named", 38, 40, "≥ 95 %", "one slower"),
+        ]
+        self.assertEqual(
+            command.table(found).splitlines()[2:],
+            [
+                "| a server is named: none slower (9 s) / one slower"
+                " | 10 % **missed** / 95 % | 40 | ≤ 3 % / ≥ 95 % |",
+                "| another thing | 0.5 % | 200 |  |",
+            ],
+        )
+
+    def test_range_holds_its_ends_and_no_range_holds_nothing(self) -> None:
+        self.assertTrue(tenths.holds((100.0, 200.0), 200.9))
+        self.assertFalse(tenths.holds((100.0, 200.0), 202.0))
+        self.assertFalse(tenths.holds(None, 100.0))
+
+    def test_settings_have_every_mode_with_every_number_of_clients(self) -> None:
+        some = {(s.mode, s.clients) for s in ranges.some_settings()}
+        self.assertEqual(len(some), 12)
+        self.assertEqual(len(ranges.all_settings()), 48)
+        busy = sum(setting.busy for setting in ranges.some_settings())
+        slow = sum(bool(setting.delay) for setting in ranges.some_settings())
+        self.assertEqual((busy, slow), (6, 6))
+
+    @unittest.skipUnless(sys.platform == "linux", "needs /proc and SIGSTOP (Linux)")
+    def test_short_form_measures_each_part_and_what_is_made_up_is_true(self) -> None:
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.bench", "truth", "--short"],
+            cwd=TOP,
+            capture_output=True,
+            text=True,
+            timeout=SHORT_DEADLINE_S,
+        )
+        self.assertEqual(done.returncode, 0, done.stderr[-2000:])
+        lines = done.stdout.splitlines()
+        for start in (
+            "| 1,200 exchanges made up",
+            "| windows of",
+            "| three equal servers",
+            "| the same run again",
+            "| honest runs",
+            "| one client",
+        ):
+            self.assertTrue([ln for ln in lines if ln.startswith(start)], start)
+        for line in lines:  # drawn by a seed: no load can change it
+            if " made up: " in line:
+                self.assertNotIn("missed", line)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Parts of server2.py alone: its log, connections, threads, and the terminal."""
+"""Parts of server2.py alone: its log, connections, threads, work, and the terminal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from tests import test_server2
 from tests.support import (
     DEADLINE_S,
     ScriptTestCase,
-    dial,
     in_parallel,
     read_exactly,
     read_line,
@@ -27,20 +26,29 @@ from tests.support import (
 RECORD = b"2026-11-23 14:50:15,613 - 9991 - 127.0.0.1:56457 - connected\n"
 
 
+def some_server(*options: str) -> mock.Mock:
+    """Return what a connection needs of a server: one that logs and says nothing."""
+    server = mock.Mock(port=9991, args=server2.parse_args(["9991", *options]))
+    server.work.is_needed = False
+    server.log.append.side_effect = lambda entries: (len(entries), "")
+    server.terminal.shows.return_value = False
+    server.stopping = threading.Event()
+    return server
+
+
 class Appending(ScriptTestCase):
     """A log is written by whoever has something to record."""
 
     def test_with_fsync_a_leader_that_fails_leaves_nobody_waiting(self) -> None:
-        log = server2.FlushedLog(str(self.folder / "log.txt"), server2.QuickCalls())
-        self.addCleanup(log.close)
+        log = server2.FlushedLog(str(self.folder / "log.txt"), 9991)
+        self.addCleanup(os.close, log._file)
         leading, plain = threading.Event(), log._write_and_flush
 
-        def fail_once(group: list[server2.Share]) -> None:
+        def fail_once(group: list[bytes]) -> tuple[int, str]:
             if leading.is_set():
-                plain(group)
-                return
+                return plain(group)
             leading.set()
-            wait_until(lambda: log._next_group, 5, "an append made meanwhile")
+            wait_until(lambda: log._group, 5, "an append made meanwhile")
             raise MemoryError
 
         def lead() -> None:
@@ -58,39 +66,20 @@ class Appending(ScriptTestCase):
         self.assertEqual(self.log_lines("log.txt"), ["second", "third"])
 
     @unittest.skipUnless(hasattr(os, "mkfifo"), "needs FIFOs")
-    def test_only_a_file_that_no_reader_stalls_is_written_with_the_lock_kept(
-        self,
-    ) -> None:
+    def test_whether_writers_take_turns_is_decided_at_every_opening(self) -> None:
         path = self.folder / "log.txt"
-        log = server2.Log(str(path), server2.QuickCalls())
-        self.addCleanup(log.close)
-        self.assertTrue(log._is_quick)
-        log.reopen()
-        self.assertTrue(log._is_quick)
+        log = server2.Log(str(path), 9991)
+        self.addCleanup(os.close, log._file)
+        self.assertFalse(log._is_pipe)
         path.unlink()
         os.mkfifo(path)
         reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         self.addCleanup(os.close, reader)
         log.reopen()
-        self.assertFalse(log._is_quick)
+        self.assertTrue(log._is_pipe)
         path.unlink()
         log.reopen()
-        self.assertFalse(log._is_quick, "it changes once")
-
-
-class HalfAProxyLine(unittest.TestCase):
-    """Who sends half a line and stalls leaves a record; who sends nothing, none."""
-
-    def test_what_came_of_a_line_is_counted(self) -> None:
-        for sent in (b"", b"PROXY "):
-            ours, theirs = socket.socketpair()
-            with ours, theirs, mock.patch.object(server2, "PROXY_TIMEOUT_S", 0.05):
-                theirs.sendall(sent)
-                server = mock.Mock(args=server2.parse_args(["0"]))
-                connection = server2.Connection(server, ours, ("127.0.0.1", 50000))
-                with self.assertRaisesRegex(server2.ConnectionOver, "in time"):
-                    connection._read_proxy_line()
-                self.assertEqual(connection.bytes_in, len(sent))
+        self.assertFalse(log._is_pipe)
 
 
 class Mending(ScriptTestCase):
@@ -99,7 +88,7 @@ class Mending(ScriptTestCase):
     def mended(self, before: bytes) -> bytes:
         path = self.folder / "log"
         path.write_bytes(before)
-        server2.mend(str(path))
+        server2.repair(str(path), 0)
         return path.read_bytes()
 
     def test_a_torn_record_at_the_end_becomes_a_line_of_blanks(self) -> None:
@@ -127,7 +116,7 @@ class Mending(ScriptTestCase):
 
 
 class ProxyLines(unittest.TestCase):
-    """What is no PROXY line is a ValueError, and nothing else."""
+    """What is no PROXY line is a ValueError; half of one leaves a record."""
 
     def test_every_invalid_line_raises_value_error(self) -> None:
         for line in test_server2.ProxyHeaders.INVALID:
@@ -135,30 +124,38 @@ class ProxyLines(unittest.TestCase):
                 with self.subTest(line=line), self.assertRaises(ValueError):
                     server2.parse_proxy_line(line)
 
+    def test_what_came_of_a_line_is_counted(self) -> None:
+        for sent in (b"", b"PROXY "):
+            ours, theirs = socket.socketpair()
+            with ours, theirs, mock.patch.object(server2, "PROXY_TIMEOUT_S", 0.05):
+                theirs.sendall(sent)
+                connection = server2.Connection(some_server(), ours, ("127.0.0.1", 1))
+                with self.assertRaisesRegex(server2.ConnectionOver, "in time"):
+                    server2.read_proxy_line(connection)
+                self.assertEqual(connection.bytes_in, len(sent))
+
 
 class Ends(ScriptTestCase):
     """A connection ends, and the log says how."""
 
     def test_a_client_that_reset_does_not_hold_up_a_stop(self) -> None:
-        log = mock.Mock()
-        log.append.side_effect = lambda records: (len(records), "")
-        server = mock.Mock(port=9991, log=log, prefix=bytes(60_000))
-        server.args = server2.parse_args(["9991"])
-        server.calls.send_at_once.return_value = 0
-        server.stopping = threading.Event()
+        server = some_server()
         with socket.create_server(("127.0.0.1", 0)) as listener:
             client = self.dial(listener.getsockname())
             connection = server2.Connection(server, *listener.accept())
-        serving = threading.Thread(target=connection.serve)
-        serving.start()
-        client.sendall(b"\n" * 5_000)  # 300 MB of replies: nobody reads so much
-        read_exactly(client, 1)
-        server.stopping.set()
-        began = time.monotonic()
-        send_reset(client)
-        serving.join(DEADLINE_S)
+        self.addCleanup(connection.sock.close)
+        with mock.patch.object(
+            connection, "_record_messages", lambda messages: bytes(300_000_000)
+        ):
+            serving = threading.Thread(target=connection.serve)
+            serving.start()
+            client.sendall(b"\n")
+            read_exactly(client, 1)
+            server.stopping.set()
+            began = time.monotonic()
+            send_reset(client)
+            serving.join(DEADLINE_S)
         self.assertLess(time.monotonic() - began, server2.DELIVERY_S / 2)
-        connection.sock.close()
 
     def test_a_client_that_vanished_is_not_called_idle(self) -> None:
         gone = TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))  # by TCP
@@ -170,17 +167,12 @@ class Ends(ScriptTestCase):
             ("our own deadline", [b"hi\n", ours], None, "idle, 1 message"),
         ):
             with self.subTest(case):
-                log = mock.Mock()
-                log.append.side_effect = lambda records: (len(records), "")
-                server = mock.Mock(port=9991, log=log, prefix=b"")
-                server.args = server2.parse_args(["9991"])
-                server.calls.send_at_once.return_value = 0  # sendall instead
-                server.stopping.is_set.return_value = False
-                sock = mock.Mock()
+                server, sock = some_server(), mock.Mock()
                 sock.recv.side_effect = received
                 sock.sendall.side_effect = sent
-                server2.Connection(server, sock, ("127.0.0.1", 56457)).serve()
-                (record,) = log.append.call_args.args[0]
+                with mock.patch.object(server2, "send_quickly", lambda *_: 0):
+                    server2.Connection(server, sock, ("127.0.0.1", 56457)).serve()
+                (record,) = server.log.append.call_args.args[0]
                 self.assertIn(b" - closed: %b, " % reason.encode(), record)
 
 
@@ -191,31 +183,28 @@ class Threads(ScriptTestCase):
         super().setUp()
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.addCleanup(self.listener.close)
-        self.printer = mock.Mock()
-        log = mock.Mock()
-        log.append.side_effect = lambda records: (len(records), "")
-        args = server2.parse_args(["0"])
-        calls = server2.QuickCalls()
-        self.server = server2.Server(self.listener, log, self.printer, args, calls)
-        self.addCleanup(self.server._inbox.close)
-        self.addCleanup(self.server._outbox.close)
+        self.terminal, bell = mock.Mock(), mock.patch.object(server2, "Bell")
+        self.terminal.shows.return_value = False
+        args, log = server2.parse_args(["0"]), mock.Mock()
+        log.append.side_effect = lambda entries: (len(entries), "")
+        with bell:
+            self.server = server2.Server(self.listener, log, self.terminal, args)
 
-    def serve_and_end(self, connection: mock.Mock) -> None:
-        """Serve a connection on a thread that ends with it."""
+    def serve(self, connection: mock.Mock) -> None:
+        """Serve a connection on a thread of its own, which ends with it."""
         self.server._live.add(connection)
-        self.server.stopping.set()
-        self.assertTrue(self.server._start_thread(connection))
+        with mock.patch.object(server2, "RESTING_THREADS", 0):
+            in_parallel(lambda: self.server._serve(connection))
 
     def test_a_defect_is_told_with_its_traceback_and_ends_one_connection(self) -> None:
         connection = mock.Mock(client="127.0.0.1:56457")
         connection.serve.side_effect = ZeroDivisionError("a defect")
-        self.serve_and_end(connection)
-        wait_until(lambda: connection.sock.close.called, 5, "the connection's end")
-        (call,) = self.printer.warn.call_args_list
-        kind, text = call.args
-        self.assertEqual(kind, "defect: ZeroDivisionError")
-        self.assertTrue(text.startswith("127.0.0.1:56457: Traceback "), text)
+        self.serve(connection)
+        kind, text = self.terminal.warn.call_args.args
+        self.assertEqual(kind, "defect")
+        self.assertTrue(text.startswith("Traceback "), text)
         self.assertTrue(text.endswith("\nZeroDivisionError: a defect"), text)
+        connection.sock.close.assert_called_once_with()
 
     def test_no_connection_is_closed_while_a_stop_can_reach_it(self) -> None:
         live: list[bool] = []
@@ -226,11 +215,21 @@ class Threads(ScriptTestCase):
         def is_live() -> bool:
             return connection in self.server._live
 
-        self.serve_and_end(connection)
-        wait_until(lambda: len(live) == 2, 5, "the connection's end")
+        self.serve(connection)
         self.assertEqual(live, [True, False])
 
-    def test_the_last_clients_are_served_where_sockets_inherit_o_nonblock(self) -> None:
+    def test_a_thread_serves_the_next_client_too(self) -> None:
+        port = self.listener.getsockname()[1]
+        before = threading.active_count()
+        for _ in range(5):
+            with self.dial(self.listener.getsockname()) as client:
+                self.assertTrue(self.server._accept())
+                client.sendall(b"hi\n")
+                self.assertEqual(read_line(client), b"Server %d received: hi\n" % port)
+            wait_until(lambda: not self.server._live, 5, "the connection's end")
+        self.assertEqual(threading.active_count(), before + 1)
+
+    def test_clients_are_served_where_sockets_inherit_o_nonblock(self) -> None:
         plain = socket.socket.accept
 
         def accept_like_bsd(listener: socket.socket) -> tuple[socket.socket, Any]:
@@ -238,46 +237,58 @@ class Threads(ScriptTestCase):
             os.set_blocking(sock.fileno(), listener.getblocking())
             return sock, address
 
-        with dial(self.listener.getsockname()) as client:
-            self.server.stopping.set()
+        self.listener.setblocking(False)
+        with self.dial(self.listener.getsockname()) as client:
             with mock.patch.object(socket.socket, "accept", accept_like_bsd):
-                self.server._accept_the_last()
+                self.assertTrue(self.server._accept())
             client.sendall(b"hi\n")
             port = self.listener.getsockname()[1]
             self.assertEqual(read_line(client), b"Server %d received: hi\n" % port)
-        wait_until(lambda: not self.server._threads, 5, "the thread's end")
+        wait_until(lambda: not self.server._live, 5, "the connection's end")
 
 
-class Terminal(unittest.TestCase):
-    """Lines for the person who watches, and what becomes of them."""
+class Work(unittest.TestCase):
+    """`--parallel N`: N places, and a queue in the order of arrival."""
 
-    def test_lines_not_shown_are_counted_where_they_are_missing(self) -> None:
-        written: list[tuple[int, str]] = []
-        is_free = threading.Event()
+    def test_no_more_work_than_places_and_the_first_to_come_is_the_first(self) -> None:
+        lock, go = threading.Lock(), threading.Semaphore(0)
+        began: list[str] = []
+        working = most = 0
 
-        def write(file: int, text: str) -> None:
-            is_free.wait(5)
-            if text:
-                written.append((file, text))
+        def draw() -> float:
+            nonlocal working, most
+            with lock:
+                working += 1
+                most = max(most, working)
+                began.append(threading.current_thread().name)
+            go.acquire(timeout=DEADLINE_S)
+            with lock:
+                working -= 1
+            return 0
 
-        with (
-            mock.patch.object(server2.Printer, "_write", staticmethod(write)),
-            mock.patch.object(server2, "PRINTED_LINES", 1),
-        ):
-            printer = server2.Printer(quiet=True)
-            printer.warn("one", "one")
-            wait_until(lambda: not printer._lines, 5, "the terminal to stall")
-            for text in ("two", "three", "four"):
-                printer.warn(text, text)
-            is_free.set()
-            printer.stop()
-        self.assertEqual(
-            written,
-            [
-                (2, "server2.py: one\n"),
-                (2, "server2.py: two\n(2 lines not shown)\n"),
-            ],
-        )
+        work = server2.PretendedWork(draw, 2)
+        threads = []
+        for number in range(8):
+            thread = threading.Thread(
+                target=work.do, args=(threading.Event(),), name=f"{number}"
+            )
+            thread.start()
+            threads.append(thread)
+            wait_until(
+                lambda n=number: len(began) + len(work._waiting) == n + 1,  # type: ignore[misc]
+                DEADLINE_S,
+                "the arrival",
+            )
+        for number in range(8):
+            go.release()
+            wait_until(
+                lambda n=number: len(began) == min(8, n + 3),  # type: ignore[misc]
+                DEADLINE_S,
+                "the next one",
+            )
+        for thread in threads:
+            thread.join(DEADLINE_S)
+        self.assertEqual((began, most), (list("01234567"), 2))
 
 
 if __name__ == "__main__":

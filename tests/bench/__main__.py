@@ -1,4 +1,4 @@
-"""The command: `python -m tests.bench [balancer|server|client]`."""
+"""The command: `python3 -m tests.bench [balancer|server|client|truth]`."""
 
 from __future__ import annotations
 
@@ -16,18 +16,24 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tests.bench import profiling
+from tests.bench import profiling, readme, truth
 from tests.bench.figures import (
     TABLE_COLUMNS,
     TABLE_HEAD,
     Check,
+    Samples,
     ratio,
     reached,
     table_line,
 )
 from tests.bench.machine import RunError, describe_machine, raise_descriptor_limit
 from tests.bench.rows import ITSELF, ROWS, Bench, Row, Settings, ours_name
-from tests.bench.subjects import BALANCER, BALANCER_ARGS, INSTALL, missing
+from tests.bench.subjects import (
+    BALANCER,
+    INSTALL,
+    free_threaded_python,
+    missing,
+)
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 PARTS = ("balancer", "server", "client")
@@ -57,9 +63,10 @@ def row_names(text: str) -> list[str]:
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Return the options of the command line."""
     parser = Parser(
-        prog="python -m tests.bench",
-        description="Measure the three scripts side by side with their peers, in one"
-        " run; ratios are of runs that take turns.",
+        prog="python3 -m tests.bench",
+        description="Measure the three scripts, as they come, side by side with their"
+        " peers, in one run; ratios are of runs that take turns. `truth` as the first"
+        " word measures how true the client's figures are (truth --help).",
     )
     add = parser.add_argument
     add("part", nargs="?", choices=PARTS, help="measure one script only (default: all)")
@@ -68,19 +75,35 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--rounds", type=int, help="let every subject have N turns (default: 3)")
     add("--seconds", type=float, help="make a turn this long (default: 3)")
     add("--json", type=Path, metavar="FILE", help="write every sample to FILE")
+    add("--table", action="store_true", help="print README's table at the end")
+    add(
+        "--from",
+        dest="earlier",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="measure nothing: print README's table of what --json wrote",
+    )
+    add(
+        "--free-threaded",
+        default="",
+        metavar="PATH",
+        help="show a free-threaded Python beside the others (default: one that is"
+        " installed, or $LAB_FREE_THREADED)",
+    )
     add(
         "--balancer-args",
         action="append",
         metavar="ARGS",
         help="start the balancer with these options; repeat it to compare several"
-        f" (default: {BALANCER_ARGS})",
+        " (default: none)",
     )
     add("--server-args", default="", metavar="ARGS", help="more options of server2.py")
     add(
         "--client-args",
-        default="--workers auto",
+        default="",
         metavar="ARGS",
-        help="more options of client2.py (default: %(default)s)",
+        help="more options of client2.py",
     )
     add(
         "--scripts",
@@ -94,7 +117,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--profile",
         type=row_names,
         metavar="ROW",
-        help="show where the CPU goes while a balancer's row runs, and measure nothing",
+        help="show where the CPU goes while a row runs, and measure nothing",
     )
     return parser.parse_args(argv)
 
@@ -107,9 +130,10 @@ def settings_of(args: argparse.Namespace) -> Settings:
         quick=args.quick,
         scripts=args.scripts.resolve(),
         python=args.python,
-        balancer_args=args.balancer_args or [BALANCER_ARGS],
+        balancer_args=args.balancer_args or [""],
         server_args=args.server_args,
         client_args=args.client_args,
+        free_threaded=free_threaded_python(args.free_threaded),
     )
 
 
@@ -211,17 +235,32 @@ def summary(bench: Bench, rows: Sequence[Row], started: str) -> dict[str, Any]:
     ]
     return {
         "version": 1,
-        "command": ["python", "-m", "tests.bench", *sys.argv[1:]],
+        "command": ["python3", "-m", "tests.bench", *sys.argv[1:]],
         "started": started,
         "machine": describe_machine(),
         "rounds": bench.settings.rounds,
         "seconds": bench.settings.seconds,
+        "free_threaded": bench.settings.free_threaded,
         "balancer_args": list(bench.settings.balancer_args),
         "strangers_cores": bench.others,
         "checks": checks,
         "samples": samples,
         "notes": bench.notes,
     }
+
+
+def samples_of(paths: Sequence[Path]) -> Samples:
+    """Return the samples of files of --json; a later file's rows replace a former's."""
+    samples = Samples()
+    for path in paths:
+        found = json.loads(path.read_text())["samples"]
+        rows = {sample["row"] for sample in found}
+        for key in [key for key in samples.values if key[0] in rows]:
+            del samples.values[key]
+        for sample in found:
+            key = (sample["row"], sample["subject"], sample["metric"])
+            samples.values[key] = sample["values"]
+    return samples
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -241,8 +280,18 @@ def unwind(number: int, frame: object) -> NoReturn:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print the table, and return 0; 1 if a row failed; 130 if interrupted."""
-    args = parse_args(argv)
-    settings = settings_of(args)
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["truth"]:
+        return truth.main(words[1:])
+    args = parse_args(words)
+    if args.earlier:
+        print(readme.table(samples_of(args.earlier)))
+        return 0
+    try:
+        settings = settings_of(args)
+    except RunError as error:
+        print(f"--free-threaded: {error}", file=sys.stderr)
+        return 2
     raise_descriptor_limit()
     for number in STOP_SIGNALS:
         signal.signal(number, unwind)
@@ -275,6 +324,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(textwrap.fill(f"note: {note}", TABLE_COLUMNS, subsequent_indent="  "))
     if args.json:
         write_json(args.json, summary(bench, rows, started))
+    if args.table:
+        print(f"\n{readme.table(bench.samples)}")
     return code
 
 

@@ -233,10 +233,14 @@ class Stage:
 
     def __exit__(self, *exc: object) -> None:
         try:
-            for process in reversed(self._running.copy()):
-                self.stop(process)
+            self.end_all()
         finally:
             self._files.close()
+
+    def end_all(self) -> None:
+        """End all processes that still run."""
+        for process in reversed(self._running.copy()):
+            self.stop(process)
 
     def start(
         self,

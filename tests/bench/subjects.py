@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import select
 import shutil
@@ -15,14 +16,13 @@ from pathlib import Path
 
 from tests.bench.machine import START_DEADLINE_S, RunError, Stage, free_port, loopback
 
-# One number for all rows, so that the table is of one balancer. With 50 clients 8 to 24
-# workers are equal; with 1,000 each message costs a third less with 16 than with 8
-# (fewer threads wait for one interpreter lock), and memory grows by 0.8 KiB each.
-BALANCER_ARGS = "--workers 16"
-
 BALANCER = "load_balancer.py"
 SERVER = "server2.py"
 CLIENT = "client2.py"
+
+FREE_THREADED_FOLDER = "/opt/lab-python-freethreaded"
+FREE_THREADED_NAMES = ("python3.14t", "python3.13t", "python3t")
+IS_FREE = "import sys; raise SystemExit(sys._is_gil_enabled())"
 
 INSTALL = {
     "haproxy": "HAProxy: apt install haproxy",
@@ -53,6 +53,33 @@ class Subject:
 def missing(programs: Sequence[str]) -> list[str]:
     """Return those of the programs that are not installed."""
     return [name for name in programs if not shutil.which(name)]
+
+
+def free_threaded_python(given: str = "") -> str:
+    """Return a free-threaded interpreter, or "" where there is none.
+
+    The one that is given, or named by the environment, may be its folder.
+    """
+    named = given or os.environ.get("LAB_FREE_THREADED", "")
+    places = [named] if named else [FREE_THREADED_FOLDER]
+    found = [str(path) for place in places for path in interpreters(Path(place))]
+    if not named:
+        found += filter(None, map(shutil.which, FREE_THREADED_NAMES))
+    for python in found:
+        done = subprocess.run([python, "-c", IS_FREE], capture_output=True, check=False)
+        if done.returncode == 0:
+            return python
+    if given:
+        raise RunError(f"{given} is no free-threaded Python")
+    return ""
+
+
+def interpreters(place: Path) -> list[Path]:
+    """Return the programs that may be meant by a path: itself, or those in a folder."""
+    if not place.is_dir():
+        return [place] if place.is_file() else []
+    found = [*place.glob("bin/python3*"), *place.glob("usr/bin/python3*")]
+    return [path for path in found if re.fullmatch(r"python3(\.\d+)?t?", path.name)]
 
 
 # ---- Behind the balancer ---------------------------------------------------------

@@ -20,8 +20,9 @@ from dataclasses import dataclass
 
 from tests.balancer import SAME_ORIGIN
 from tests.faults.lab import LONG_ONLY, Lab, scenario
+from tests.faults.processes import status_address
 from tests.faults.records import read_log
-from tests.faults.relayed import settled, status_address
+from tests.faults.relayed import settled
 from tests.faults.talkers import Talkers
 from tests.support import (
     Backend,

@@ -140,7 +140,7 @@ class Lab:
         try:
             running.finish()
         except AssertionError as error:
-            self.lost(str(error)[-1500:])
+            self.lost(shortened(str(error)))
         code = running.returncode
         if running.script in SERVICES and code not in (0, KILLED):
             self.lost(f"{running.script} ended with {code}: {running.stderr_text()}")
@@ -159,6 +159,12 @@ class Lab:
             except Exception as error:
                 self.lost(f"could not clean up: {error!r}")
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def shortened(text: str, most: int = 1400) -> str:
+    """Return a text, or its beginning and its end."""
+    half = most // 2
+    return text if len(text) <= most else f"{text[:half]} […] {text[-half:]}"
 
 
 def steady_port() -> int:

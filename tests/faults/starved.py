@@ -104,16 +104,21 @@ def few_descriptors(lab: Lab) -> None:
 
 @scenario(6, short_s=LONG_ONLY)
 def client_with_few_descriptors(lab: Lab) -> None:
-    """Run client2.py for 300 clients with 64 descriptors: one line says what to do."""
+    """Run client2.py with 64 descriptors: it spreads out, or a line says what to do."""
     if resource is None:
         raise unittest.SkipTest("needs resource limits (Unix)")
     limit = partial(resource.setrlimit, resource.RLIMIT_NOFILE, (64, 64))
     server = lab.start("server2.py", 0, "--quiet")
-    done = run_script(
-        "client2.py", 300, "--target", server.address, cwd=lab.folder, preexec_fn=limit
-    )
-    lab.expect(done.returncode in (1, 2), f"exit {done.returncode}")
-    lab.expect(re.fullmatch(r"client2\.py: [^\n]+\n", done.stderr), done.stderr[:500])
+    for clients, options in ((300, ("--workers", 1)), (300, ()), (3000, ())):
+        done = run_script(
+            "client2.py", clients, "--target", server.address, "--quiet", *options,
+            cwd=lab.folder, preexec_fn=limit,
+        )  # fmt: skip
+        said = f"{clients} clients {options}: exit {done.returncode}: {done.stderr!r}"
+        line = re.fullmatch(r"client2\.py: [^\n]+\n", done.stderr)
+        told = done.returncode == 2 and line and "ulimit -n" in done.stderr
+        # Processes have 64 each: with many, so few are enough.
+        lab.expect(told or (done.returncode == 0 and not options), said[:500])
 
 
 # ---- Threads ---------------------------------------------------------------------
@@ -406,9 +411,10 @@ def no_memory_for_the_log(lab: Lab) -> None:
     lab.expect(confirm_once(server), "no service before the crowd")
     with contextlib.ExitStack() as stack:
         crowd = [stack.enter_context(dial(server, PATIENCE_S)) for _ in range(400)]
-        served = 0
+        served = silent = 0
         for sock in crowd:
-            served += is_confirmed(sock)
+            answered = silent < 2 and is_confirmed(sock)
+            served, silent = served + answered, silent + (not answered)
             sock.close()
     lab.note(f"{served} of 400 served at once with 160 MiB of address space")
     lab.expect(server.returncode is None, f"ended: {server.stderr_text()[-500:]}")

@@ -26,7 +26,8 @@ apt-get -qq install -y --no-install-recommends {TOOLS}
 mkdir /build && cd /build && chmod 777 .
 apt-get -qq source "$package"
 cd "$package"*/
-./configure -q --disable-gil --prefix=/opt/python --disable-test-modules --without-ensurepip
+./configure -q --disable-gil --prefix=/opt/python --without-ensurepip \\
+  --disable-test-modules
 make -s -j "$(nproc)" && make -s install
 ln -s /opt/python/bin/python3 /usr/local/bin/python3
 """
