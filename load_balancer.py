@@ -406,8 +406,12 @@ class Wake:
 
     def __init__(self) -> None:
         """Make it, or raise OSError."""
-        self._bell = None if hasattr(os, "eventfd") else Bell()
-        self._fd = self._bell.fileno() if self._bell else os.eventfd(0, os.EFD_NONBLOCK)
+        self._bell: Bell | None = None
+        try:
+            self._fd = os.eventfd(0, os.EFD_NONBLOCK)
+        except (AttributeError, OSError):  # there is none, or it is refused
+            self._bell = Bell()
+            self._fd = self._bell.fileno()
 
     def fileno(self) -> int:
         """Return the descriptor to poll."""

@@ -387,6 +387,7 @@ class SlowReaders(Faults):
         self.assertEqual(read_to_end(client), b"thanks")
         self.assertEqual(digest(backend.visit().received), digest(request))
 
+    @unittest.skipUnless(LONG, "takes half a minute: set LAB_LONG=1")
     def test_client_that_stops_in_a_reply_is_reset_and_what_it_missed_is_told(
         self,
     ) -> None:

@@ -36,7 +36,15 @@ class Connections:
     def __init__(self, *options: str) -> None:
         """Lay out a board of one worker with 100 rows, rise 2 and fall 3."""
         given = [*(options or ["--server=127.0.0.1:9991"]), "--workers=1"]
-        parsed = load_balancer.parse_args([*given, "--rise=2", "--fall=3"])
+        here = [(socket.AF_INET, ("127.0.0.1", 9991))]
+        resolve = load_balancer.resolve
+
+        def resolve_here(host: str, port: int) -> Any:
+            """Resolve localhost where nobody else does: without /etc/hosts."""
+            return here if host == "localhost" else resolve(host, port)
+
+        with mock.patch.object(load_balancer, "resolve", resolve_here):
+            parsed = load_balancer.parse_args([*given, "--rise=2", "--fall=3"])
         self.board = Board(parsed, 100)
         self._rows: Iterator[Row] = self.board.rows_of(1)
 

@@ -118,6 +118,7 @@ class Deaths(Several):
 
         return self.backend(behave)
 
+    @unittest.skipUnless(MANY, "takes a quarter of a minute: set LAB_LONG=1")
     def test_killed_and_stopped_workers_leave_no_count_and_no_line_behind(self) -> None:
         backends = [self.at_once() for _ in range(2)]
         log = self.folder / "balancer.log"
