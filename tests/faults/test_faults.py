@@ -6,6 +6,7 @@ test then looks at the result of its own.
 
 from __future__ import annotations
 
+import os
 import unittest
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,6 +27,8 @@ class ShortForm(unittest.TestCase):
     @classmethod
     def setUpClass(cls) -> None:
         """Start the scenarios of this run."""
+        if os.environ.get("LAB_REFUSED"):
+            raise unittest.SkipTest("the judges read /proc, which LAB_REFUSED closes")
         pool = ThreadPoolExecutor(AT_ONCE, "scenario")
         cls.addClassCleanup(pool.shutdown, cancel_futures=True)
         cls._results = {
