@@ -110,10 +110,11 @@ SPLICE_ROUNDS = 16  # fills of the pipe before the other direction gets its turn
 TIMEOUT_PARTS = 4  # of a timeout: so often it is asked whether bytes were taken
 DROPPED_BYTES = 64 << 20  # sent to a dead side: more than buffers hold both ways
 LISTEN_QUEUE = 4096  # the kernel lowers it to somaxconn (listen(2))
-# A vanished peer is found after 60 + 4 x 15 s, or 120 s after a byte that it never
-# acknowledged (tcp(7)).
+# A vanished peer is found after 60 + 4 x 15 s by the kernel (tcp(7)). Bytes that it
+# never acknowledges stop the kernel's probes: then it is looked for here.
 KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
-KEEPALIVE["TCP_USER_TIMEOUT"] = 120_000
+VANISHED_S = 120.0  # without any answer
+LOOK_NS = 10_000_000_000  # so often, while something is to be acknowledged
 PROXY_HEADER_TIMEOUT_S = 5.0  # at least 3 s, a retransmitted segment (proxy-protocol 2)
 BACKOFF_S = 0.1  # pause of a listener when the system has run out of something
 PENALTY_S = 10.0  # --no-checks: how long a server stays DOWN, then doubled
@@ -259,6 +260,20 @@ def unacknowledged(sock: socket.socket) -> int:
     with contextlib.suppress(OSError):
         fcntl.ioctl(sock, termios.TIOCOUTQ, answer)
     return answer[0]
+
+
+def silence_s(sock: socket.socket) -> float:
+    """Return for how long the peer has answered nothing, asked at least twice.
+
+    A peer that only reads nothing answers each probe of its window, however long it
+    takes: TCP_USER_TIMEOUT would end that one, too (tcp(7)).
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 60)
+            if max(info[2:4]) > 1:  # struct tcp_info: retransmits, probes, ...
+                return int.from_bytes(info[56:60], sys.byteorder) / 1000  # last_ack_recv
+    return 0.0
 
 
 def prepare(sock: socket.socket) -> None:
@@ -1428,7 +1443,7 @@ class Board(Cells):
 
 def plain_key(address: SocketAddress) -> tuple[Any, ...]:
     """Return what is the same for all forms of an address: IPv4-mapped, zone, case."""
-    return str(plain_ip(address[0])), address[1], *address[3:4]
+    return str(plain_ip(address[0])), address[1], *filter(None, address[3:4])
 
 
 def is_literal(host: str) -> bool:
@@ -1962,6 +1977,7 @@ def connect(
         if code:
             raise OverError(connect_failure(code, server))
         if is_connected_to_itself(server_sock):
+            reset_at_close(server_sock)
             raise OverError(End("SC", "connected to itself: nobody listens there"))
         prepare(server_sock)
         if preface:
@@ -1978,9 +1994,12 @@ def connect(
 def is_connected_to_itself(sock: socket.socket) -> bool:
     """Tell whether both ends are one (RFC 9293, 3.5: simultaneous open).
 
-    A connect to a free port of this machine may take that very port for its own.
+    A connect to a free port of this machine may take that very port for its own. To be
+    closed by a reset: TIME-WAIT would keep the port from its server.
     """
-    return bool(sock.getsockname() == sock.getpeername())
+    with contextlib.suppress(OSError):  # no peer: it has been reset since
+        return bool(sock.getsockname() == sock.getpeername())
+    return False
 
 
 def connect_failure(code: int, server: Server) -> End:
@@ -2300,18 +2319,21 @@ class Relay:
         client_fd = upstream.from_sock.fileno()
         poll = self._poll.poll
         upstream.pull()  # most clients have spoken by now
-        timeout_ms = self._watch()
-        quiet = 0  # parts of the timeout in which nothing moved
+        limit_ms, brief_ms = self._watch()
+        wait_ms, quiet_ms = brief_ms, 0.0  # ... for how long nothing moved
+        look_ns = upstream.cells[LAST_NS] + LOOK_NS  # when to look after both sides
         # The direction that moved last: if both go idle, its receiver is the silent one
         latest = upstream if upstream.cells[upstream.cell] else downstream
         while not (upstream.end_passed and downstream.end_passed):
-            ready = poll(timeout_ms)
+            ready = poll(wait_ms)
             if not ready:
-                quiet = 0 if self._has_progressed() else quiet + 1
-                if quiet >= TIMEOUT_PARTS:
+                quiet_ms = 0.0 if self._has_progressed() else quiet_ms + wait_ms
+                if quiet_ms >= limit_ms:
                     return self._timed_out(latest)
+                left_ms = -1 if limit_ms == math.inf else limit_ms - quiet_ms
+                wait_ms = brief_ms if self._look() else left_ms
                 continue
-            quiet, changed = 0, False
+            wait_ms, quiet_ms, changed = brief_ms, 0.0, False
             for fd, mask in ready:
                 reads = upstream if fd == client_fd else downstream
                 writes = reads.other
@@ -2325,8 +2347,24 @@ class Relay:
                         self._check_hangup(reads, mask)
                         changed = True
             if changed:
-                timeout_ms = self._watch()
+                limit_ms, brief_ms = self._watch()
+                wait_ms = brief_ms
+            if upstream.cells[LAST_NS] > look_ns:
+                self._look()
+                look_ns = upstream.cells[LAST_NS] + LOOK_NS
         return None
+
+    def _look(self) -> bool:
+        """Tell whether bytes are on their way; raise SideDiedError to a vanished side.
+
+        The kernel tells of one only after a quarter of an hour of such bytes.
+        """
+        both = (self.upstream, self.downstream)
+        for way in both:
+            if silence_s(way.to_sock) >= VANISHED_S:
+                reset_at_close(way.to_sock)
+                raise SideDiedError(way.to_name, TimeoutError())
+        return any(way.undelivered() for way in both)
 
     def _check_hangup(self, reads: Direction, mask: int) -> None:
         """See whether a socket that is not read now has died.
@@ -2337,8 +2375,12 @@ class Relay:
         if code or mask & POLLERR or not reads.other.end_passed:
             raise SideDiedError(reads.from_name, OSError(code, os.strerror(code)))
 
-    def _watch(self) -> float:
-        """Tell poll what to wait for; return for how long (ms): idle or half-closed."""
+    def _watch(self) -> tuple[float, float]:
+        """Tell poll what to wait for.
+
+        Return the time limit (ms), idle or half-closed, and after how long to ask
+        whether bytes were taken: no event says so.
+        """
         for reads in (self.upstream, self.downstream):
             writes = reads.other
             mask = 0 if reads.from_ended or reads.pending else POLLIN
@@ -2357,7 +2399,8 @@ class Relay:
         half = self.upstream.from_ended or self.downstream.from_ended
         options = self._options
         timeout_s = options.half_close_timeout if half else options.idle_timeout
-        return timeout_s * 1000 / TIMEOUT_PARTS if timeout_s else -1
+        limit_ms = timeout_s * 1000 or math.inf
+        return limit_ms, min(limit_ms / TIMEOUT_PARTS, LOOK_NS / 1e6)
 
     def _has_progressed(self) -> bool:
         """Tell whether a receiver has taken bytes since this was last asked.
@@ -2526,15 +2569,19 @@ class Desk:
         self._checked: set[int] = set()  # indexes of servers; of the starting threads
 
     def start(self) -> None:
-        """Start a thread for every server, or one for all; one for each moving name."""
+        """Start the thread that starts the others: it may take long (RLIMIT_NPROC)."""
+        new_thread("desk", self._start_all).start()
+
+    def _start_all(self) -> None:
+        """Thread "desk": one for every server, or one for all; one for each name."""
         if self._options.no_checks:
-            new_thread("forgive", self._forgive).start()
+            self._insist(new_thread("forgive", self._forgive))
         self._watch(self._board.servers())
         for number, given in enumerate(self._options.servers):
             if not is_literal(given["host"]):
                 # On a daemon thread: getaddrinfo(3) cannot be interrupted.
                 name = f"name-{given['host']}:{given['port']}"
-                new_thread(name, self._follow, number).start()
+                self._insist(new_thread(name, self._follow, number))
 
     def stop(self) -> None:
         """Tell the threads to end; one that is checking ends after its timeout."""
@@ -2612,6 +2659,7 @@ def check(server: Server, options: Options) -> tuple[bool | None, str]:
         try:
             sock.connect(server.address)
             if is_connected_to_itself(sock):
+                reset_at_close(sock)
                 return False, "connected to itself: nobody listens there"
             took_ms = (time.monotonic() - began) * 1000
             if options.send_proxy == "v1":
@@ -3737,12 +3785,16 @@ def parse_workers(text: str) -> int:
 
 
 def parse_network(text: str) -> Network:
-    """Return the network that a CIDR or a single address names."""
+    """Return the network that a CIDR or a single address names, a mapped one as IPv4."""
     try:
-        return ipaddress.ip_network(text, strict=False)
+        network = ipaddress.ip_network(text, strict=False)
     except ValueError as error:
         why = f"{text!r} is not an address or CIDR: {error}"
         raise argparse.ArgumentTypeError(why) from None
+    mapped = getattr(network.network_address, "ipv4_mapped", None)
+    if mapped and network.prefixlen >= 96:
+        return ipaddress.ip_network((mapped, network.prefixlen - 96))
+    return network
 
 
 def parse_server(text: str) -> dict[str, Any]:
