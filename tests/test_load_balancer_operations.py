@@ -381,7 +381,7 @@ class Workers(BalancerTestCase):
         log = self.folder / "balancer.log"
         balancer = self.balance([backend], "--log", log)
         in_parallel(*[lambda: [visit_once(balancer) for _ in range(20)]] * 10)
-        wait_until(lambda: log.read_text().count("\n") >= 200, what="200 lines")
+        wait_until(lambda: log.read_text().count(" client=") >= 200, what="200 lines")
         lines = endings(log.read_text().splitlines())
         self.assertEqual(len(lines), 200)  # a port of a client may come twice
 

@@ -421,7 +421,11 @@ class ALargeTransfer(ScriptTestCase):
         self.assertLess(memory_kib(balancer.pid) - before, 8 * 1024)
         client.settimeout(DEADLINE_S)
         client.shutdown(socket.SHUT_WR)
-        reply = read_to_end(client)
+        try:
+            reply = read_to_end(client)
+        except OSError as error:
+            line = balancer.wait_for_line("client=")
+            self.fail(f"{error} after {amount} bytes: {line}; {backend.visit().error}")
         self.assertEqual(len(reply), amount)
         self.assertEqual(hashlib.sha256(reply).digest(), sent.digest())
 
