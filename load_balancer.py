@@ -271,8 +271,9 @@ def silence_s(sock: socket.socket) -> float:
     if sys.platform == "linux":
         with contextlib.suppress(OSError):
             info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 60)
-            if max(info[2:4]) > 1:  # struct tcp_info: retransmits, probes, ...
-                return int.from_bytes(info[56:60], sys.byteorder) / 1000  # last_ack_recv
+            retransmits, probes = info[2:4]  # struct tcp_info, as is last_ack_recv
+            if max(retransmits, probes) > 1:
+                return int.from_bytes(info[56:60], sys.byteorder) / 1000
     return 0.0
 
 
@@ -3785,7 +3786,7 @@ def parse_workers(text: str) -> int:
 
 
 def parse_network(text: str) -> Network:
-    """Return the network that a CIDR or a single address names, a mapped one as IPv4."""
+    """Return the network that a CIDR or an address names, a mapped one as IPv4."""
     try:
         network = ipaddress.ip_network(text, strict=False)
     except ValueError as error:
