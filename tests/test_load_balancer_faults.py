@@ -227,7 +227,9 @@ class UrgentData(Faults):
 
         # In turns, and the best of each, for other programs run on this machine, too.
         alone = [median_s() for _ in range(3)]
-        for client in [self.dial(balancer) for _ in range(10)]:
+        crowd = [self.dial(balancer) for _ in range(10)]
+        backend.visit(12)
+        for client in crowd:
             client.sendall(HEAD)
             client.send(b"!", socket.MSG_OOB)
             client.sendall(b"behind it")
@@ -331,6 +333,7 @@ class SlowReaders(Faults):
 
         def behave(visit: Visit) -> None:
             counts.append(self.read_slowly(visit.socket, 6))
+            visit.pause(30)
 
         backend = self.backend(behave, receive_buffer=SMALL_BUFFER)
         balancer = self.start_before(backend, options=["--idle-timeout=2"])
@@ -406,13 +409,10 @@ class StoppedReaders(Faults):
     def test_client_that_stops_in_a_reply_is_reset_and_what_it_missed_is_told(
         self,
     ) -> None:
-        stopped = threading.Event()
-
         def behave(visit: Visit) -> None:
             visit.send(HEAD)
-            stopped.wait(30)
+            visit.pause(30)
 
-        self.addCleanup(stopped.set)
         options = ["--idle-timeout=1.5"]
         balancer = self.start_before(self.backend(behave), options=options)
         client, name = self.dial_slowly(balancer)
