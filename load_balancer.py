@@ -271,9 +271,9 @@ def silence_s(sock: socket.socket) -> float:
     if sys.platform == "linux":
         with contextlib.suppress(OSError):
             info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 60)
-            retransmits, probes = info[2:4]  # struct tcp_info, as is last_ack_recv
-            if max(retransmits, probes) > 1:
-                return int.from_bytes(info[56:60], sys.byteorder) / 1000
+            if max(info[2:4]) > 1:  # struct tcp_info: retransmits, probes, ...
+                last_ack_ms = int.from_bytes(info[56:60], sys.byteorder)
+                return last_ack_ms / 1000
     return 0.0
 
 
@@ -2737,8 +2737,12 @@ class Log:
                 if entry == b"end":
                     self.close()
                     return
-                at, _, text = entry.partition(b" ")
-                self._put(float(at), text.decode("utf-8", "surrogateescape"))
+                at, _, text = entry.decode("utf-8", "surrogateescape").partition(" ")
+                kind, is_warning, words = text.partition("\0")
+                if is_warning:  # each process has said it once a second: now all have
+                    self.warn(kind, words)
+                else:
+                    self._put(float(at), text)
 
     def end(self) -> None:
         """Tell the desk that no line will follow; called by the parent."""
@@ -2769,7 +2773,7 @@ class Log:
                 while data := os.read(self._pipe[0], PIPE_BYTES):
                     entries = (entry.split(b" ", 1) for entry in data.splitlines())
                     for at, text in (e for e in entries if len(e) == 2):
-                        line = text.decode("utf-8", "surrogateescape")
+                        line = text.decode("utf-8", "surrogateescape").split("\0")[-1]
                         self._write([self._format(float(at), line)])
 
     def _put(self, at: float, text: str) -> None:
@@ -2786,7 +2790,8 @@ class Log:
             if now_s - self._said.get(kind, -1.0) < 1.0:
                 return
             self._said[kind] = now_s
-        self.line(text)
+        shared = self._pipe and not self._writes
+        self.line(f"{kind}\0{text}" if shared else text)
 
     def reopen(self) -> None:
         """Open the file anew, it was renamed; keep the old one if that fails."""
@@ -3786,7 +3791,7 @@ def parse_workers(text: str) -> int:
 
 
 def parse_network(text: str) -> Network:
-    """Return the network that a CIDR or an address names, a mapped one as IPv4."""
+    """Return the network of a CIDR or a single address, a mapped one as IPv4."""
     try:
         network = ipaddress.ip_network(text, strict=False)
     except ValueError as error:

@@ -210,6 +210,7 @@ class Deaths(Several):
         balancer = self.balance_with(2, servers=[backend])
         with self.dial(balancer) as client:
             served_by(client)
+            wait_until(lambda: processes(balancer)[1], what="a desk")
             (desk,) = processes(balancer)[1]
             os.kill(desk, signal.SIGKILL)
             wait_until(
