@@ -227,7 +227,9 @@ class UrgentData(Faults):
 
         # In turns, and the best of each, for other programs run on this machine, too.
         alone = [median_s() for _ in range(3)]
-        for client in [self.dial(balancer) for _ in range(10)]:
+        crowd = [self.dial(balancer) for _ in range(10)]
+        backend.visit(12)
+        for client in crowd:
             client.sendall(HEAD)
             client.send(b"!", socket.MSG_OOB)
             client.sendall(b"behind it")
@@ -306,7 +308,7 @@ class SpliceThatStops(Faults):
 
 
 class SlowReaders(Faults):
-    """Bytes that a receiver's kernel acknowledges are activity; a stop is a reset."""
+    """Bytes that a receiver's kernel acknowledges are activity."""
 
     def read_slowly(
         self, connection: socket.socket, seconds: float, size: int = 12_000
@@ -331,6 +333,7 @@ class SlowReaders(Faults):
 
         def behave(visit: Visit) -> None:
             counts.append(self.read_slowly(visit.socket, 6))
+            visit.pause(30)
 
         backend = self.backend(behave, receive_buffer=SMALL_BUFFER)
         balancer = self.start_before(backend, options=["--idle-timeout=2"])
@@ -345,7 +348,7 @@ class SlowReaders(Faults):
         visit = backend.visit()
         wait_until(lambda: counts or visit.done.is_set(), what="six seconds' reading")
         found = [line for line in balancer.stdout_lines() if f"client={name} " in line]
-        with contextlib.suppress(OSError):  # the server has left, and it was reset
+        with contextlib.suppress(OSError):  # wakes the sender, unless it was reset
             client.shutdown(socket.SHUT_RDWR)
         sender.join(30)
         self.assertEqual((len(counts), found), (1, []))
@@ -387,17 +390,30 @@ class SlowReaders(Faults):
         self.assertEqual(read_to_end(client), b"thanks")
         self.assertEqual(digest(backend.visit().received), digest(request))
 
+
+class SlowReadersWithTwoWorkers(SlowReaders):
+    """The same, through two processes."""
+
+    WORKERS = 2
+
+
+class SlowReadersWithoutSplice(SlowReaders):
+    """The same, by way of the process."""
+
+    WITHOUT = ("os.splice",)
+
+
+class StoppedReaders(Faults):
+    """A receiver that stops in the middle is reset, and what it missed is counted."""
+
     @unittest.skipUnless(LONG, "takes half a minute: set LAB_LONG=1")
     def test_client_that_stops_in_a_reply_is_reset_and_what_it_missed_is_told(
         self,
     ) -> None:
-        stopped = threading.Event()
-
         def behave(visit: Visit) -> None:
             visit.send(HEAD)
-            stopped.wait(30)
+            visit.pause(30)
 
-        self.addCleanup(stopped.set)
         options = ["--idle-timeout=1.5"]
         balancer = self.start_before(self.backend(behave), options=options)
         client, name = self.dial_slowly(balancer)
@@ -476,13 +492,13 @@ class SlowReaders(Faults):
         self.assertEqual(read_to_end(client), b"all there is")
 
 
-class SlowReadersWithTwoWorkers(SlowReaders):
+class StoppedReadersWithTwoWorkers(StoppedReaders):
     """The same, through two processes."""
 
     WORKERS = 2
 
 
-class SlowReadersWithoutSplice(SlowReaders):
+class StoppedReadersWithoutSplice(StoppedReaders):
     """The same, by way of the process."""
 
     WITHOUT = ("os.splice",)
@@ -720,7 +736,7 @@ class NoThread(Surrounded):
             f"        if not os.path.exists({str(self.folder / 'threads')!r}):\n"
             "            name = args[0].__self__.name if args else ''\n"
             "            if name.startswith(('check-', 'name-')):\n"
-            "                raise RuntimeError(\"can't start new thread\")\n"
+            '                raise RuntimeError("can\'t start new thread")\n'
             "        return start(*args, **options)\n"
             "    return guarded\n"
             "for name in ('_start_new_thread', '_start_joinable_thread'):\n"
