@@ -8,7 +8,6 @@ import random
 import signal
 import socket
 import threading
-import time
 import unittest
 from collections import Counter
 from pathlib import Path
@@ -97,6 +96,8 @@ class Several(BalancerTestCase):
 class Deaths(Several):
     """Workers that die at random moments under load cost only their connections."""
 
+    pause = threading.Event()  # never set: nobody tells when it is time to kill
+
     MAX = 8
     most = 0
 
@@ -155,9 +156,9 @@ class Deaths(Several):
                 with contextlib.suppress(ProcessLookupError):
                     if index % 10 == 9:  # maybe with the lock: it must not stay there
                         os.kill(victim, signal.SIGSTOP)
-                        time.sleep(dice.random() / 10)
+                        self.pause.wait(dice.random() / 10)
                     os.kill(victim, signal.SIGKILL)
-                time.sleep(dice.random() / 5)
+                self.pause.wait(dice.random() / 5)
         finally:
             over.set()
             for client in clients:
