@@ -623,7 +623,7 @@ class TheRepository(ScriptTestCase):
     def test_readme_and_help_name_the_same_options(self) -> None:
         readme = (ROOT / "README.md").read_text("utf-8")
         own = {"--help"}
-        of_tests = {"--seconds", "--seed", "--quick", "--json"}
+        of_tests = {"--seconds", "--seed", "--quick", "--json", "--profile", "--table"}
         known = set().union(*options_in_help().values())
         named: set[str] = set()
         for line in readme.splitlines():
