@@ -798,8 +798,10 @@ class Names(Surrounded):
         wait_until(lambda: gone in self.addresses(balancer), what="it to be back")
         # A fall of 20 checks is two seconds: UP now would be a guess.
         self.assertEqual(server_figures(balancer, gone)["state"], "DOWN")
-        states = [change.state for change in changes(balancer.stdout_lines())]
-        self.assertEqual(states[-1], "DOWN")
+        wait_until(
+            lambda: changes(balancer.stdout_lines())[-1].state == "DOWN",
+            what="its line in the log",
+        )
 
     def test_silent_name_delays_no_other(self) -> None:
         one = self.backend(banner(b"1"))
