@@ -346,7 +346,7 @@ def hdr_decode(text: str) -> Counter[int]:
 class Slices:
     """Counts of things by time: at most MOST_SLICES slices of 2**shift ns."""
 
-    shift: int = 20
+    shift: int = 14  # 16 µs: a run of a millisecond has parts, too
     first: int = sys.maxsize  # moments, ns; a slice starts at a multiple of its length
     last: int = 0
     counts: Counter[tuple[int, Any]] = field(default_factory=Counter)  # (slice, thing)
@@ -718,7 +718,8 @@ class Connection:
         for family, address in addresses:
             try:
                 self.sock = sock = socket.socket(family, socket.SOCK_STREAM)
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                with contextlib.suppress(OSError):  # refused: it costs only itself
+                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 ask_for_stamps(sock)  # before the first segment
                 self._set_deadline(self.timeout_s)
                 self.clocks = time.monotonic_ns(), clock_offset()
@@ -1265,10 +1266,13 @@ def serve_group(pipe: Any, options: argparse.Namespace, numbers: range, k: int) 
 def follow_orders(pipe: Any, clients: Clients) -> None:
     """Start together when told so (thread orders); end when the main process does."""
     with contextlib.suppress(EOFError, OSError):
-        clients.start_mono_ns, clients.end_mono_ns = pipe.recv()
+        # 0 instead of the two moments: a stop came before the start.
+        order = pipe.recv()
+        clients.start_mono_ns, clients.end_mono_ns = order or (time.monotonic_ns(), 0)
         clients.to_realtime_ns = clock_offset()
         clients.go.set()
-        pipe.recv()  # the order to end at once, or the end of the main process
+        if order:
+            pipe.recv()  # the order to end at once, or the end of the main process
         clients.end_mono_ns = 0
         clients.events.put(0)
         return
@@ -1333,7 +1337,10 @@ def raise_descriptor_limit() -> int | None:
     """Raise the limit of open files as far as it goes; return it, None for no limit."""
     if resource is None:
         return None
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    except OSError:
+        return 1024  # POSIX systems give that many
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         soft = hard
@@ -3586,20 +3593,23 @@ def workers_for(clients: int, workers: int, each: int) -> int:
 
     Each client has `each` files open; InputError if a process may not open so many.
     """
-    limit = raise_descriptor_limit()
-    most = clients if limit is None else max(1, (limit - SPARE_DESCRIPTORS) // each)
+    limit = raise_descriptor_limit() or sys.maxsize
+    most = max(1, (limit - SPARE_DESCRIPTORS) // each)
     if not workers:
         cores, many = usable_cores(), math.ceil(clients / MANY_CLIENTS_PER_WORKER)
         enough = max(cores + 1, min(many, WORKERS_PER_CORE * cores))
         enough = min(enough, math.ceil(clients / CLIENTS_PER_WORKER))
-        return max(enough, math.ceil(clients / most))
-    if math.ceil(clients / workers) > most:
-        need = each * math.ceil(clients / workers) + SPARE_DESCRIPTORS
+        workers = max(enough, math.ceil(clients / most))
+    workers = min(workers, clients)
+    share = math.ceil(clients / workers)
+    # The main process has two pipes and more for each of the others.
+    if share > most or 3 * (workers - 1) + SPARE_DESCRIPTORS > limit:
+        need = each * share + 3 * (workers - 1) + SPARE_DESCRIPTORS
         raise InputError(
             f"{clients} clients need {need} open files and this process may have"
             f" {limit}: raise the limit (ulimit -n {need}), or use fewer or --workers"
         )
-    return min(workers, clients)
+    return workers
 
 
 @contextlib.contextmanager

@@ -12,15 +12,16 @@ A connection's life, in this order, on one thread ("connection-N"):
       _meet              may it come? with --accept-proxy, its PROXY header
       _connected         pick a server, or wait for a place; connect, or the next server
                          (nothing is retried once a byte was forwarded)
-      Relay.run          bytes both ways, until both sides have ended; an end of file is
-                         passed on (Direction._pass_end), and when one side dies its last
-                         bytes and then a reset (Relay._bury)
+      Relay.run          bytes both ways, until both sides have ended; an end of file
+                         is passed on (Direction._pass_end), and when one side dies its
+                         last bytes and then a reset (Relay._bury)
       _finish            its place is free, one line for the log
 
 A server has `max` *places*; a connection has one from pick to end, or until its connect
 fails. Processes, with --workers N above 1 (auto: one per core):
 
-    parent      forks the others, reaps them, forks them again; hears signals; no threads
+    parent      forks the others, reaps them, forks them again; hears signals; has no
+                threads
     worker-1…N  MainThread "hears the bell"; connection-…, one thread per connection
     desk        check-HOST:PORT, one per server (with --no-checks: forgive);
                 name-HOST:PORT, one per name that may move; status, and status-N for its
@@ -49,11 +50,9 @@ from __future__ import annotations
 
 import sys
 
-if sys.version_info < (3, 11):
+if sys.version_info < (3, 11):  # noqa: UP036 - older ones get here, too
     found = ".".join(map(str, sys.version_info[:3]))
-    sys.stderr.write(
-        "load_balancer.py needs Python 3.11 or newer, this is %s\n" % found
-    )
+    sys.stderr.write(f"load_balancer.py needs Python 3.11 or newer, this is {found}\n")
     sys.exit(2)
 
 import signal
@@ -69,7 +68,6 @@ import bisect
 import collections
 import contextlib
 import errno
-import functools
 import hashlib
 import http.server
 import ipaddress
@@ -92,7 +90,7 @@ import traceback
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, NoReturn, Union
+from typing import Any, NoReturn, Union
 
 try:
     import resource  # Unix only: how many descriptors this process may have
@@ -112,10 +110,11 @@ SPLICE_ROUNDS = 16  # fills of the pipe before the other direction gets its turn
 TIMEOUT_PARTS = 4  # of a timeout: so often it is asked whether bytes were taken
 DROPPED_BYTES = 64 << 20  # sent to a dead side: more than buffers hold both ways
 LISTEN_QUEUE = 4096  # the kernel lowers it to somaxconn (listen(2))
-# A vanished peer is found after 60 + 4 x 15 s, or 120 s after a byte that it never
-# acknowledged (tcp(7)).
+# A vanished peer is found after 60 + 4 x 15 s by the kernel (tcp(7)). Bytes that it
+# never acknowledges stop the kernel's probes: then it is looked for here.
 KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
-KEEPALIVE["TCP_USER_TIMEOUT"] = 120_000
+VANISHED_S = 120.0  # without any answer
+LOOK_NS = 10_000_000_000  # so often, while something is to be acknowledged
 PROXY_HEADER_TIMEOUT_S = 5.0  # at least 3 s, a retransmitted segment (proxy-protocol 2)
 BACKOFF_S = 0.1  # pause of a listener when the system has run out of something
 PENALTY_S = 10.0  # --no-checks: how long a server stays DOWN, then doubled
@@ -261,6 +260,21 @@ def unacknowledged(sock: socket.socket) -> int:
     with contextlib.suppress(OSError):
         fcntl.ioctl(sock, termios.TIOCOUTQ, answer)
     return answer[0]
+
+
+def silence_s(sock: socket.socket) -> float:
+    """Return for how long the peer has answered nothing, asked at least twice.
+
+    A peer that only reads nothing answers each probe of its window, however long it
+    takes: TCP_USER_TIMEOUT would end that one, too (tcp(7)).
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 60)
+            if max(info[2:4]) > 1:  # struct tcp_info: retransmits, probes, ...
+                last_ack_ms = int.from_bytes(info[56:60], sys.byteorder)
+                return last_ack_ms / 1000
+    return 0.0
 
 
 def prepare(sock: socket.socket) -> None:
@@ -584,7 +598,7 @@ class Cell:
         owner.SIZE += 1
 
     def __get__(self, row: Cells, owner: type | None = None) -> int:
-        return row.cells[self._at]  # type: ignore[no-any-return]
+        return row.cells[self._at]
 
     def __set__(self, row: Cells, value: int) -> None:
         row.cells[self._at] = value
@@ -689,8 +703,19 @@ class Server(Cells):
     failed_ns = Cell()  # when a check or a client's connect failed last
     changed_ns = Cell()
     connects_ns = Cell()  # the sum; behind it, how many in each of CONNECT_BOUNDS
-    __slots__ = ("address", "address_text", "backup", "index", "last_check", "max",
-                 "name", "rise", "fall", "seen", "weight")  # fmt: skip
+    __slots__ = (
+        "address",
+        "address_text",
+        "backup",
+        "fall",
+        "index",
+        "last_check",
+        "max",
+        "name",
+        "rise",
+        "seen",
+        "weight",
+    )  # fmt: skip
 
     def __init__(self, cells: memoryview, index: int) -> None:
         super().__init__(cells)
@@ -720,11 +745,12 @@ class Server(Cells):
         self.seen = self.version
         host = unpack_ip(self.host, self.host2)
         given = options.servers[self.given]
-        self.address = (host, self.port)
+        self.address: SocketAddress = (host, self.port)
         if self.family == socket.AF_INET6:
-            host = f"::ffff:{host}" if ":" not in host else host
+            host = host if ":" in host else f"::ffff:{host}"
             self.address = (host, self.port, 0, self.scope)
-        self.address_text = format_address((unpack_ip(self.host, self.host2), self.port))
+        plain = unpack_ip(self.host, self.host2)
+        self.address_text = format_address((plain, self.port))
         self.name = format_address((given["host"], given["port"]))
         self.weight, self.backup, self.max = (
             given[key] for key in ("weight", "backup", "max")
@@ -735,12 +761,12 @@ class Server(Cells):
     @property
     def top_health(self) -> int:
         """The best that its health can be."""
-        return self.rise + self.fall - 1
+        return int(self.rise + self.fall - 1)
 
     @property
     def is_healthy(self) -> bool:
         """Whether its health is good enough, whatever the operator says."""
-        return self.health >= self.rise
+        return bool(self.health >= self.rise)
 
     @property
     def may_serve(self) -> bool:
@@ -839,7 +865,7 @@ def rendezvous(host: str, server: Server) -> float:
     """
     key = f"{plain_ip(host)} {server.address_text}".encode()
     number = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big")
-    return -server.weight / math.log((number + 0.5) / 2**64)
+    return float(-server.weight / math.log((number + 0.5) / 2**64))
 
 
 class BoardLock:
@@ -921,9 +947,13 @@ class Board(Cells):
     stopping, cutting, over = Cell(), Cell(), Cell()
 
     def __init__(self, options: Options, rows_each: int) -> None:
-        """Lay out the board, and place the servers that options.servers resolved to."""
+        """Lay out the board; place the servers that options.servers resolved to."""
         self.options = options
-        resolved = [(n, *a) for n, g in enumerate(options.servers) for a in g["resolved"]]
+        resolved = [
+            (n, *where)
+            for n, given in enumerate(options.servers)
+            for where in given["resolved"]
+        ]
         moves = any(not is_literal(given["host"]) for given in options.servers)
         slots = len(resolved) + MOVED_SERVERS * moves
         self._heads = 1 + slots
@@ -940,7 +970,7 @@ class Board(Cells):
             Server(cells[start : start + server_size], index)
             for index, start in enumerate(starts)
         ]
-        for server, where in zip(self._slots, resolved):
+        for server, where in zip(self._slots, resolved, strict=False):
             server.place(where[0], options, *where[1:])
         self.limit = options.max_connections or rows - self._heads
         self.started_ns = time.monotonic_ns()
@@ -1006,8 +1036,10 @@ class Board(Cells):
             row.taken, row.number = 1, self.begun
             row.accepted_ns = time.monotonic_ns()
             row.set_source(peer)
+            bells = []
             if not options.accept_proxy and not is_barred(options, peer):
-                self._pick_locked(row)
+                bells = self._pick_locked(row)
+        self.ring(bells)
         return client_sock, peer
 
     def pick(self, row: Row) -> Server | None:
@@ -1016,24 +1048,31 @@ class Board(Cells):
         Raise NoServerError when all that could be tried have been.
         """
         with self.lock:
-            self._pick_locked(row)
-            return self.server_of(row)
+            bells = self._pick_locked(row)
+            server = self.server_of(row)
+        self.ring(bells)
+        return server
 
     def fail_open(self) -> bool:
         """Tell whether no server is UP, and all are tried."""
         return self._known[2]
 
-    def _pick_locked(self, row: Row) -> None:
-        """Give a row a place, or put it into the queue behind those who wait there."""
+    def _pick_locked(self, row: Row) -> list[tuple[int, int]]:
+        """Give a row a place, or put it into the queue behind those who wait there.
+
+        Return the bells to be rung.
+        """
         asked = self._asked_locked(row)
         if row.tries and not asked:
             raise NoServerError
         ring = self._ring_locked(row, asked)
-        waits = self.row(ring).after and any(s.max for s in asked)
-        if waits and self.row(self.row(ring).after).number < row.number:
-            self._enqueue_locked(row, ring)
-        elif not self._give_place_locked(row, asked):
-            self._enqueue_locked(row, ring)
+        first = self.row(ring).after if any(s.max for s in asked) else 0
+        overtakes = first and self.row(first).number < row.number
+        if not overtakes and self._give_place_locked(row, asked):
+            return []
+        self._enqueue_locked(row, ring)
+        # Who waits in front may be waiting for a server that this one need not have.
+        return self._hand_out_locked() if overtakes else []
 
     def _asked_locked(self, row: Row) -> list[Server]:
         """Return the servers that a row may be sent to."""
@@ -1136,7 +1175,7 @@ class Board(Cells):
     # The queue: rings of rows ---------------------------------------------------------
 
     def _enqueue_locked(self, row: Row, ring: int) -> None:
-        """Put a row into a ring, by its number: one that has tried a server is early."""
+        """Put a row into a ring, by its number: who has tried a server is early."""
         before = self.row(ring).before
         while before and self.row(before).number > row.number:
             before = self.row(before).before
@@ -1181,14 +1220,15 @@ class Board(Cells):
         return bells
 
     def _changed_locked(self) -> list[tuple[int, int]]:
-        """A server's state has changed: those who wait may be served elsewhere."""
+        """Let those who wait be served elsewhere: a server's state has changed."""
         self.version += 1
         if self.options.algorithm == "source" and self.queued:
             waiting = [row for row in self.taken_rows() if row.ring]
             for row in waiting:
                 self._leave_queue_locked(row)
             for row in waiting:
-                self._enqueue_locked(row, self._ring_locked(row, self._asked_locked(row)))
+                ring = self._ring_locked(row, self._asked_locked(row))
+                self._enqueue_locked(row, ring)
         return self._hand_out_locked()
 
     # Health, the operator, names ------------------------------------------------------
@@ -1284,36 +1324,44 @@ class Board(Cells):
         operator set and the checks knew is kept for its return.
         """
         where = {plain_key(address) for _, address in resolved}
+        settings = self.options.servers[given]
+        name = format_address((settings["host"], settings["port"]))
         with self.lock:
             servers = self.servers()
-            changed = [s for s in servers if s.given == given and bool(s.gone) == (
-                plain_key(s.address) in where)]  # fmt: skip
-            others = {plain_key(s.address) for s in servers
-                      if not s.gone and s.given != given}  # fmt: skip
-            changed = [s for s in changed
-                       if not (s.gone and plain_key(s.address) in others)]  # fmt: skip
+            others = {
+                plain_key(s.address) for s in servers if not s.gone and s.given != given
+            }
+            changed = [
+                s
+                for s in servers
+                if s.given == given
+                and bool(s.gone) == (plain_key(s.address) in where)
+                and not (s.gone and plain_key(s.address) in others)
+            ]
             for server in changed:
                 server.gone = 1 - server.gone
-                name = server.name
                 server.last_check = f"{name} has moved" if server.gone else "is back"
                 server.changed_ns = time.monotonic_ns()
             known = others | {plain_key(s.address) for s in servers if s.given == given}
             added = []
             for family, address in resolved:
-                free = next((s for s in self._slots if not s.used), None)
-                free = free or next((s for s in servers if s.gone and not
-                                     s.places_taken and s not in changed), None)  # fmt: skip
+                free = self._free_slot_locked(changed)
                 if plain_key(address) not in known and free:
                     known.add(plain_key(address))
                     free.place(given, self.options, family, address)
                     added.append(free)
-            host = format_address(
-                (self.options.servers[given]["host"], self.options.servers[given]["port"])
-            )
-            lines = [self._say_locked(s, f"{host} has moved") for s in changed + added]
+            lines = [self._say_locked(s, f"{name} has moved") for s in changed + added]
             bells = self._changed_locked() if lines else []
         self.ring(bells)
         return added, lines
+
+    def _free_slot_locked(self, changed: list[Server]) -> Server | None:
+        """Return a place for one more server: an unused one, or a forgotten one's."""
+        for server in self._slots:
+            if not server.used:
+                return server
+        forgotten = (s for s in self._slots if s.gone and not s.places_taken)
+        return next((s for s in forgotten if s not in changed), None)
 
     # A worker's death, and figures ----------------------------------------------------
 
@@ -1353,7 +1401,7 @@ class Board(Cells):
         return lines
 
     def snapshot(self) -> dict[str, Any]:
-        """Return the figures of a moment as /status.json has them, and connect times."""
+        """Return a moment's figures as /status.json has them, and connect times."""
         with self.lock:
             now_ns = time.monotonic_ns()
             rows = self.taken_rows()
@@ -1396,7 +1444,7 @@ class Board(Cells):
 
 def plain_key(address: SocketAddress) -> tuple[Any, ...]:
     """Return what is the same for all forms of an address: IPv4-mapped, zone, case."""
-    return str(plain_ip(address[0])), address[1], *address[3:4]
+    return str(plain_ip(address[0])), address[1], *filter(None, address[3:4])
 
 
 def is_literal(host: str) -> bool:
@@ -1637,9 +1685,9 @@ class Worker:
         return header(session.row.source(), destination)
 
     def _place(self, session: Session) -> Server:
-        """Return a server with a place, waiting for one; raise OverError, NoServerError.
+        """Return a server with a place, waiting for one; the client may leave.
 
-        The client is watched meanwhile: it may leave.
+        Raise OverError, or NoServerError when all that could be tried have been.
         """
         row, board, options = session.row, self._board, self._options
         deadline = math.inf
@@ -1689,7 +1737,7 @@ class Worker:
         for sock in session.sockets():
             sock.close()
         self._warn_of_shortage(end)
-        if not self._log.silent:  # before the row is nobody's: who dies is not forgotten
+        if not self._log.silent:  # before the row is nobody's: the dead are told, too
             line = end_line(row, board.server_of(row), end)
             row.logged = 1
             self._log.line(line)
@@ -1930,6 +1978,7 @@ def connect(
         if code:
             raise OverError(connect_failure(code, server))
         if is_connected_to_itself(server_sock):
+            reset_at_close(server_sock)
             raise OverError(End("SC", "connected to itself: nobody listens there"))
         prepare(server_sock)
         if preface:
@@ -1946,9 +1995,12 @@ def connect(
 def is_connected_to_itself(sock: socket.socket) -> bool:
     """Tell whether both ends are one (RFC 9293, 3.5: simultaneous open).
 
-    A connect to a free port of this machine may take that very port for its own.
+    A connect to a free port of this machine may take that very port for its own. To be
+    closed by a reset: TIME-WAIT would keep the port from its server.
     """
-    return bool(sock.getsockname() == sock.getpeername())
+    with contextlib.suppress(OSError):  # no peer: it has been reset since
+        return bool(sock.getsockname() == sock.getpeername())
+    return False
 
 
 def connect_failure(code: int, server: Server) -> End:
@@ -2268,18 +2320,21 @@ class Relay:
         client_fd = upstream.from_sock.fileno()
         poll = self._poll.poll
         upstream.pull()  # most clients have spoken by now
-        timeout_ms = self._watch()
-        quiet = 0  # parts of the timeout in which nothing moved
+        limit_ms, brief_ms = self._watch()
+        wait_ms, quiet_ms = brief_ms, 0.0  # ... for how long nothing moved
+        look_ns = upstream.cells[LAST_NS] + LOOK_NS  # when to look after both sides
         # The direction that moved last: if both go idle, its receiver is the silent one
         latest = upstream if upstream.cells[upstream.cell] else downstream
         while not (upstream.end_passed and downstream.end_passed):
-            ready = poll(timeout_ms)
+            ready = poll(wait_ms)
             if not ready:
-                quiet = 0 if self._has_progressed() else quiet + 1
-                if quiet >= TIMEOUT_PARTS:
+                quiet_ms = 0.0 if self._has_progressed() else quiet_ms + wait_ms
+                if quiet_ms >= limit_ms:
                     return self._timed_out(latest)
+                left_ms = -1 if limit_ms == math.inf else limit_ms - quiet_ms
+                wait_ms = brief_ms if self._look() else left_ms
                 continue
-            quiet, changed = 0, False
+            wait_ms, quiet_ms, changed = brief_ms, 0.0, False
             for fd, mask in ready:
                 reads = upstream if fd == client_fd else downstream
                 writes = reads.other
@@ -2293,8 +2348,24 @@ class Relay:
                         self._check_hangup(reads, mask)
                         changed = True
             if changed:
-                timeout_ms = self._watch()
+                limit_ms, brief_ms = self._watch()
+                wait_ms = brief_ms
+            if upstream.cells[LAST_NS] > look_ns:
+                self._look()
+                look_ns = upstream.cells[LAST_NS] + LOOK_NS
         return None
+
+    def _look(self) -> bool:
+        """Tell whether bytes are on their way; raise SideDiedError to a vanished side.
+
+        The kernel tells of one only after a quarter of an hour of such bytes.
+        """
+        both = (self.upstream, self.downstream)
+        for way in both:
+            if silence_s(way.to_sock) >= VANISHED_S:
+                reset_at_close(way.to_sock)
+                raise SideDiedError(way.to_name, TimeoutError())
+        return any(way.undelivered() for way in both)
 
     def _check_hangup(self, reads: Direction, mask: int) -> None:
         """See whether a socket that is not read now has died.
@@ -2305,8 +2376,12 @@ class Relay:
         if code or mask & POLLERR or not reads.other.end_passed:
             raise SideDiedError(reads.from_name, OSError(code, os.strerror(code)))
 
-    def _watch(self) -> float:
-        """Tell poll what to wait for; return for how long (ms): idle or half-closed."""
+    def _watch(self) -> tuple[float, float]:
+        """Tell poll what to wait for.
+
+        Return the time limit (ms), idle or half-closed, and after how long to ask
+        whether bytes were taken: no event says so.
+        """
         for reads in (self.upstream, self.downstream):
             writes = reads.other
             mask = 0 if reads.from_ended or reads.pending else POLLIN
@@ -2325,7 +2400,8 @@ class Relay:
         half = self.upstream.from_ended or self.downstream.from_ended
         options = self._options
         timeout_s = options.half_close_timeout if half else options.idle_timeout
-        return timeout_s * 1000 / TIMEOUT_PARTS if timeout_s else -1
+        limit_ms = timeout_s * 1000 or math.inf
+        return limit_ms, min(limit_ms / TIMEOUT_PARTS, LOOK_NS / 1e6)
 
     def _has_progressed(self) -> bool:
         """Tell whether a receiver has taken bytes since this was last asked.
@@ -2494,15 +2570,19 @@ class Desk:
         self._checked: set[int] = set()  # indexes of servers; of the starting threads
 
     def start(self) -> None:
-        """Start a thread for every server, or one for all; one for each moving name."""
+        """Start the thread that starts the others: it may take long (RLIMIT_NPROC)."""
+        new_thread("desk", self._start_all).start()
+
+    def _start_all(self) -> None:
+        """Thread "desk": one for every server, or one for all; one for each name."""
         if self._options.no_checks:
-            new_thread("forgive", self._forgive).start()
+            self._insist(new_thread("forgive", self._forgive))
         self._watch(self._board.servers())
         for number, given in enumerate(self._options.servers):
             if not is_literal(given["host"]):
                 # On a daemon thread: getaddrinfo(3) cannot be interrupted.
                 name = f"name-{given['host']}:{given['port']}"
-                new_thread(name, self._follow, number).start()
+                self._insist(new_thread(name, self._follow, number))
 
     def stop(self) -> None:
         """Tell the threads to end; one that is checking ends after its timeout."""
@@ -2580,6 +2660,7 @@ def check(server: Server, options: Options) -> tuple[bool | None, str]:
         try:
             sock.connect(server.address)
             if is_connected_to_itself(sock):
+                reset_at_close(sock)
                 return False, "connected to itself: nobody listens there"
             took_ms = (time.monotonic() - began) * 1000
             if options.send_proxy == "v1":
@@ -2656,8 +2737,12 @@ class Log:
                 if entry == b"end":
                     self.close()
                     return
-                at, _, text = entry.partition(b" ")
-                self._put(float(at), text.decode("utf-8", "surrogateescape"))
+                at, _, text = entry.decode("utf-8", "surrogateescape").partition(" ")
+                kind, is_warning, words = text.partition("\0")
+                if is_warning:  # each process has said it once a second: now all have
+                    self.warn(kind, words)
+                else:
+                    self._put(float(at), text)
 
     def end(self) -> None:
         """Tell the desk that no line will follow; called by the parent."""
@@ -2688,7 +2773,7 @@ class Log:
                 while data := os.read(self._pipe[0], PIPE_BYTES):
                     entries = (entry.split(b" ", 1) for entry in data.splitlines())
                     for at, text in (e for e in entries if len(e) == 2):
-                        line = text.decode("utf-8", "surrogateescape")
+                        line = text.decode("utf-8", "surrogateescape").split("\0")[-1]
                         self._write([self._format(float(at), line)])
 
     def _put(self, at: float, text: str) -> None:
@@ -2705,7 +2790,8 @@ class Log:
             if now_s - self._said.get(kind, -1.0) < 1.0:
                 return
             self._said[kind] = now_s
-        self.line(text)
+        shared = self._pipe and not self._writes
+        self.line(f"{kind}\0{text}" if shared else text)
 
     def reopen(self) -> None:
         """Open the file anew, it was renamed; keep the old one if that fails."""
@@ -2770,7 +2856,13 @@ class Log:
         rest = ending + data
         with contextlib.suppress(OSError):  # traffic goes on
             while rest:
-                written = os.write(self._file, rest)
+                try:
+                    written = os.write(self._file, rest)
+                except BlockingIOError:  # somebody made it non-blocking
+                    ready = select.select([], [self._file], [], CUT_S)[1]
+                    if ready or not self._closing.is_set():
+                        continue
+                    raise
                 self._torn = rest[written - 1] != ord("\n")
                 rest = rest[written:]
         return min(rest, data, key=len).count(b"\n")  # without the `ending`
@@ -3330,7 +3422,7 @@ class Signals:
         self._outer.send(b"\0")
 
     def stops(self, number: int) -> bool:
-        """Tell whether a signal asks to stop: a hangup does when the terminal is gone."""
+        """Tell whether a signal asks to stop: a hangup does if the terminal is gone."""
         if number == SIGHUP:
             return not (self.outlives_terminal or has_terminal())
         return number in (signal.SIGINT, signal.SIGTERM)
@@ -3375,10 +3467,11 @@ class Balancer:
 
     def run(self, first_line: str) -> None:
         """Run until a stop has come to its end; raise RuntimeError without threads."""
-        self._start()
-        print(first_line, flush=True)
+        self._start_workers()
+        print(first_line, flush=True)  # before any line of the log
         workers = count(self._options.workers, "worker")
         self._log.line(f"{first_line.partition(' (')[0]} with {workers}")
+        self._start_desk()
         notify("READY=1")
         while not self._is_over():
             number = self._signals.wait(self._next_moment() - time.monotonic())
@@ -3416,12 +3509,14 @@ class Balancer:
 
     # With one worker ------------------------------------------------------------------
 
-    def _start(self) -> None:
-        self._log.start()
-        self._desk = Desk(self._board, self._log)
+    def _start_workers(self) -> None:
         worker = Worker(self._board, self._listener, self._log, 1)
         self._at_rest = threading.Event()  # the worker has ended
         new_thread("bell", self._work, worker).start()
+
+    def _start_desk(self) -> None:
+        self._log.start()
+        self._desk = Desk(self._board, self._log)
         self._desk.start()
         if self._status:
             self._status.start()
@@ -3464,7 +3559,7 @@ class Parent(Balancer):
     is as good as the first. Children learn of a stop from the board.
     """
 
-    def _start(self) -> None:
+    def _start_workers(self) -> None:
         self._children: dict[int, int] = {}  # number by process; 0: the desk
         self._waiting: dict[int, float] = {}  # who is to be forked, and when
         self._life = os.pipe()
@@ -3473,8 +3568,11 @@ class Parent(Balancer):
         probe.start()  # or RuntimeError: no child could have threads
         probe.join()
         self._log.share()
-        for number in (*range(1, self._options.workers + 1), 0):
+        for number in range(1, self._options.workers + 1):
             self._fork(number)
+
+    def _start_desk(self) -> None:
+        self._fork(0)
 
     def _is_over(self) -> bool:
         workers = any(self._children.values())
@@ -3633,9 +3731,9 @@ def notify(message: str) -> None:
     path = os.environ.get("NOTIFY_SOCKET")
     if path and hasattr(socket, "AF_UNIX"):
         where = "\0" + path[1:] if path[0] == "@" else path  # abstract (unix(7))
-        with contextlib.suppress(OSError):
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-                sock.sendto(message.encode(), where)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        with sock, contextlib.suppress(OSError):
+            sock.sendto(message.encode(), where)
 
 
 # ---- Command line --------------------------------------------------------------------
@@ -3693,12 +3791,16 @@ def parse_workers(text: str) -> int:
 
 
 def parse_network(text: str) -> Network:
-    """Return the network that a CIDR or a single address names."""
+    """Return the network of a CIDR or a single address, a mapped one as IPv4."""
     try:
-        return ipaddress.ip_network(text, strict=False)
+        network = ipaddress.ip_network(text, strict=False)
     except ValueError as error:
         why = f"{text!r} is not an address or CIDR: {error}"
         raise argparse.ArgumentTypeError(why) from None
+    mapped = getattr(network.network_address, "ipv4_mapped", None)
+    if mapped and network.prefixlen >= 96:
+        return ipaddress.ip_network((mapped, network.prefixlen - 96))
+    return network
 
 
 def parse_server(text: str) -> dict[str, Any]:
@@ -3834,7 +3936,8 @@ def parse_args(argv: Sequence[str] | None) -> Options:
     why = why_one_process()
     if options.workers > 1 and why:
         parser.error(f"--workers: {why}: use --workers 1")
-    options.workers = options.workers or (1 if why or is_free_threaded() else usable_cores())
+    alone = why or is_free_threaded()
+    options.workers = options.workers or (1 if alone else usable_cores())
     given = options.servers or [parse_server(f"127.0.0.1:{p}") for p in DEFAULT_PORTS]
     known: set[tuple[Any, ...]] = set()
     for server in given:
@@ -3904,8 +4007,10 @@ def start_step(what_fails: str, status: int = 1, port: int = 0) -> Iterator[None
         why = say_why(error) if isinstance(error, OSError) else str(error)
         number = error.errno if isinstance(error, OSError) else 0
         if number == errno.EADDRINUSE:
-            why = f"the port is in use: an earlier one may still run; find it with "
+            why = "the port is in use: an earlier one may still run; find it with "
             why += who_listens(port)
+        elif number == errno.EADDRNOTAVAIL:
+            why = "no address of this machine; 0.0.0.0 stands for all that it has"
         elif number in (errno.EACCES, errno.EPERM) and port:
             why = "not allowed: choose a port from 1024"
         raise StartError(status, f"{what_fails}: {why}") from None
@@ -3989,6 +4094,6 @@ def open_listener(options: Options) -> socket.socket:
 if __name__ == "__main__":
     exit_status = main()
     for handled in filter(None, (signal.SIGINT, signal.SIGTERM, SIGHUP)):
-        signal.signal(handled, signal.SIG_IGN)  # none that comes late changes the status
+        signal.signal(handled, signal.SIG_IGN)  # none that comes late changes it
     sys.stdout.flush()
     os._exit(exit_status)

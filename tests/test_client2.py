@@ -761,14 +761,15 @@ class Limits(ClientTestCase):
         self.assertEqual(result.returncode, 99, result)
 
     def test_a_baseline_tells_a_difference_from_none(self) -> None:
-        slow, fast = self.backend(confirm(0.3)), self.backend(confirm(0.0))
-        self.client(10, "--messages", 4, "--json", "slow", "--target", slow.address)
+        slow, fast = self.backend(confirm(0.1)), self.backend(confirm(0.0))
+        self.client(10, "--messages", 16, "--json", "slow", "--target", slow.address)
         same = self.client(
-            *(10, "--messages", 4, "--baseline", "slow", "--target", slow.address)
+            *(10, "--messages", 16, "--baseline", "slow", "--target", slow.address)
         )
         other = self.client(
-            *(10, "--messages", 4, "--baseline", "slow", "--target", fast.address)
+            *(10, "--messages", 16, "--baseline", "slow", "--target", fast.address)
         )
+        # Sixteen bursts of ten: enough moments for tenths, with and without a delay.
         for result in (same, other):
             self.assertEqual(result.returncode, 0, result)
             self.assertRegex(result.stdout, r"p50[^\n]*%")

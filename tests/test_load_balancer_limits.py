@@ -380,6 +380,7 @@ class DescriptorLimit(BalancerTestCase):
         for soft, hard in ((64, 4096), (64, 1024)):
             balancer = self.balancer(
                 "--no-checks",
+                "--workers=1",  # each has a limit of its own
                 servers=[backend],
                 preexec_fn=limit_descriptors(soft, hard),
             )

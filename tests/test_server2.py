@@ -810,9 +810,10 @@ class Options(ScriptTestCase):
 
         def send() -> None:
             draw, due = random.Random(int(load * 10)), time.monotonic()
+            waiting = threading.Event()  # for a moment, not for anybody
             for k in range(number):
                 due += draw.expovariate(load / mean_s)
-                time.sleep(max(0, due - time.monotonic()))
+                waiting.wait(max(0, due - time.monotonic()))
                 sent[k % len(clients)].append(time.monotonic())
                 clients[k % len(clients)].sendall(b"x\n")
 

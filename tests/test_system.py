@@ -562,8 +562,9 @@ class TheRepository(ScriptTestCase):
                 if isinstance(node, ast.FunctionDef | ast.ClassDef):
                     lines = source.split("\n")[node.lineno - 1 : node.end_lineno]
                     found[node.name].add("\n".join(lines))
-        shared = "Parser parse_address format_address usable_cores count say_why"
-        shared += " unacknowledged raise_descriptor_limit do_not_preempt"
+        shared = "Parser parse_address format_address usable_cores say_why"
+        shared += " unacknowledged raise_descriptor_limit do_not_preempt who_listens"
+        shared += " open_missing_streams has_terminal ignores_hangups"
         for name in shared.split():
             self.assertEqual(len(found[name]), 1, name)
 

@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse_args(argv)
     if options.list:
         for one in options.chosen:
-            print(f"{one.group}  {one.name:<32}{one.says}")
+            print(f"{one.group}  {one.name:<34}{one.says}")
         return 0
     # So that whatever was started, mounted or made ends with us.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def show(one: Scenario, result: Result) -> None:
     """Print how one scenario went."""
     verdict = "skipped" if result.skipped else "LOST" if result.losses else "ok"
-    print(f"{one.group}  {one.name:<32}{verdict:<8}{result.took_s:6.1f} s", flush=True)
+    print(f"{one.group}  {one.name:<34}{verdict:<8}{result.took_s:6.1f} s", flush=True)
     if result.counts:
         print(f"     {figures(result.counts)}")
     for line in (*result.notes, *((result.skipped and [result.skipped]) or [])):

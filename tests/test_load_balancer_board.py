@@ -1,0 +1,216 @@
+"""load_balancer.py: the board by itself, with rows that no thread serves."""
+
+from __future__ import annotations
+
+import os
+import unittest
+from unittest import mock
+
+import load_balancer
+from load_balancer import Bell, Board, End, Row, Wake
+
+REFUSED = End("SC", "refused")
+
+
+def board_of(*servers: str, workers: int = 1, arguments: tuple[str, ...] = ()) -> Board:
+    """Return a board with these servers, rise 2 and fall 3, 20 rows a worker."""
+    named = [f"--server={server}" for server in servers or ("127.0.0.1:9991",)]
+    given = [*named, "--rise=2", "--fall=3", f"--workers={workers}", *arguments]
+    options = load_balancer.parse_args(given)
+    for server in options.servers:
+        server["resolved"] = load_balancer.resolve(server["host"], server["port"])
+    return Board(options, 20)
+
+
+class Clients:
+    """Rows of a board that begin as if a worker had accepted a client."""
+
+    def __init__(self, board: Board, worker: int = 1) -> None:
+        self.board, self._rows = board, board.rows_of(worker)
+        self._listener = mock.Mock()
+        self._listener.accept.side_effect = lambda: (mock.Mock(), ("127.0.0.1", 50000))
+
+    def begin(self) -> Row:
+        """Begin a connection: it has a place, or waits for one."""
+        row = next(self._rows)
+        if self.board.admit(row, self._listener) is None:
+            raise AssertionError("the board is full")
+        return row
+
+
+class Cells(unittest.TestCase):
+    """A row says what was noted in it, and nothing when it is nobody's."""
+
+    def test_row_keeps_its_client_and_the_servers_it_has_tried(self) -> None:
+        board = board_of(*(f"127.0.0.1:{port}" for port in range(9001, 9101)))
+        row = next(board.rows_of(1))
+        servers = board.servers()
+        row.set_source(("::ffff:192.0.2.1", 4711))
+        self.assertEqual(row.source(), ("192.0.2.1", 4711))
+        for server in (servers[0], servers[99]):
+            row.note_tried(server)
+        tried = [server.index for server in servers if row.has_tried(server)]
+        self.assertEqual((tried, row.tries), ([0, 99], 2))
+        row.clear()
+        self.assertEqual([s for s in servers if row.has_tried(s)], [])
+
+    def test_rows_of_workers_are_their_own(self) -> None:
+        board = board_of(workers=2)
+        rows = [{row.index for row in board.rows_of(number)} for number in (1, 2)]
+        self.assertEqual([len(those) for those in rows], [20, 20])
+        self.assertFalse(rows[0] & rows[1])
+        self.assertNotIn(0, rows[0], "the ring's head")
+        self.assertEqual({board.row(i).worker for i in rows[1]}, {2})
+
+
+class Choice(unittest.TestCase):
+    """Who is asked, and whose turn it is."""
+
+    def served(self, board: Board, number: int) -> list[int]:
+        """Return the indexes of the servers of so many clients, each one ended."""
+        clients, found = Clients(board), []
+        for _ in range(number):
+            row = clients.begin()
+            found.append(row.server - 1)
+        return found
+
+    def test_weights_interleave_instead_of_bursting(self) -> None:
+        board = board_of("127.0.0.1:1,weight=5", "127.0.0.1:2", "127.0.0.1:3")
+        self.assertEqual(self.served(board, 7), [0, 0, 1, 0, 2, 0, 0])
+
+    def test_backup_serves_when_no_other_is_up_and_all_do_when_none_is(self) -> None:
+        board = board_of("127.0.0.1:1", "127.0.0.1:2,backup", "127.0.0.1:3,backup")
+        first, second, third = servers = board.servers()
+        for down, asked in (
+            ((), [first]),
+            ((first,), [second]),
+            ((first, second), [third]),
+            (tuple(servers), servers),
+        ):
+            with self.subTest(down=[server.index for server in down]):
+                for server in servers:
+                    server.health = 0 if server in down else server.top_health
+                found = load_balancer.candidates(servers)
+                self.assertEqual(load_balancer.first_rank(*found), asked)
+
+    def test_full_servers_are_passed_over(self) -> None:
+        board = board_of("127.0.0.1:1,max=1", "127.0.0.1:2,max=2")
+        self.assertEqual(self.served(board, 4), [0, 1, 1, -1])
+
+
+class TheQueue(unittest.TestCase):
+    """Who waits is served in the order of accept."""
+
+    def test_free_place_goes_to_the_first_and_its_worker_is_told(self) -> None:
+        board = board_of("127.0.0.1:9991,max=1")
+        clients = Clients(board)
+        holder, first, second = (clients.begin() for _ in range(3))
+        self.assertEqual(board.queued, 2)
+        board.end(holder, False)
+        self.assertEqual((first.server, second.server, board.queued), (1, 0, 1))
+        self.assertIn(first.index, board.bells[1].hear())
+
+    def test_newcomer_does_not_overtake(self) -> None:
+        board = board_of("127.0.0.1:9991,max=1")
+        clients = Clients(board)
+        holder, first = clients.begin(), clients.begin()
+        board.leave_queue(first)
+        board.end(holder, False)
+        self.assertEqual(first.server, 0)
+        newcomer = clients.begin()
+        self.assertEqual(newcomer.server, 1)
+
+    def test_one_that_has_tried_a_server_is_before_all_others(self) -> None:
+        board = board_of("127.0.0.1:1,max=1", "127.0.0.1:2,max=1")
+        clients = Clients(board)
+        one, two, waiting = (clients.begin() for _ in range(3))
+        server = board.server_of(one)
+        assert server
+        board.give_back(one, server, REFUSED)
+        self.assertIsNone(board.pick(one))  # the other one is full
+        self.assertEqual(waiting.server, server.index + 1)
+        later = clients.begin()
+        board.end(two, False)
+        self.assertEqual((one.server, later.server), (2, 0))
+
+    def test_one_that_has_tried_all_servers_is_told_so(self) -> None:
+        board = board_of()
+        row = Clients(board).begin()
+        (server,) = board.servers()
+        board.give_back(row, server, REFUSED)
+        with self.assertRaises(load_balancer.NoServerError):
+            board.pick(row)
+
+
+class DeadWorkers(unittest.TestCase):
+    """After a death, all counts are made from the rows that are left."""
+
+    def test_counts_are_right_whatever_a_dead_worker_left(self) -> None:
+        board = board_of("127.0.0.1:9991,max=3", workers=2)
+        dead, other = Clients(board, 1), Clients(board, 2)
+        (server,) = board.servers()
+        dead.begin()
+        dead.begin()
+        alive = other.begin()
+        waiting = [other.begin(), dead.begin(), other.begin()]
+        server.places_taken, board.queued, board.live = 7, 9, 11  # in mid-update
+        lines = board.bury(1, load_balancer.WORKER_DIED)
+        self.assertEqual(len(lines), 3)
+        self.assertTrue(all(" end=ID " in line for line in lines), lines)
+        self.assertEqual((board.live, board.queued, server.places_taken), (3, 0, 3))
+        self.assertEqual([r.server for r in (alive, waiting[0], waiting[2])], [1] * 3)
+        for row in (alive, waiting[0], waiting[2]):
+            board.end(row, False)
+        self.assertEqual((board.live, server.places_taken), (0, 0))
+
+    def test_line_that_is_written_is_not_written_again(self) -> None:
+        board = board_of(workers=2)
+        Clients(board, 1).begin().logged = 1
+        self.assertEqual(board.bury(1, load_balancer.WORKER_DIED), [])
+
+    @unittest.skipUnless(hasattr(os, "fork"), "needs fork")
+    def test_lock_of_a_dead_process_is_taken_from_it(self) -> None:
+        board = board_of(workers=2)
+        for noted in (True, False):
+            with self.subTest(noted=noted):
+                child = os.fork()
+                if not child:
+                    board.lock.me = os.getpid()
+                    board.lock.__enter__()
+                    board.holder *= noted  # else it dies before it is noted
+                    os._exit(0)
+                os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+                board.lock.rob()
+                board.lock.__exit__()
+                os.waitpid(child, 0)
+                with board.lock:  # it is free, once
+                    self.assertFalse(board.lock._semaphore.acquire(False))
+
+
+class Bells(unittest.TestCase):
+    """Who is rung hears it, also when it was rung before it listened."""
+
+    def test_bell_says_which_rows_it_was_rung_for(self) -> None:
+        bell = Bell()
+        self.addCleanup(bell.close)
+        for number in (5, 70000):
+            bell.ring(number)
+        self.assertEqual(sorted(bell.hear()), [5, 70000])
+
+    def test_bell_that_nobody_hears_holds_nobody_up(self) -> None:
+        bell = Bell()
+        self.addCleanup(bell.close)
+        for _ in range(100_000):
+            bell.ring(7)
+        self.assertTrue(bell.hear())
+
+    def test_wake_is_heard_once(self) -> None:
+        wake = Wake()
+        self.addCleanup(wake.close)
+        poll = load_balancer.new_poll()
+        poll.register(wake.fileno(), load_balancer.POLLIN)
+        wake.ring()
+        wake.ring()
+        self.assertTrue(poll.poll(0))
+        wake.hear()
+        self.assertEqual(poll.poll(0), [])
