@@ -923,6 +923,7 @@ def repair(path: str, port: int, sure: int = SURE_BYTES) -> None:
         file.seek(size - 1)
         if full and file.read(1) != b"\n":
             raise full
+        os.fsync(file.fileno())  # else a power cut now would bring the torn one back
 
 
 # ---- Work that is pretended (--delay, --parallel) ------------------------------------

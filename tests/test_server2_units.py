@@ -115,6 +115,17 @@ class Mending(ScriptTestCase):
             with self.subTest(text=text):
                 self.assertEqual(self.mended(text), text)
 
+    def test_what_was_mended_is_on_disk(self) -> None:
+        seen: list[bytes] = []
+        log = self.folder / "log"
+
+        def flush(number: int) -> None:
+            self.assertTrue(os.path.samestat(os.fstat(number), os.stat(log)))
+            seen.append(log.read_bytes())
+
+        with mock.patch("os.fsync", flush):
+            self.assertEqual([self.mended(RECORD + RECORD[:-1])], seen)
+
     def test_a_long_log_of_others_is_searched_block_by_block(self) -> None:
         path, torn = self.folder / "log.txt", RECORD[:40]
         other = RECORD.replace(b" 9991 ", b" 9992 ")
