@@ -98,7 +98,9 @@ ACKNOWLEDGED_S = 0.002  # ... asked for so often
 BACKOFF_S = 0.1  # after accept or a thread's start failed for want of resources
 RESTING_THREADS = 8  # kept for the next clients: to start one costs more than a message
 LISTEN_QUEUE = 4_096  # clients that wait for accept; the kernel caps it (somaxconn)
-MEND_BYTES = 256 << 20  # of the log's end are searched for torn records at most
+MEND_BYTES = 256 << 20  # of the log's end are searched for torn records at most, ...
+BLOCK_BYTES = 4 << 20  # ... so many at once
+LINE_BYTES = 1 << 20  # no line of the log is longer, with the default --max-message
 STACK_BYTES = 512 << 10  # per thread: calls here are shallow, threads many
 LINES_WAITING = 1_000  # for a slow terminal; later ones are dropped
 EVENTS_SHOWN = 20  # a second; the others are summed up in one line
@@ -867,23 +869,27 @@ def torn_records(
 ) -> Iterator[tuple[int, int]]:
     """Yield (start, end) of the torn records in the first `size` bytes of a log.
 
-    What a server's death tore was its last record, so what is read goes back to a
-    line of `port` (0: as far as MEND_BYTES).
+    Walks back block by block, MEND_BYTES at most, and no further than to a line of
+    `port` (0: of none): what a server's death tore was its last record.
     """
-    own, first, data = re.compile(rb"(?m)^%b%d - " % (STAMP, port)), size, b""
-    for reach in (1 << 20, 16 << 20, MEND_BYTES):
-        first = file.seek(max(0, size - reach))
-        data = file.read(size - first)
-        if not first or own.search(data):
-            break
-    last = data.rpartition(b"\n")[2]
-    if len(last) >= sure and may_begin_record(last):
-        yield size - len(last), size
-    lines = data.split(b"\n") if GLUED.search(data) else []
-    for before, line, after in zip([b"", *lines], lines, lines[1:], strict=False):
-        for start, end in torn_in_line(before, line, after):
-            yield first + start, first + end
-        first += len(line) + 1
+    # Begins with a literal, as GLUED does: fifteen times as fast.
+    own = re.compile(rb"(?m) - %d - (?<=^%b%d - )" % (port, STAMP, port))
+    for high in range(size, max(0, size - MEND_BYTES), -BLOCK_BYTES):
+        low = max(0, high - BLOCK_BYTES)
+        first = file.seek(max(0, low - LINE_BYTES))  # so that lines have neighbours
+        data = file.read(min(size, high + LINE_BYTES) - first)
+        last = data.rpartition(b"\n")[2] if high == size else b""
+        if len(last) >= sure and may_begin_record(last):
+            yield size - len(last), size
+        is_own = own.search(data, low - first)
+        lines, offset = data.split(b"\n") if GLUED.search(data) else [], first
+        for before, line, after in zip([b"", *lines], lines, lines[1:], strict=False):
+            if low <= offset < high:
+                for start, end in torn_in_line(before, line, after):
+                    yield offset + start, offset + end
+            offset += len(line) + 1
+        if is_own:
+            return
 
 
 def repair(path: str, port: int, sure: int = SURE_BYTES) -> None:
@@ -917,6 +923,7 @@ def repair(path: str, port: int, sure: int = SURE_BYTES) -> None:
         file.seek(size - 1)
         if full and file.read(1) != b"\n":
             raise full
+        os.fsync(file.fileno())  # else a power cut now would bring the torn one back
 
 
 # ---- Work that is pretended (--delay, --parallel) ------------------------------------
@@ -1178,10 +1185,11 @@ def network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
 
 def delay(text: str) -> Callable[[], float] | None:
     """Return what draws the time of a message's work, None for no work at all."""
-    kind, *times = text.split(":") if ":" in text else ("fixed", text)
+    if ":" not in text:
+        fixed = seconds(text)
+        return (lambda: fixed) if fixed else None
+    kind, *times = text.split(":")
     drawn = [seconds(time) for time in times]
-    if kind == "fixed":
-        return (lambda: drawn[0]) if drawn[0] else None
     if kind == "exp" and len(drawn) == 1 and drawn[0]:
         return functools.partial(random.expovariate, 1 / drawn[0])
     if kind == "uniform" and len(drawn) == 2 and drawn == sorted(drawn):

@@ -1082,6 +1082,7 @@ class BadInput(ScriptTestCase):
             (("0", "--delay", "-0.1"), "--delay"),
             (("0", "--delay", "inf"), "--delay"),
             (("0", "--delay", "exp:"), "--delay"),
+            (("0", "--delay", "fixed:1:2"), "--delay"),
             (("0", "--delay", "exp:0"), "--delay"),
             (("0", "--delay", "exp:1:2"), "--delay"),
             (("0", "--delay", "uniform:1"), "--delay"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import socket
 import threading
@@ -113,6 +114,34 @@ class Mending(ScriptTestCase):
         for text in (b"", RECORD, b"2026-\n"):
             with self.subTest(text=text):
                 self.assertEqual(self.mended(text), text)
+
+    def test_what_was_mended_is_on_disk(self) -> None:
+        seen: list[bytes] = []
+        log = self.folder / "log"
+
+        def flush(number: int) -> None:
+            self.assertTrue(os.path.samestat(os.fstat(number), os.stat(log)))
+            seen.append(log.read_bytes())
+
+        with mock.patch("os.fsync", flush):
+            self.assertEqual([self.mended(RECORD + RECORD[:-1])], seen)
+
+    def test_a_long_log_of_others_is_searched_block_by_block(self) -> None:
+        path, torn = self.folder / "log.txt", RECORD[:40]
+        other = RECORD.replace(b" 9991 ", b" 9992 ")
+        others = other * ((9 << 20) // len(other))
+        path.write_bytes(RECORD + torn + others + other)
+        reads: list[int] = []
+
+        class Reading(io.FileIO):
+            def read(self, size: int | None = -1) -> bytes:
+                reads.append(-1 if size is None else size)
+                return super().read(size)
+
+        with Reading(path) as file:
+            found = list(server2.torn_records(file, path.stat().st_size, 9991, 5))
+        self.assertEqual(found, [(len(RECORD), len(RECORD) + len(torn))])
+        self.assertTrue(all(0 <= size <= 8 << 20 for size in reads), reads)
 
 
 class ProxyLines(unittest.TestCase):
