@@ -3623,6 +3623,8 @@ class Parent(Balancer):
         if number:
             sys.setswitchinterval(1.0)
             do_not_preempt()
+            if self._status:  # the desk's
+                self._status.socket.close()
             Worker(board, self._listener, self._log, number).run(self._life[0])
             return
         self._listener.close()

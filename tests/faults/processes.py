@@ -7,7 +7,6 @@ import os
 import random
 import re
 import signal
-import socket
 from pathlib import Path
 
 from tests.balancer import STATUS
@@ -15,7 +14,6 @@ from tests.support import (
     Running,
     children,
     memory_kib,
-    split_address,
     threads,
     wait_until,
 )
@@ -57,34 +55,9 @@ def deaths(balancer: Running) -> list[str]:
 
 
 def desks_of(balancer: Running) -> list[int]:
-    """Return the process that serves the status: it listens there, its parent not."""
+    """Return the process that checks, logs and serves the status, once it is named."""
     found = children(balancer.pid)
-    if named := [pid for pid in found if name_of(pid).startswith("desk")]:
-        return named
-    inode = listener_inode(status_address(balancer))
-    return [pid for pid in found if f"socket:[{inode}]" in open_files(pid)]
-
-
-def listener_inode(address: str) -> str:
-    """Return the number of a listening socket (proc(5), /proc/net/tcp)."""
-    host, port = split_address(address)
-    packed = int.from_bytes(socket.inet_aton(host), "little")
-    wanted = f"{packed:08X}:{port:04X}"
-    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-        fields = line.split()
-        if fields[1] == wanted and fields[3] == "0A":
-            return fields[9]
-    return ""
-
-
-def open_files(pid: int) -> set[str]:
-    """Return what the descriptors of a process are."""
-    found = set()
-    with contextlib.suppress(OSError):
-        for entry in Path(f"/proc/{pid}/fd").iterdir():
-            with contextlib.suppress(OSError):
-                found.add(os.readlink(entry))
-    return found
+    return [pid for pid in found if name_of(pid).startswith("desk")]
 
 
 def is_live(pid: int) -> bool:
