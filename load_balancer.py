@@ -88,6 +88,7 @@ import threading
 import time
 import traceback
 import urllib.parse
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn, Union
@@ -1849,6 +1850,8 @@ class Worker:
         cuts = iter((socket.SHUT_RD, socket.SHUT_RDWR))
         cut_at = math.inf
         board, given = self._board, [LOOK]
+        self._start_threads()
+        board.bells[0].ring()  # ready
         while True:
             retry_s = self._start_threads()
             with self._lock:
@@ -3572,8 +3575,20 @@ class Parent(Balancer):
         probe.start()  # or RuntimeError: no child could have threads
         probe.join()
         self._log.share()
+        # No thread is left, but Python may still count the probe (os.fork, 3.12).
+        warnings.filterwarnings("ignore", ".*multi-threaded.*", DeprecationWarning)
         for number in range(1, self._options.workers + 1):
             self._fork(number)
+        self._wait_until_ready()
+
+    def _wait_until_ready(self) -> None:
+        """Wait for a second at most until all workers share the clients."""
+        bell, ready, deadline = self._board.bells[0], 0, time.monotonic() + 1
+        poll = new_poll()
+        poll.register(bell.fileno(), POLLIN)
+        while ready < self._options.workers and time.monotonic() < deadline:
+            if poll.poll(milliseconds(deadline - time.monotonic())):
+                ready += len(bell.hear())
 
     def _start_desk(self) -> None:
         self._fork(0)
