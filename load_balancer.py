@@ -2715,7 +2715,7 @@ class Log:
         self._closing = threading.Event()
         self._pipe: tuple[int, int] | None = None
         self._writes = True  # this process writes the file
-        self._thread = new_thread("log", self._write_lines)
+        self._thread: threading.Thread | None = None  # made after a fork
 
     def share(self) -> None:
         """Make the pipe for the processes that will be forked."""
@@ -2733,6 +2733,7 @@ class Log:
         self._writes = True
         if self._pipe:
             new_thread("log-pipe", self._take_lines, self._pipe[0]).start()
+        self._thread = new_thread("log", self._write_lines)
         self._thread.start()
 
     def _take_lines(self, pipe: int) -> None:
@@ -2816,12 +2817,12 @@ class Log:
         """Write what is left, for two seconds at most."""
         self._closing.set()
         self._lines.put(None)
-        if self._thread.ident:  # it was started
+        if self._thread:  # it was started
             self._thread.join(2.0)
 
     def join(self) -> None:
         """Wait until `end` was heard and all is written, for three seconds at most."""
-        if self._closing.wait(1.0):
+        if self._closing.wait(1.0) and self._thread:
             self._thread.join(2.0)
 
     def _write_lines(self) -> None:
