@@ -3340,7 +3340,6 @@ class StatusServer(http.server.ThreadingHTTPServer):
         family, address = resolve(*where)[0]
         self.address_family = family
         super().__init__(address[:2], StatusHandler)
-        self._thread = new_thread("status", self.serve_forever, 0.25)
 
     def server_bind(self) -> None:
         """Bind without asking the DNS for our own name, as HTTPServer would."""
@@ -3349,7 +3348,8 @@ class StatusServer(http.server.ThreadingHTTPServer):
         self.server_name = str(host)
 
     def start(self) -> None:
-        """Start the thread "status"."""
+        """Start the thread "status", in the process that serves it."""
+        self._thread = new_thread("status", self.serve_forever, 0.25)
         self._thread.start()
 
     def stop(self) -> None:
