@@ -2329,9 +2329,10 @@ class Relay:
         upstream.pull()  # most clients have spoken by now
         limit_ms, brief_ms = self._watch()
         wait_ms, quiet_ms = brief_ms, 0.0  # ... for how long nothing moved
-        look_ns = upstream.cells[LAST_NS] + LOOK_NS  # when to look after both sides
+        cells = upstream.cells
+        look_ns = cells[LAST_NS] + LOOK_NS  # when to look after both sides
         # The direction that moved last: if both go idle, its receiver is the silent one
-        latest = upstream if upstream.cells[upstream.cell] else downstream
+        latest = upstream if cells[upstream.cell] else downstream
         while not (upstream.end_passed and downstream.end_passed):
             ready = poll(wait_ms)
             if not ready:
@@ -2357,9 +2358,9 @@ class Relay:
             if changed:
                 limit_ms, brief_ms = self._watch()
                 wait_ms = brief_ms
-            if upstream.cells[LAST_NS] > look_ns:
+            if cells[LAST_NS] > look_ns:
                 self._look()
-                look_ns = upstream.cells[LAST_NS] + LOOK_NS
+                look_ns = cells[LAST_NS] + LOOK_NS
         return None
 
     def _look(self) -> bool:
