@@ -599,14 +599,14 @@ class Cell:
     """A number on the board that reads and writes like an attribute."""
 
     def __set_name__(self, owner: type[Cells], name: str) -> None:
-        self._at = owner.SIZE
+        self.at = owner.SIZE
         owner.SIZE += 1
 
     def __get__(self, row: Cells, owner: type | None = None) -> int:
-        return row.cells[self._at]
+        return row.cells[self.at]
 
     def __set__(self, row: Cells, value: int) -> None:
-        row.cells[self._at] = value
+        row.cells[self.at] = value
 
 
 class Cells:
@@ -644,15 +644,14 @@ class Row(Cells):
     taken = Cell()  # 1 from accept to the end
     number = Cell()  # by which those who wait are in order
     server = Cell()  # 1 + index of the server at which it has a place; 0: none
-    ring = Cell()  # 1 + the ring in which it waits for a place; 0: it does not
-    before, after = Cell(), Cell()  # its neighbours there
+    waits = Cell()  # 1: for a place, in the ring `own`, ...
+    before, after = Cell(), Cell()  # ... between these rows
     tries = Cell()  # connects that failed
     accepted_ns = Cell()
     logged = Cell()  # 1: its line is written, or about to be
     host, host2, port = Cell(), Cell(), Cell()  # the client
-    # With --algorithm source: 1 + the server that is this client's, as of a version of
-    # the servers' states.
-    own, own_version = Cell(), Cell()
+    own = Cell()  # with --algorithm source: 1 + the server that is this client's, ...
+    own_version = Cell()  # ... as of a version of the servers' states
     TRIED = 62  # servers in one further cell: a bit for each that could not be reached
     __slots__ = ("index", "worker")
 
@@ -851,8 +850,9 @@ def choose(servers: list[Server], algorithm: str, rng: random.Random) -> Server 
     if algorithm == "random" and len(servers) > 1:
         servers = rng.choices(servers, [s.weight for s in servers], k=2)
     if algorithm in ("leastconn", "random") and servers:
-        least = min(s.places_taken / s.weight for s in servers)
-        servers = [s for s in servers if s.places_taken / s.weight == least]
+        loads = [s.places_taken / s.weight for s in servers]
+        least = min(loads)
+        servers = [s for s, load in zip(servers, loads, strict=True) if load == least]
     return smooth_round_robin(servers) if servers else None
 
 
@@ -863,10 +863,13 @@ def smooth_round_robin(servers: list[Server]) -> Server:
     retried charges the server that serves it, so a dead server's share spreads over all
     the rest.
     """
+    richest, most, total = servers[0], -math.inf, 0
     for server in servers:
-        server.credit += server.weight
-    richest = max(servers, key=lambda s: s.credit)
-    richest.credit -= sum(s.weight for s in servers)
+        server.credit = credit = server.credit + server.weight
+        total += server.weight
+        if credit > most:
+            richest, most = server, credit
+    richest.credit -= total
     return richest
 
 
@@ -882,51 +885,54 @@ def rendezvous(host: str, server: Server) -> float:
 
 
 class BoardLock:
-    """A lock between processes: it says who has it, so that the dead can be robbed.
+    """The board's lock: it says who has it, so that the dead can be robbed.
 
-    Who finds it taken tries again, rather than sleep in the semaphore: woken there, a
-    thread would have the lock and wait for the interpreter, and all others for it.
+    Between processes, who finds it taken tries again, rather than sleep in the
+    semaphore: woken there, a thread would have the lock and wait for the interpreter,
+    and all others for it.
     """
 
     def __init__(self, board: Board) -> None:
-        self._semaphore = multiprocessing.get_context("fork").Lock()
         self._board = board
-        self.me = os.getpid()
+        self.bells: list[tuple[int, int]] = []  # to ring once it is free: (whose, why)
+        self._alone = board.options.workers == 1
+        kind = threading if self._alone else multiprocessing.get_context("fork")
+        self._lock: Any = kind.Lock()
+        self.me = self._parent = os.getpid()
 
     def __enter__(self) -> None:
-        if not self._semaphore.acquire(False):
+        if not self._lock.acquire(self._alone):
             self._try_again()
         self._board.holder = self.me
 
     def _try_again(self) -> None:
+        """Take it from its holder, from a dead one if this is the parent.
+
+        If nobody has noted itself for a second, it died within the two lines where the
+        lock is taken or given back.
+        """
         pause_s, waited_s, holder = LOCK_PAUSE_S, 0.0, 0
-        while not self._semaphore.acquire(False):
+        while not self._lock.acquire(False):
             time.sleep(pause_s)
             if holder != self._board.holder:
                 pause_s, waited_s, holder = LOCK_PAUSE_S, 0.0, self._board.holder
             waited_s += pause_s
             pause_s = min(2 * pause_s, 0.01)
+            is_parent = self.me == self._parent
+            if is_parent and (is_dead(holder) if holder else waited_s > 1.0):
+                break
             if waited_s > STALL_S and holder not in (0, self.me):
                 with contextlib.suppress(OSError):
                     os.kill(holder, signal.SIGKILL)  # stopped, and all wait for it
 
     def __exit__(self, *_: object) -> None:
+        bells = self.bells
+        if bells:
+            self.bells = []
         self._board.holder = 0
-        self._semaphore.release()
-
-    def rob(self) -> None:
-        """Take the lock, from a dead child if that has it; called by the parent.
-
-        Nobody has noted itself for a second: then it died within the two lines where
-        the lock is taken or given back, and its name is not on the board.
-        """
-        nobody = 0
-        while not self._semaphore.acquire(True, 0.05):
-            holder = self._board.holder
-            nobody = 0 if holder else nobody + 1
-            if nobody == 20 or (holder and is_dead(holder)):
-                break
-        self._board.holder = self.me
+        self._lock.release()
+        for number, why in bells:
+            self._board.bells[number].ring(why)
 
 
 def is_dead(child: int) -> bool:
@@ -949,8 +955,8 @@ class Board(Cells):
     lines for the log instead of writing them. A place is counted before a row names its
     server, and no longer only after it does not; `bury` counts all anew.
 
-    Who waits for a place is in a ring of rows, in the order of accept; row 0 is both
-    its ends. With --algorithm source each server has a ring, row 1 + its index.
+    Who waits for a place is in a ring of rows, in the order of accept, that begins and
+    ends at row 0. With --algorithm source each server has a ring, at row 1 + its index.
     """
 
     holder = Cell()  # the process that has the lock; 0: none
@@ -969,7 +975,7 @@ class Board(Cells):
         ]
         moves = any(not is_literal(given["host"]) for given in options.servers)
         slots = len(resolved) + MOVED_SERVERS * moves
-        self._heads = 1 + slots
+        self._heads = 1 + slots * (options.algorithm == "source")
         self._rows_each = rows_each
         self._row_size = Row.SIZE + -(-slots // Row.TRIED)
         server_size = Server.SIZE + len(CONNECT_BOUNDS)
@@ -988,8 +994,12 @@ class Board(Cells):
         self.limit = options.max_connections or rows - self._heads
         self.started_ns = time.monotonic_ns()
         self._random = random.Random()
-        self._known: tuple[int, list[Server], bool] = (-1, [], False)
-        self.lock: Any = BoardLock(self) if options.workers > 1 else threading.Lock()
+        self._seen = -1  # the version that these are of:
+        self._candidates: list[Server] = []
+        self._asked: list[Server] = []  # by who has not tried any
+        self._fail_open = False
+        self._empty_rings()
+        self.lock = BoardLock(self)
         self.bells = [Bell() for _ in range(options.workers + 1)]  # 0: the desk's
 
     def row(self, index: int) -> Row:
@@ -1004,10 +1014,15 @@ class Board(Cells):
 
     def taken_rows(self) -> list[Row]:
         """Return the rows of live connections, the oldest first."""
-        step, at = self._row_size, Row.__dict__["taken"]._at
-        taken = self._rows[at::step].tolist()
-        rows = [self.row(index) for index, is_taken in enumerate(taken) if is_taken]
+        taken = enumerate(self._column("taken", len(self._rows)))
+        rows = [self.row(index) for index, is_taken in taken if is_taken]
         return sorted(rows, key=lambda row: row.number)
+
+    def _column(self, name: str, end: int) -> list[int]:
+        """Return one cell of all rows, up to a cell."""
+        start = Row.__dict__[name].at
+        column: list[int] = self._rows[start : end : self._row_size].tolist()
+        return column
 
     def servers(self) -> list[Server]:
         """Return the servers of this moment, also those whose address is gone."""
@@ -1020,14 +1035,10 @@ class Board(Cells):
         """Return the server at which a row has a place."""
         return self._slots[row.server - 1] if row.server else None
 
-    def ring(self, bells: Iterable[tuple[int, int]]) -> None:
-        """Ring bells of workers: (worker, why)."""
-        for number, why in bells:
-            self.bells[number].ring(why)
-
     def ring_all(self) -> None:
         """Have every process look at the board."""
-        self.ring((number, LOOK) for number in range(len(self.bells)))
+        for bell in self.bells:
+            bell.ring(LOOK)
 
     # A connection's steps -------------------------------------------------------------
 
@@ -1049,10 +1060,8 @@ class Board(Cells):
             row.taken, row.number = 1, self.begun
             row.accepted_ns = time.monotonic_ns()
             row.set_source(peer)
-            bells = []
             if not options.accept_proxy and not is_barred(options, peer):
-                bells = self._pick_locked(row)
-        self.ring(bells)
+                self._pick_locked(row)
         return client_sock, peer
 
     def pick(self, row: Row) -> Server | None:
@@ -1061,54 +1070,44 @@ class Board(Cells):
         Raise NoServerError when all that could be tried have been.
         """
         with self.lock:
-            bells = self._pick_locked(row)
-            server = self.server_of(row)
-        self.ring(bells)
-        return server
+            self._pick_locked(row)
+            return self.server_of(row)
 
     def fail_open(self) -> bool:
         """Tell whether no server is UP, and all are tried."""
-        return self._known[2]
+        return self._fail_open
 
-    def _pick_locked(self, row: Row) -> list[tuple[int, int]]:
-        """Give a row a place, or put it into the queue behind those who wait there.
-
-        Return the bells to be rung.
-        """
+    def _pick_locked(self, row: Row) -> None:
+        """Give a row a place, or put it into the queue behind those who wait there."""
         asked = self._asked_locked(row)
-        if row.tries and not asked:
-            raise NoServerError
-        ring = self._ring_locked(row, asked)
-        first = self.row(ring).after if any(s.max for s in asked) else 0
-        overtakes = first and self.row(first).number < row.number
-        if not overtakes and self._give_place_locked(row, asked):
-            return []
-        self._enqueue_locked(row, ring)
-        # Who waits in front may be waiting for a server that this one need not have.
-        return self._hand_out_locked() if overtakes else []
+        first = self.row(self.row(row.own).after) if self.queued else row
+        overtakes = 0 < first.number < row.number
+        if overtakes or not self._give_place_locked(row, asked):
+            self._enqueue_locked(row)
+        if overtakes:  # who waits in front may wait for a server that this one need not
+            self._hand_out_locked()
 
     def _asked_locked(self, row: Row) -> list[Server]:
-        """Return the servers that a row may be sent to."""
-        if self._known[0] != self.version:
-            self._known = (self.version, *candidates(self.servers()))
-        _, servers, fail_open = self._known
+        """Return the servers that a row may be sent to; raise NoServerError."""
+        if self._seen != self.version:
+            self._seen = self.version
+            self._candidates, self._fail_open = candidates(self.servers())
+            self._asked = first_rank(self._candidates, self._fail_open)
+        asked = self._asked
         if row.tries:
-            servers = [s for s in servers if not row.has_tried(s)]
-        return first_rank(servers, fail_open)
-
-    def _ring_locked(self, row: Row, asked: list[Server]) -> int:
-        """Return the ring in which a row waits; note its own server, with `source`."""
+            left = [s for s in self._candidates if not row.has_tried(s)]
+            if not left:
+                raise NoServerError
+            asked = first_rank(left, self._fail_open)
         if self.options.algorithm != "source" or not asked:
-            return 0
-        if not row.own or row.own_version != self.version or row.tries:
+            return asked
+        if not row.own or row.own_version != self.version:
             host = unpack_ip(row.host, row.host2)
             row.own = 1 + max(asked, key=lambda s: rendezvous(host, s)).index
             row.own_version = self.version
-        return row.own
+        return [self._slots[row.own - 1]]
 
     def _give_place_locked(self, row: Row, asked: list[Server]) -> bool:
-        if self.options.algorithm == "source" and asked:
-            asked = [self._slots[row.own - 1]]
         server = choose(asked, self.options.algorithm, self._random)
         if server is None:
             return False
@@ -1123,7 +1122,7 @@ class Board(Cells):
         """
         with self.lock:
             row.note_tried(server)
-            row.server = 0
+            row.server = row.own = 0
             server.places_taken -= 1
             server.retries += 1
             line = ""
@@ -1132,9 +1131,8 @@ class Board(Cells):
                 if server.is_healthy and self._has_connected_since_locked(server):
                     server.count_result(True)  # only failures in a row count
                 line = self._count_result_locked(server, False, failure.words)
-            bells = self._hand_out_locked()
-        self.ring(bells)
-        return line
+            self._hand_out_locked()
+            return line
 
     def _has_connected_since_locked(self, server: Server) -> bool:
         """Tell whether a live connection was made after the server's last failure."""
@@ -1158,9 +1156,9 @@ class Board(Cells):
         Return a line for the log when it brought its server UP.
         """
         with self.lock:
-            bells = []
             if self.live >= self.limit:
-                bells = [(number, LOOK) for number in range(1, len(self.bells))]
+                everyone = range(1, len(self.bells))
+                self.lock.bells += [(number, LOOK) for number in everyone]
             self._leave_queue_locked(row)
             line = ""
             if server := self.server_of(row):
@@ -1168,14 +1166,17 @@ class Board(Cells):
                 row.server = 0
                 server.places_taken -= 1
                 server.add_row(row)
-            self.to_servers += row.to_server
-            self.to_clients += row.to_client
-            self.failed += failed
-            row.clear()
+            self._forget_locked(row, failed)
             self.live -= 1
-            bells += self._hand_out_locked()
-        self.ring(bells)
-        return line
+            self._hand_out_locked()
+            return line
+
+    def _forget_locked(self, row: Row, failed: bool) -> None:
+        """Count what a row has moved, and make it nobody's."""
+        self.to_servers += row.to_server
+        self.to_clients += row.to_client
+        self.failed += failed
+        row.clear()
 
     def _note_success_locked(self, row: Row, server: Server) -> str:
         """Let a connection that was made speak for its server, like a check."""
@@ -1187,62 +1188,46 @@ class Board(Cells):
 
     # The queue: rings of rows ---------------------------------------------------------
 
-    def _enqueue_locked(self, row: Row, ring: int) -> None:
-        """Put a row into a ring, by its number: who has tried a server is early."""
-        before = self.row(ring).before
-        while before and self.row(before).number > row.number:
-            before = self.row(before).before
-        head = self.row(ring)
-        after = self.row(before).after if before else head.after
-        row.before, row.after, row.ring = before, after, ring + 1
-        (self.row(before) if before else head).after = row.index
-        (self.row(after) if after else head).before = row.index
+    def _empty_rings(self) -> None:
+        for head in map(self.row, range(self._heads)):
+            head.before = head.after = head.index
+
+    def _enqueue_locked(self, row: Row) -> None:
+        """Put a row into its ring, by its number: who has tried a server is early."""
+        before = self.row(self.row(row.own).before)
+        while before.number > row.number:  # a head has none
+            before = self.row(before.before)
+        after = self.row(before.after)
+        row.before, row.after, row.waits = before.index, after.index, 1
+        before.after = after.before = row.index
         self.queued += 1
 
     def _leave_queue_locked(self, row: Row) -> None:
-        if row.ring:
-            head = self.row(row.ring - 1)
-            (self.row(row.before) if row.before else head).after = row.after
-            (self.row(row.after) if row.after else head).before = row.before
-            row.ring = 0
+        if row.waits:
+            self.row(row.before).after = row.after
+            self.row(row.after).before = row.before
+            row.waits = 0
             self.queued -= 1
 
-    def leave_queue(self, row: Row) -> None:
-        """Wait for a place no longer."""
-        with self.lock:
-            self._leave_queue_locked(row)
-
-    def _hand_out_locked(self) -> list[tuple[int, int]]:
-        """Give places to those who wait, in order; return the bells to be rung."""
+    def _hand_out_locked(self) -> None:
+        """Give places to those who wait, in order, and have them told."""
         if not self.queued:
-            return []
-        bells: list[tuple[int, int]] = []
-        by_server = self.options.algorithm == "source"
-        for ring in range(self._heads) if by_server else (0,):
-            index = self.row(ring).after
-            while index and any(
-                s.has_place and s.may_serve
-                for s in (self._slots[ring - 1 : ring] if ring else self.servers())
-            ):
-                row = self.row(index)
-                index = row.after
-                asked = self._asked_locked(row)
-                if (row.tries and not asked) or self._give_place_locked(row, asked):
-                    self._leave_queue_locked(row)  # without a place: it asks again
-                    bells.append((row.worker, row.index))
-        return bells
-
-    def _changed_locked(self) -> list[tuple[int, int]]:
-        """Let those who wait be served elsewhere: a server's state has changed."""
-        self.version += 1
-        if self.options.algorithm == "source" and self.queued:
-            waiting = [row for row in self.taken_rows() if row.ring]
-            for row in waiting:
-                self._leave_queue_locked(row)
-            for row in waiting:
-                ring = self._ring_locked(row, self._asked_locked(row))
-                self._enqueue_locked(row, ring)
-        return self._hand_out_locked()
+            return
+        heads = self._heads * self._row_size
+        for ring, first in enumerate(self._column("after", heads)):
+            row = self.row(first)
+            while row.index != ring:
+                after = self.row(row.after)
+                try:
+                    told = self._give_place_locked(row, self._asked_locked(row))
+                except NoServerError:
+                    told = True  # it asks again, to hear so
+                if told:
+                    self._leave_queue_locked(row)
+                    self.lock.bells.append((row.worker, row.index))
+                elif ring or not any(s.has_place for s in self._candidates):
+                    break
+                row = after
 
     # Health, the operator, names ------------------------------------------------------
 
@@ -1253,11 +1238,7 @@ class Board(Cells):
             if passed is None:
                 return ""
             server.checks_failed += not passed
-            before = server.state
-            line = self._count_result_locked(server, passed, result)
-            bells = [] if server.state == before else self._changed_locked()
-        self.ring(bells)
-        return line
+            return self._count_result_locked(server, passed, result)
 
     def _count_result_locked(self, server: Server, passed: bool, result: str) -> str:
         before = server.state
@@ -1274,20 +1255,15 @@ class Board(Cells):
                 if server.address_text == address_text and not server.gone:
                     before, server.admin = server.state, ADMIN.index(admin)
                     why = f"set to {admin} by the operator"
-                    line = self._say_change_locked(server, before, why)
-                    bells = self._changed_locked()
-                    break
-            else:
-                return None
-        self.ring(bells)
-        return line
+                    return self._say_change_locked(server, before, why)
+        return None
 
     def forgive(self) -> list[str]:
         """Call servers UP again whose penalty is over; return a line for each one.
 
         One more failed connect takes it DOWN again, twice as long (Envoy's ejection).
         """
-        lines, bells = [], []
+        lines = []
         with self.lock:
             for server in self.servers():
                 waited_s = (time.monotonic_ns() - server.changed_ns) / 1e9
@@ -1296,8 +1272,6 @@ class Board(Cells):
                     server.penalty_s = min(2 * server.penalty_s, int(PENALTY_MAX_S))
                     server.health, server.in_a_row = server.rise, 0
                     lines.append(self._say_change_locked(server, DOWN, why))
-                    bells += self._changed_locked()
-        self.ring(bells)
         return lines
 
     def may_serve(self) -> bool:
@@ -1316,9 +1290,14 @@ class Board(Cells):
             return ""
         server.changed_ns = time.monotonic_ns()
         self.version += 1
-        return self._say_locked(server, why)
-
-    def _say_locked(self, server: Server, why: str) -> str:
+        if self.options.algorithm == "source" and self.queued:
+            waiting = [row for row in self.taken_rows() if row.waits]
+            for row in waiting:
+                self._leave_queue_locked(row)
+                with contextlib.suppress(NoServerError):  # it is told below
+                    self._asked_locked(row)
+                self._enqueue_locked(row)
+        self._hand_out_locked()
         needed = server.rise if server.last_passed else server.fall
         present = [s for s in self.servers() if not s.gone]
         up = sum(s.may_serve and s.is_healthy for s in present)
@@ -1354,7 +1333,6 @@ class Board(Cells):
             for server in changed:
                 server.gone = 1 - server.gone
                 server.last_check = f"{name} has moved" if server.gone else "is back"
-                server.changed_ns = time.monotonic_ns()
             known = others | {plain_key(s.address) for s in servers if s.given == given}
             added = []
             for family, address in resolved:
@@ -1363,10 +1341,9 @@ class Board(Cells):
                     known.add(plain_key(address))
                     free.place(given, self.options, family, address)
                     added.append(free)
-            lines = [self._say_locked(s, f"{name} has moved") for s in changed + added]
-            bells = self._changed_locked() if lines else []
-        self.ring(bells)
-        return added, lines
+            why = f"{name} has moved"
+            lines = [self._say_change_locked(s, "", why) for s in changed + added]
+            return added, lines
 
     def _free_slot_locked(self, changed: list[Server]) -> Server | None:
         """Return a place for one more server: an unused one, or a forgotten one's."""
@@ -1379,9 +1356,11 @@ class Board(Cells):
     # A worker's death, and figures ----------------------------------------------------
 
     def bury(self, worker: int, end: End) -> list[str]:
-        """End what a dead worker had, and make all counts anew; return its lines."""
-        self.lock.rob()
-        try:
+        """End what a dead worker had, and make all counts anew; return its lines.
+
+        Called by the parent: its lock is not held up by the dead.
+        """
+        with self.lock:
             rows = self.taken_rows()
             dead = [row for row in rows if row.worker == worker]
             lines = [
@@ -1392,24 +1371,19 @@ class Board(Cells):
             for row in dead:
                 if server := self.server_of(row):
                     server.add_row(row)
-                self.to_servers += row.to_server
-                self.to_clients += row.to_client
-                self.failed += not row.connect_ns and end.is_failure
-                row.clear()
+                self._forget_locked(row, not row.connect_ns and end.is_failure)
             rows = [row for row in rows if row.worker != worker]
             self.live, self.queued = len(rows), 0
             places = collections.Counter(row.server for row in rows)
             for server in self._slots:
                 server.places_taken = places[server.index + 1]
-            for head in map(self.row, range(self._heads)):
-                head.before = head.after = 0
+            self._empty_rings()
             for row in rows:
-                ring, row.ring = row.ring, 0
-                if ring and not row.server:
-                    self._enqueue_locked(row, ring - 1)
+                if row.waits and not row.server:
+                    self._enqueue_locked(row)
+                else:
+                    row.waits = 0
             self._hand_out_locked()
-        finally:
-            self.lock.__exit__(None, None, None)
         self.ring_all()
         return lines
 
@@ -1711,7 +1685,7 @@ class Worker:
         try:
             while True:
                 server = board.server_of(row)
-                if server is None and not row.ring:
+                if server is None and not row.waits:
                     server = board.pick(row)
                 if server:
                     return server

@@ -114,7 +114,8 @@ class TheQueue(unittest.TestCase):
         board = board_of("127.0.0.1:9991,max=1")
         clients = Clients(board)
         holder, first = clients.begin(), clients.begin()
-        board.leave_queue(first)
+        with board.lock:
+            board._leave_queue_locked(first)
         board.end(holder, False)
         self.assertEqual(first.server, 0)
         newcomer = clients.begin()
@@ -180,11 +181,11 @@ class DeadWorkers(unittest.TestCase):
                     board.holder *= noted  # else it dies before it is noted
                     os._exit(0)
                 os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
-                board.lock.rob()
-                board.lock.__exit__()
+                with board.lock:
+                    self.assertFalse(board.lock._lock.acquire(False))
                 os.waitpid(child, 0)
                 with board.lock:  # it is free, once
-                    self.assertFalse(board.lock._semaphore.acquire(False))
+                    self.assertFalse(board.lock._lock.acquire(False))
 
 
 class Bells(unittest.TestCase):
