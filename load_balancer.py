@@ -618,6 +618,10 @@ class Cells:
     def __init__(self, cells: memoryview) -> None:
         self.cells = cells
 
+    def clear(self) -> None:
+        """Make it nobody's."""
+        self.cells[:] = memoryview(bytes(8 * len(self.cells))).cast("q")
+
 
 def pack_ip(ip: Address) -> tuple[int, int]:
     """Return an address as two numbers for two cells."""
@@ -658,10 +662,6 @@ class Row(Cells):
     def __init__(self, cells: memoryview, index: int, worker: int) -> None:
         super().__init__(cells)
         self.index, self.worker = index, worker
-
-    def clear(self) -> None:
-        """Make it nobody's row."""
-        self.cells[:] = memoryview(bytes(8 * len(self.cells))).cast("q")
 
     def source(self) -> SocketAddress:
         """Return the client's (host, port)."""
@@ -704,73 +704,51 @@ class Server(Cells):
     total, connect_failures, retries, checks_failed = (Cell() for _ in range(4))
     to_server, to_client = Cell(), Cell()  # bytes, of connections that have ended
     penalty_s = Cell()  # for how long it stays DOWN, without checks
-    failed_ns = Cell()  # when a check or a client's connect failed last
     changed_ns = Cell()
     connects_ns = Cell()  # the sum; behind it, how many in each of CONNECT_BOUNDS
-    __slots__ = (
-        "address",
-        "address_text",
-        "backup",
-        "fall",
-        "index",
-        "last_check",
-        "max",
-        "name",
-        "rise",
-        "seen",
-        "weight",
-    )  # fmt: skip
 
-    def __init__(self, cells: memoryview, index: int) -> None:
+    def __init__(self, cells: memoryview, index: int, options: Options) -> None:
         super().__init__(cells)
-        self.index, self.seen = index, 0
-        self.last_check = "not checked yet"  # of the process that checks
+        self.index, self.options, self.seen = index, options, 0
 
-    def place(
-        self, given: int, options: Options, family: int, address: SocketAddress
-    ) -> None:
+    def place(self, given: int, family: int, address: SocketAddress) -> None:
         """Make it the server at an address that --server number `given` resolves to."""
         last = self.version
-        self.cells[:] = memoryview(bytes(8 * len(self.cells))).cast("q")
+        self.clear()
         self.host, self.host2 = pack_ip(plain_ip(address[0]))
         self.port, self.scope = address[1], address[3] if len(address) > 3 else 0
         self.family, self.given = family, given
         self.last_passed, self.penalty_s = 1, int(PENALTY_S)
         self.changed_ns = time.monotonic_ns()
-        self.version = last + 1
-        self.look(options)
         self.health = self.top_health
+        self.version = last + 1
         self.used = 1
 
-    def look(self, options: Options) -> None:
-        """See where it is now: another process may have placed it."""
-        if self.seen == self.version:
-            return
-        self.seen = self.version
-        host = unpack_ip(self.host, self.host2)
-        given = options.servers[self.given]
-        self.address: SocketAddress = (host, self.port)
-        if self.family == socket.AF_INET6:
-            host = host if ":" in host else f"::ffff:{host}"
-            self.address = (host, self.port, 0, self.scope)
-        plain = unpack_ip(self.host, self.host2)
-        self.address_text = format_address((plain, self.port))
-        self.name = format_address((given["host"], given["port"]))
-        self.weight, self.backup, self.max = (
-            given[key] for key in ("weight", "backup", "max")
-        )
-        self.rise, self.fall = options.rise, options.fall
-        self.last_check = "not checked yet"
+    def look(self) -> Server:
+        """See where it is now: another process may have placed it; return it."""
+        if self.seen != self.version:
+            self.seen = self.version
+            given = self.options.servers[self.given]
+            self.weight, self.backup = given["weight"], given["backup"]
+            self.max = given["max"]
+            host = unpack_ip(self.host, self.host2)
+            self.address_text = format_address((host, self.port))
+            self.address: SocketAddress = (host, self.port)
+            if self.family == socket.AF_INET6:
+                mapped = str(as_ipv6(plain_ip(host)))
+                self.address = (mapped, self.port, 0, self.scope)
+            self.last_check = "not checked yet"  # of the process that checks
+        return self
 
     @property
     def top_health(self) -> int:
         """The best that its health can be."""
-        return int(self.rise + self.fall - 1)
+        return int(self.options.rise + self.options.fall - 1)
 
     @property
     def is_healthy(self) -> bool:
         """Whether its health is good enough, whatever the operator says."""
-        return bool(self.health >= self.rise)
+        return bool(self.health >= self.options.rise)
 
     @property
     def may_serve(self) -> bool:
@@ -782,9 +760,7 @@ class Server(Cells):
         """UP, DOWN, DRAIN or MAINT."""
         if self.gone:
             return DRAIN  # its live connections go on
-        if self.admin:
-            return DRAIN if ADMIN[self.admin] == "drain" else MAINT
-        return UP if self.is_healthy else DOWN
+        return (UP if self.is_healthy else DOWN, DRAIN, MAINT)[self.admin]
 
     @property
     def has_place(self) -> bool:
@@ -805,15 +781,13 @@ class Server(Cells):
             if self.is_healthy:
                 self.health = self.top_health
         else:
-            self.failed_ns = time.monotonic_ns()
-            self.health = self.health - 1 if self.health > self.rise else 0
+            self.health = self.health - 1 if self.health > self.options.rise else 0
 
     def copy(self) -> Server:
         """Return what it is now, not on the board."""
         cells = memoryview(bytearray(self.cells)).cast("q")
-        copy = Server(cells, self.index)
-        for name in self.__slots__:
-            setattr(copy, name, getattr(self, name))
+        copy = Server(cells, self.index, self.options).look()
+        copy.last_check = self.last_check
         return copy
 
     def add_row(self, row: Row) -> None:
@@ -980,24 +954,24 @@ class Board(Cells):
         self._row_size = Row.SIZE + -(-slots // Row.TRIED)
         server_size = Server.SIZE + len(CONNECT_BOUNDS)
         rows = self._heads + rows_each * options.workers
-        sizes = (self.SIZE, slots * server_size, rows * self._row_size)
-        cells = memoryview(mmap.mmap(-1, 8 * sum(sizes))).cast("q")
+        first_row = self.SIZE + slots * server_size
+        size = first_row + rows * self._row_size
+        cells = memoryview(mmap.mmap(-1, 8 * size)).cast("q")
         super().__init__(cells[: self.SIZE])
-        self._rows = cells[-sizes[2] :]
-        starts = range(self.SIZE, self.SIZE + sizes[1], server_size)
+        self._rows = cells[first_row:]
         self._slots = [
-            Server(cells[start : start + server_size], index)
-            for index, start in enumerate(starts)
+            Server(cells[at : at + server_size], index, options)
+            for index, at in enumerate(range(self.SIZE, first_row, server_size))
         ]
         for server, where in zip(self._slots, resolved, strict=False):
-            server.place(where[0], options, *where[1:])
+            server.place(*where)
         self.limit = options.max_connections or rows - self._heads
         self.started_ns = time.monotonic_ns()
         self._random = random.Random()
         self._seen = -1  # the version that these are of:
         self._candidates: list[Server] = []
         self._asked: list[Server] = []  # by who has not tried any
-        self._fail_open = False
+        self.fail_open = False  # no server is UP: all are tried
         self._empty_rings()
         self.lock = BoardLock(self)
         self.bells = [Bell() for _ in range(options.workers + 1)]  # 0: the desk's
@@ -1026,14 +1000,11 @@ class Board(Cells):
 
     def servers(self) -> list[Server]:
         """Return the servers of this moment, also those whose address is gone."""
-        servers = [server for server in self._slots if server.used]
-        for server in servers:
-            server.look(self.options)
-        return servers
+        return [server.look() for server in self._slots if server.used]
 
     def server_of(self, row: Row) -> Server | None:
         """Return the server at which a row has a place."""
-        return self._slots[row.server - 1] if row.server else None
+        return self._slots[row.server - 1].look() if row.server else None
 
     def ring_all(self) -> None:
         """Have every process look at the board."""
@@ -1073,10 +1044,6 @@ class Board(Cells):
             self._pick_locked(row)
             return self.server_of(row)
 
-    def fail_open(self) -> bool:
-        """Tell whether no server is UP, and all are tried."""
-        return self._fail_open
-
     def _pick_locked(self, row: Row) -> None:
         """Give a row a place, or put it into the queue behind those who wait there."""
         asked = self._asked_locked(row)
@@ -1091,14 +1058,14 @@ class Board(Cells):
         """Return the servers that a row may be sent to; raise NoServerError."""
         if self._seen != self.version:
             self._seen = self.version
-            self._candidates, self._fail_open = candidates(self.servers())
-            self._asked = first_rank(self._candidates, self._fail_open)
+            self._candidates, self.fail_open = candidates(self.servers())
+            self._asked = first_rank(self._candidates, self.fail_open)
         asked = self._asked
         if row.tries:
             left = [s for s in self._candidates if not row.has_tried(s)]
             if not left:
                 raise NoServerError
-            asked = first_rank(left, self._fail_open)
+            asked = first_rank(left, self.fail_open)
         if self.options.algorithm != "source" or not asked:
             return asked
         if not row.own or row.own_version != self.version:
@@ -1128,63 +1095,43 @@ class Board(Cells):
             line = ""
             if failure.blames_server:
                 server.connect_failures += 1
-                if server.is_healthy and self._has_connected_since_locked(server):
-                    server.count_result(True)  # only failures in a row count
                 line = self._count_result_locked(server, False, failure.words)
             self._hand_out_locked()
             return line
 
-    def _has_connected_since_locked(self, server: Server) -> bool:
-        """Tell whether a live connection was made after the server's last failure."""
-        if server.in_a_row == 0 or server.last_passed:
-            return False
-        return any(
-            row.server == server.index + 1
-            and row.connect_ns
-            and row.accepted_ns > server.failed_ns
-            for row in self.taken_rows()
-        )
-
-    def note_refused(self, row: Row) -> None:
-        """Count a client that may not come."""
-        with self.lock:
-            self.refused += 1
-
-    def end(self, row: Row, failed: bool) -> str:
-        """End a connection: count it, free its place, hand that on.
+    def connected(self, row: Row, server: Server, began_ns: int) -> str:
+        """Note that a connect has succeeded, and let it speak for its server.
 
         Return a line for the log when it brought its server UP.
         """
+        row.last_ns = now_ns = time.monotonic_ns()
+        row.connect_ns = max(1, now_ns - began_ns)
+        if server.health < server.top_health:  # only failures in a row count
+            with self.lock:
+                return self._count_result_locked(server, True, "connected for a client")
+        return ""
+
+    def end(self, row: Row, end: End) -> None:
+        """End a connection: count it, free its place, hand that on."""
         with self.lock:
             if self.live >= self.limit:
                 everyone = range(1, len(self.bells))
                 self.lock.bells += [(number, LOOK) for number in everyone]
-            self._leave_queue_locked(row)
-            line = ""
-            if server := self.server_of(row):
-                line = self._note_success_locked(row, server)
-                row.server = 0
-                server.places_taken -= 1
-                server.add_row(row)
-            self._forget_locked(row, failed)
-            self.live -= 1
-            self._hand_out_locked()
-            return line
+            self._end_locked(row, end)
 
-    def _forget_locked(self, row: Row, failed: bool) -> None:
-        """Count what a row has moved, and make it nobody's."""
+    def _end_locked(self, row: Row, end: End) -> None:
+        self._leave_queue_locked(row)
+        if server := self.server_of(row):
+            row.server = 0
+            server.places_taken -= 1
+            server.add_row(row)
         self.to_servers += row.to_server
         self.to_clients += row.to_client
-        self.failed += failed
+        self.refused += end.code == "PC"
+        self.failed += not row.connect_ns and end.is_failure
         row.clear()
-
-    def _note_success_locked(self, row: Row, server: Server) -> str:
-        """Let a connection that was made speak for its server, like a check."""
-        # One that is older than the last failure says nothing of now.
-        fresh = row.accepted_ns > server.failed_ns
-        if not row.connect_ns or not fresh or server.health >= server.top_health:
-            return ""
-        return self._count_result_locked(server, True, "connected for a client")
+        self.live -= 1
+        self._hand_out_locked()
 
     # The queue: rings of rows ---------------------------------------------------------
 
@@ -1270,7 +1217,7 @@ class Board(Cells):
                 if server.state == DOWN and waited_s >= server.penalty_s:
                     why = f"tried again after {server.penalty_s} s without checks"
                     server.penalty_s = min(2 * server.penalty_s, int(PENALTY_MAX_S))
-                    server.health, server.in_a_row = server.rise, 0
+                    server.health, server.in_a_row = self.options.rise, 0
                     lines.append(self._say_change_locked(server, DOWN, why))
         return lines
 
@@ -1288,9 +1235,10 @@ class Board(Cells):
         """Return a line for the log if the state is not what it was before."""
         if server.state == before:
             return ""
+        options = self.options
         server.changed_ns = time.monotonic_ns()
         self.version += 1
-        if self.options.algorithm == "source" and self.queued:
+        if options.algorithm == "source" and self.queued:
             waiting = [row for row in self.taken_rows() if row.waits]
             for row in waiting:
                 self._leave_queue_locked(row)
@@ -1298,7 +1246,7 @@ class Board(Cells):
                     self._asked_locked(row)
                 self._enqueue_locked(row)
         self._hand_out_locked()
-        needed = server.rise if server.last_passed else server.fall
+        needed = options.rise if server.last_passed else options.fall
         present = [s for s in self.servers() if not s.gone]
         up = sum(s.may_serve and s.is_healthy for s in present)
         return (
@@ -1315,43 +1263,34 @@ class Board(Cells):
         address that is gone gets no new connection; its live ones go on, and what the
         operator set and the checks knew is kept for its return.
         """
-        where = {plain_key(address) for _, address in resolved}
+        where = {plain_key(address): (family, address) for family, address in resolved}
         settings = self.options.servers[given]
-        name = format_address((settings["host"], settings["port"]))
+        why = format_address((settings["host"], settings["port"])) + " has moved"
+        changed, added = [], []
         with self.lock:
             servers = self.servers()
             others = {
                 plain_key(s.address) for s in servers if not s.gone and s.given != given
             }
-            changed = [
-                s
-                for s in servers
-                if s.given == given
-                and bool(s.gone) == (plain_key(s.address) in where)
-                and not (s.gone and plain_key(s.address) in others)
-            ]
-            for server in changed:
-                server.gone = 1 - server.gone
-                server.last_check = f"{name} has moved" if server.gone else "is back"
-            known = others | {plain_key(s.address) for s in servers if s.given == given}
-            added = []
-            for family, address in resolved:
-                free = self._free_slot_locked(changed)
-                if plain_key(address) not in known and free:
-                    known.add(plain_key(address))
-                    free.place(given, self.options, family, address)
-                    added.append(free)
-            why = f"{name} has moved"
+            for server in (s for s in servers if s.given == given):
+                key = plain_key(server.address)
+                stays = where.pop(key, None) and not (server.gone and key in others)
+                if bool(server.gone) == bool(stays):
+                    server.gone = int(not stays)
+                    server.last_check = "is back" if stays else why
+                    changed.append(server)
+            for key in (key for key in where if key not in others):
+                if slot := self._free_slot_locked(changed):
+                    slot.place(given, *where[key])
+                    added.append(slot.look())
             lines = [self._say_change_locked(s, "", why) for s in changed + added]
             return added, lines
 
     def _free_slot_locked(self, changed: list[Server]) -> Server | None:
         """Return a place for one more server: an unused one, or a forgotten one's."""
-        for server in self._slots:
-            if not server.used:
-                return server
-        forgotten = (s for s in self._slots if s.gone and not s.places_taken)
-        return next((s for s in forgotten if s not in changed), None)
+        unused = [s for s in self._slots if not s.used]
+        forgotten = [s for s in self._slots if s.gone and not s.places_taken]
+        return next((s for s in unused + forgotten if s not in changed), None)
 
     # A worker's death, and figures ----------------------------------------------------
 
@@ -1368,22 +1307,17 @@ class Board(Cells):
                 for row in dead
                 if not row.logged
             ]
-            for row in dead:
-                if server := self.server_of(row):
-                    server.add_row(row)
-                self._forget_locked(row, not row.connect_ns and end.is_failure)
-            rows = [row for row in rows if row.worker != worker]
             self.live, self.queued = len(rows), 0
             places = collections.Counter(row.server for row in rows)
             for server in self._slots:
                 server.places_taken = places[server.index + 1]
             self._empty_rings()
             for row in rows:
-                if row.waits and not row.server:
+                waits, row.waits = row.waits and not row.server, 0
+                if waits:
                     self._enqueue_locked(row)
-                else:
-                    row.waits = 0
-            self._hand_out_locked()
+            for row in dead:
+                self._end_locked(row, end)
         self.ring_all()
         return lines
 
@@ -1428,11 +1362,9 @@ def plain_key(address: SocketAddress) -> tuple[Any, ...]:
 
 def is_literal(host: str) -> bool:
     """Tell whether the host is an address already."""
-    try:
-        ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return False
-    return True
+    with contextlib.suppress(ValueError):
+        return bool(plain_ip(host))
+    return False
 
 
 def is_barred(options: Options, source: SocketAddress) -> bool:
@@ -1633,8 +1565,7 @@ class Worker:
                 server = board.server_of(row) or self._place(session)
             except NoServerError:
                 raise OverError(failure) from None
-            server.look(self._options)
-            if board.fail_open():
+            if board.fail_open:
                 self._log.warn("open", "no server is UP: every server is tried")
             began_ns = time.monotonic_ns()
             try:
@@ -1651,8 +1582,7 @@ class Worker:
                 self._log.line(board.give_back(row, server, failure))
                 self._warn_of_shortage(failure)
                 continue
-            row.last_ns = now_ns = time.monotonic_ns()
-            row.connect_ns = max(1, now_ns - began_ns)
+            self._log.line(board.connected(row, server, began_ns))
             return sock, died
 
     def _preface(self, session: Session) -> bytes:
@@ -1720,9 +1650,7 @@ class Worker:
             line = end_line(row, board.server_of(row), end)
             row.logged = 1
             self._log.line(line)
-        if end.code == "PC":
-            board.note_refused(row)
-        self._log.line(board.end(row, not row.connect_ns and end.is_failure))
+        board.end(row, end)
         with self._lock:
             del self._live[row.index]  # the last step: without any, the process ends
             self._free.append(row)
