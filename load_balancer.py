@@ -1974,12 +1974,9 @@ def connect(
         if not NONBLOCKING:
             server_sock.setblocking(False)
         code = server_sock.connect_ex(server.address)
-        if code in CONNECTING:
-            code = server_sock.connect_ex(server.address)  # loopback: it has by now
-            if code in (errno.EALREADY, *CONNECTING):
-                code = wait_connected(server_sock, client_sock, timeout_s)
-            elif code == errno.EISCONN:
-                code = 0
+        if code in CONNECTING:  # loopback: it has by now
+            connected = is_connected(server_sock)
+            code = 0 if connected else wait_connected(server_sock, client_sock, timeout_s)
         if code == errno.ECONNRESET:  # a refusal would be ECONNREFUSED
             return server_sock, True
         if code:
@@ -1997,6 +1994,19 @@ def connect(
     except OverError:
         server_sock.close()
         raise
+
+
+def is_connected(sock: socket.socket) -> bool:
+    """Tell whether a connect has succeeded, without a wait.
+
+    Not by a second connect(2): to a socket that was reset, it throws away what the
+    server had sent before.
+    """
+    try:
+        sock.getpeername()
+    except OSError:
+        return False
+    return True
 
 
 def is_connected_to_itself(sock: socket.socket) -> bool:
