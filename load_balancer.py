@@ -1974,9 +1974,10 @@ def connect(
         if not NONBLOCKING:
             server_sock.setblocking(False)
         code = server_sock.connect_ex(server.address)
-        if code in CONNECTING:  # loopback: it has by now
-            connected = is_connected(server_sock)
-            code = 0 if connected else wait_connected(server_sock, client_sock, timeout_s)
+        if code in CONNECTING and is_connected(server_sock):
+            code = 0  # loopback: it has by now
+        elif code in CONNECTING:
+            code = wait_connected(server_sock, client_sock, timeout_s)
         if code == errno.ECONNRESET:  # a refusal would be ECONNREFUSED
             return server_sock, True
         if code:

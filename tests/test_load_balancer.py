@@ -38,6 +38,7 @@ from tests.support import (
     half_close_first,
     in_parallel,
     memory_kib,
+    needs_permission,
     read_exactly,
     read_to_end,
     reply_after_eof,
@@ -576,6 +577,7 @@ class Closing(OneServer):
             client.recv(1)
         self.assert_end(name, "SD")
 
+    @needs_permission("the keepalive of sockets")
     def test_keepalive_guards_both_sides_against_a_vanished_peer(self) -> None:
         table = Path("/proc/net/tcp")
         if not table.exists():
