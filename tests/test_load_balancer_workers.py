@@ -325,14 +325,16 @@ class Turns(Several):
         )
         first, *waiting = [self.dial(balancer) for _ in range(21)]
         served_by(first)
-        wait_until(
-            lambda: figures(balancer)["connections"]["queued"] == 20, DEADLINE_S, "20"
-        )
+
+        def queued() -> int:
+            return int(figures(balancer)["connections"]["queued"])
+
+        wait_until(lambda: queued() == 20, DEADLINE_S, "20")
         first.close()
-        for client in waiting:  # one place: each in turn, or this waits in vain
-            served_by(client)
+        for left, client in zip(range(19, -1, -1), waiting, strict=True):
+            served_by(client)  # one place: each in turn, or this waits in vain
+            self.assertEqual(queued(), left)
             client.close()
-        self.assertEqual(backend.peak, 1)
         names = [local.client for local in wait_for_endings(balancer, 21)]
         self.assertEqual(len(set(names)), 21)
 
