@@ -809,6 +809,14 @@ class Server(Cells):
             self.failed_ns = time.monotonic_ns()
             self.health = self.health - 1 if self.health > self.rise else 0
 
+    def copy(self) -> Server:
+        """Return what it is now, not on the board."""
+        cells = memoryview(bytearray(self.cells)).cast("q")
+        copy = Server(cells, self.index)
+        for name in self.__slots__:
+            setattr(copy, name, getattr(self, name))
+        return copy
+
     def add_row(self, row: Row) -> None:
         """Add one connection's counters."""
         self.to_server += row.to_server
@@ -1410,16 +1418,12 @@ class Board(Cells):
         with self.lock:
             now_ns = time.monotonic_ns()
             rows = self.taken_rows()
-            servers = [s for s in self.servers() if not s.gone or s.places_taken]
-            moved = collections.Counter[Any]()
+            # Copies, to which the live connections' counters are added
+            copies = {s.index + 1: s.copy() for s in self.servers()}
             for row in rows:
-                moved[row.server, "in"] += row.to_server
-                moved[row.server, "out"] += row.to_client
-                if row.connect_ns:
-                    moved[row.server, "total"] += 1
-                    moved[row.server, "ns"] += row.connect_ns
-                    bucket = bisect.bisect_left(CONNECT_BUCKETS_S, row.connect_ns / 1e9)
-                    moved[row.server, bucket] += 1
+                if row.server:
+                    copies[row.server].add_row(row)
+            servers = [s for s in copies.values() if not s.gone or s.places_taken]
             return {
                 "uptime_s": round((now_ns - self.started_ns) / 1e9, 3),
                 "stopping": bool(self.stopping),
@@ -1431,17 +1435,13 @@ class Board(Cells):
                     "to_servers": self.to_servers + sum(r.to_server for r in rows),
                     "to_clients": self.to_clients + sum(r.to_client for r in rows),
                 },
-                "servers": [describe(s, now_ns, moved) for s in servers],
+                "servers": [describe(server, now_ns) for server in servers],
                 "live": [
                     describe_live(row, self.server_of(row), now_ns)
                     for row in rows[:LIVE_LISTED]
                 ],
                 "connects": {
-                    s.address_text: (
-                        [s.cells[Server.SIZE + n] + moved[s.index + 1, n]
-                         for n in range(len(CONNECT_BOUNDS))],
-                        (s.connects_ns + moved[s.index + 1, "ns"]) / 1e9,
-                    )
+                    s.address_text: (s.cells[s.SIZE :].tolist(), s.connects_ns / 1e9)
                     for s in servers
                 },
             }  # fmt: skip
@@ -2340,9 +2340,10 @@ class Relay:
         upstream.pull()  # most clients have spoken by now
         limit_ms, brief_ms = self._watch()
         wait_ms, quiet_ms = brief_ms, 0.0  # ... for how long nothing moved
-        look_ns = upstream.cells[LAST_NS] + LOOK_NS  # when to look after both sides
+        cells = upstream.cells
+        look_ns = cells[LAST_NS] + LOOK_NS  # when to look after both sides
         # The direction that moved last: if both go idle, its receiver is the silent one
-        latest = upstream if upstream.cells[upstream.cell] else downstream
+        latest = upstream if cells[upstream.cell] else downstream
         while not (upstream.end_passed and downstream.end_passed):
             ready = poll(wait_ms)
             if not ready:
@@ -2368,9 +2369,9 @@ class Relay:
             if changed:
                 limit_ms, brief_ms = self._watch()
                 wait_ms = brief_ms
-            if upstream.cells[LAST_NS] > look_ns:
+            if cells[LAST_NS] > look_ns:
                 self._look()
-                look_ns = upstream.cells[LAST_NS] + LOOK_NS
+                look_ns = cells[LAST_NS] + LOOK_NS
         return None
 
     def _look(self) -> bool:
@@ -2910,11 +2911,8 @@ def say_lost(lines: int) -> str:
 # slow or hostile client of it can hold up a session.
 
 
-def describe(
-    server: Server, now_ns: int, moved: collections.Counter[Any]
-) -> dict[str, Any]:
-    """Return a server's entry of /status.json; `moved` is what live ones add."""
-    me = server.index + 1
+def describe(server: Server, now_ns: int) -> dict[str, Any]:
+    """Return a server's entry of /status.json."""
     return {
         "address": server.address_text,
         "state": server.state,
@@ -2922,11 +2920,11 @@ def describe(
         "backup": server.backup,
         "max": server.max,
         "active": server.places_taken,
-        "total": server.total + moved[me, "total"],
+        "total": server.total,
         "connect_failures": server.connect_failures,
         "retries": server.retries,
-        "bytes_to_server": server.to_server + moved[me, "in"],
-        "bytes_to_client": server.to_client + moved[me, "out"],
+        "bytes_to_server": server.to_server,
+        "bytes_to_client": server.to_client,
         "last_change_s": round((now_ns - server.changed_ns) / 1e9, 3),
         "last_check": server.last_check,
     }
