@@ -2743,10 +2743,10 @@ class Log:
         Lines wait until then.
         """
         self._writes = True
-        if self._pipe:
-            new_thread("log-pipe", self._take_lines, self._pipe[0]).start()
         self._thread = new_thread("log", self._write_lines)
         self._thread.start()
+        if self._pipe:
+            new_thread("log-pipe", self._take_lines, self._pipe[0]).start()
 
     def _take_lines(self, pipe: int) -> None:
         """Thread "log-pipe": put what comes through the pipe into the queue."""

@@ -495,7 +495,7 @@ class Closing(OneServer):
         client, name = self.open()
         client.settimeout(1)
         with self.assertRaises(TimeoutError):
-            client.sendall(bytes(64 * MIB))
+            client.sendall(bytes(256 * MIB))  # more than all kernel buffers
         send_reset(client)
         visit = self.visit()
         self.assertTrue(visit.done.wait(10))
@@ -533,7 +533,7 @@ class Closing(OneServer):
         name = local_address(client)
         client.settimeout(1)
         with self.assertRaises(TimeoutError):  # more than the server ever takes
-            client.sendall(bytes(64 * MIB))
+            client.sendall(bytes(256 * MIB))  # more than all kernel buffers
         send_reset(client)
         visit = backend.visit()
         self.assertTrue(visit.done.wait(10))
