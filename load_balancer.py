@@ -1876,12 +1876,10 @@ def connect(
         if not NONBLOCKING:
             server_sock.setblocking(False)
         code = server_sock.connect_ex(server.address)
-        if code in CONNECTING:
-            code = server_sock.connect_ex(server.address)  # loopback: it has by now
-            if code in (errno.EALREADY, *CONNECTING):
-                code = wait_connected(server_sock, client_sock, timeout_s)
-            elif code == errno.EISCONN:
-                code = 0
+        if code in CONNECTING and is_connected(server_sock):
+            code = 0  # loopback: it has by now
+        elif code in CONNECTING:
+            code = wait_connected(server_sock, client_sock, timeout_s)
         if code == errno.ECONNRESET:  # a refusal would be ECONNREFUSED
             return server_sock, True
         if code:
@@ -1899,6 +1897,19 @@ def connect(
     except OverError:
         server_sock.close()
         raise
+
+
+def is_connected(sock: socket.socket) -> bool:
+    """Tell whether a connect has succeeded, without a wait.
+
+    Not by a second connect(2): to a socket that was reset, it throws away what the
+    server had sent before.
+    """
+    try:
+        sock.getpeername()
+    except OSError:
+        return False
+    return True
 
 
 def is_connected_to_itself(sock: socket.socket) -> bool:
@@ -2634,10 +2645,10 @@ class Log:
         Lines wait until then.
         """
         self._writes = True
-        if self._pipe:
-            new_thread("log-pipe", self._take_lines, self._pipe[0]).start()
         self._thread = new_thread("log", self._write_lines)
         self._thread.start()
+        if self._pipe:
+            new_thread("log-pipe", self._take_lines, self._pipe[0]).start()
 
     def _take_lines(self, pipe: int) -> None:
         """Thread "log-pipe": put what comes through the pipe into the queue."""
