@@ -3348,12 +3348,10 @@ class Signals:
 
     def leave(self) -> None:
         """In a child: the parent hears what a terminal sends to all."""
-        signal.set_wakeup_fd(-1)
+        self.close()
         for number in self._old:
             is_parents = number in (signal.SIGINT, SIGHUP)
             signal.signal(number, signal.SIG_IGN if is_parents else signal.SIG_DFL)
-        self._inner.close()
-        self._outer.close()
 
     def close(self) -> None:
         """Handle signals as before."""
@@ -3383,6 +3381,7 @@ class Balancer:
         self._log, self._status, self._signals = log, status, signals
         self._stops = 0
         self._deadline = math.inf  # of the grace, then of the cut
+        self._waiting: dict[int, float] = {}  # children to be forked, and when
 
     def run(self, first_line: str) -> None:
         """Run until a stop has come to its end; raise RuntimeError without threads."""
@@ -3393,11 +3392,12 @@ class Balancer:
         self._start_desk()
         notify("READY=1")
         while not self._is_over():
-            number = self._signals.wait(self._next_moment() - time.monotonic())
-            if number == SIGHUP and not self._signals.stops(number):
-                self._reopen_log()
-            elif self._signals.stops(number):
+            moment = min([self._deadline, *self._waiting.values()])
+            number = self._signals.wait(moment - time.monotonic())
+            if self._signals.stops(number):
                 self._stop()
+            elif number == SIGHUP:
+                self._reopen_log()
             self._look_after()
             if time.monotonic() >= self._deadline:
                 if self._board.cutting:  # stopped by SIGSTOP, for one
@@ -3419,7 +3419,7 @@ class Balancer:
         live, grace_s = self._board.live, self._options.grace
         text = "stopping"
         if live:
-            text = f"stopping: {count(live, 'live connection')}, waiting {grace_s:g} s"
+            text += f": {count(live, 'live connection')}, waiting {grace_s:g} s"
             text += " at most; Ctrl-C again cuts them"
         self._log.line(text)
         if self._options.log and not self._options.quiet:
@@ -3449,9 +3449,6 @@ class Balancer:
     def _is_over(self) -> bool:
         return self._stops > 1 or self._at_rest.is_set()
 
-    def _next_moment(self) -> float:
-        return self._deadline if self._stops else math.inf
-
     def _look_after(self) -> None:
         """See to whatever may have died."""
 
@@ -3480,9 +3477,8 @@ class Parent(Balancer):
 
     def _start_workers(self) -> None:
         self._children: dict[int, int] = {}  # number by process; 0: the desk
-        self._waiting: dict[int, float] = {}  # who is to be forked, and when
-        self._life = os.pipe()
-        self._forked: dict[int, float] = {}  # when each was forked last
+        self._forked: dict[int, float] = {}  # by number, when it was last
+        self._life = os.pipe()  # ends with this process
         probe = new_thread("probe", self._look_after)
         probe.start()  # or RuntimeError: no child could have threads
         probe.join()
@@ -3491,10 +3487,7 @@ class Parent(Balancer):
         warnings.filterwarnings("ignore", ".*multi-threaded.*", DeprecationWarning)
         for number in range(1, self._options.workers + 1):
             self._fork(number)
-        self._wait_until_ready()
-
-    def _wait_until_ready(self) -> None:
-        """Wait for a second at most until all workers share the clients."""
+        # For a second at most: until all of them share the clients.
         bell, ready, deadline = self._board.bells[0], 0, time.monotonic() + 1
         poll = new_poll()
         poll.register(bell.fileno(), POLLIN)
@@ -3506,143 +3499,118 @@ class Parent(Balancer):
         self._fork(0)
 
     def _is_over(self) -> bool:
-        workers = any(self._children.values())
-        return self._stops > 1 or (self._stops > 0 and not workers)
-
-    def _next_moment(self) -> float:
-        return min([self._deadline, *self._waiting.values()])
+        stopping = bool(self._board.stopping)
+        return self._stops > 1 or (stopping and not any(self._children.values()))
 
     def _fork(self, number: int) -> None:
         """Fork a worker, or the desk; try again when that cannot be done."""
         sys.stdout.flush()
         blocked = [signal.SIGINT, signal.SIGTERM, *([SIGHUP] if SIGHUP else [])]
         signal.pthread_sigmask(signal.SIG_BLOCK, blocked)  # until they are the child's
+        self._forked[number] = time.monotonic()
         try:
             pid = os.fork()
+            if not pid:
+                self._become(number, blocked)
+            self._children[pid] = number
         except OSError as error:
             self._log.warn("fork", f"cannot fork: {say_why(error)}")
             self._waiting[number] = time.monotonic() + FORK_PAUSE_S
-            pid = -1
-        if pid == 0:
-            try:
-                self._signals.leave()
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked)
-                os.close(self._life[1])
-                self._become(number)
-                os._exit(0)
-            except (RuntimeError, MemoryError, OSError) as error:
-                who = f"worker {number}" if number else "the desk"
-                self._log.line(f"cannot start {who}: {error or 'no memory'}")
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(1)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked)
-        if pid > 0:
-            self._children[pid] = number
-            self._forked[number] = time.monotonic()
 
-    def _become(self, number: int) -> None:
+    def _become(self, number: int, blocked: list[signal.Signals]) -> NoReturn:
         """Be a worker, or the desk (0), to the end."""
-        board = self._board
-        board.lock.me = os.getpid()
-        name_process(f"worker-{number}" if number else "desk")
-        if number:
-            sys.setswitchinterval(1.0)
-            do_not_preempt()
-            if self._status:  # the desk's
-                self._status.socket.close()
-            Worker(board, self._listener, self._log, number).run(self._life[0])
-            return
-        self._listener.close()
-        self._log.start()
-        desk = Desk(board, self._log)
-        new_thread("start", desk.start).start()  # it may have to wait for threads
-        if self._status:
-            self._status.start()
-        self._run_desk(desk)
-        self._log.join()
+        who = f"worker-{number}" if number else "desk"
+        try:
+            self._signals.leave()
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked)
+            os.close(self._life[1])
+            self._board.lock.me = os.getpid()
+            with contextlib.suppress(OSError), open("/proc/self/comm", "w") as file:
+                file.write(who)  # for ps and top (proc(5))
+            if number:
+                self._be_worker(number)
+            else:
+                self._be_desk()
+            os._exit(0)
+        except (RuntimeError, MemoryError, OSError) as error:
+            self._log.line(f"cannot start {who}: {error or 'no memory'}")
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(1)
 
-    def _run_desk(self, desk: Desk) -> None:
-        """Wait for the end (MainThread of the desk)."""
+    def _be_worker(self, number: int) -> None:
+        sys.setswitchinterval(1.0)
+        do_not_preempt()
+        if self._status:  # the desk's
+            self._status.socket.close()
+        Worker(self._board, self._listener, self._log, number).run(self._life[0])
+
+    def _be_desk(self) -> None:
         board, bell = self._board, self._board.bells[0]
+        self._listener.close()
+        super()._start_desk()
         poll = new_poll()
         poll.register(bell.fileno(), POLLIN)
         poll.register(self._life[0], 0)
         while not board.over:
-            for fd, _ in poll.poll():
-                if fd == self._life[0]:
-                    os._exit(1)
+            if self._life[0] in dict(poll.poll()):
+                os._exit(1)  # the parent was killed
             if REOPEN in bell.hear():
                 self._log.reopen()
             if board.stopping:
-                desk.stop()
+                self._desk.stop()
+        self._log.join()
 
     def _reopen_log(self) -> None:
         self._board.bells[0].ring(REOPEN)
 
     def _look_after(self) -> None:
         """Bury the dead, and have them replaced, once a second at most."""
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                break
-            if not pid:
-                break
-            self._bury(self._children.pop(pid), os.waitstatus_to_exitcode(status))
+        with contextlib.suppress(ChildProcessError):
+            while (dead := os.waitpid(-1, os.WNOHANG))[0]:
+                number = self._children.pop(dead[0])
+                self._bury(number, os.waitstatus_to_exitcode(dead[1]))
         for number, at in list(self._waiting.items()):
-            if self._stops and number:
+            if time.monotonic() >= at:
                 del self._waiting[number]
-            elif time.monotonic() >= at:
-                del self._waiting[number]
-                self._fork(number)
+                if not (number and self._board.stopping):
+                    self._fork(number)
 
     def _bury(self, number: int, code: int) -> None:
-        orderly = self._stops > 0 and code == 0
+        orderly = self._board.stopping and code == 0
         lines = self._board.bury(number, CUT if orderly else WORKER_DIED)
         if not orderly:
             cause = f"signal {-code}" if code < 0 else f"exit code {code}"
             who = f"worker={number}" if number else "desk"
             with_what = f" with {count(len(lines), 'connection')}" if number else ""
             self._log.line(f"{who} died by {cause}{with_what}, and is replaced")
+            at = max(time.monotonic(), self._forked[number] + FORK_PAUSE_S)
+            self._waiting[number] = at
         for line in lines:
             self._log.line(line)
-        if not self._stops or not number:
-            self._waiting[number] = time.monotonic()
-            if time.monotonic() - self._forked.get(number, 0.0) < FORK_PAUSE_S:
-                self._waiting[number] += FORK_PAUSE_S
 
     def _end(self) -> None:
         """Kill who is left, and log what they had; then the desk may go."""
-        left = {pid: n for pid, n in self._children.items() if n}
-        for pid in left:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        for pid in left:
+        workers = [pid for pid, number in self._children.items() if number]
+        for pid in workers:
+            os.kill(pid, signal.SIGKILL)
+        for pid in workers:
             os.waitpid(pid, 0)
-        for number in left.values():
-            for line in self._board.bury(number, CUT):
+            for line in self._board.bury(self._children.pop(pid), CUT):
                 self._log.line(line)
         self._log.line("stopped")
         self._log.end()
         self._board.over = 1
         self._board.bells[0].ring()
         deadline = time.monotonic() + 2 * CUT_S
-        for pid in self._children.keys() - left.keys():  # the desk
-            while not is_dead(pid) and time.monotonic() < deadline:
+        for desk in self._children:
+            while not is_dead(desk) and time.monotonic() < deadline:
                 self._signals.wait(deadline - time.monotonic())  # SIGCHLD
-            if not is_dead(pid):  # stopped by SIGSTOP
-                os.kill(pid, signal.SIGKILL)
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, 0)
+            os.kill(desk, signal.SIGKILL)  # if it is stopped by SIGSTOP
+            os.waitpid(desk, 0)
         self._log.write_rest()
-
-
-def name_process(name: str) -> None:
-    """Name this process for ps and top (proc(5), comm: 15 bytes)."""
-    with contextlib.suppress(OSError), open("/proc/self/comm", "w") as file:
-        file.write(name)
 
 
 def has_terminal() -> bool:
