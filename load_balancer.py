@@ -447,15 +447,12 @@ class Wake:
 
 PROXY_V1_MAX_BYTES = 107  # with CRLF (PP 2.1)
 PROXY_V2_SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"  # (PP 2.2)
-PP2_CRC32C, PP2_UNIQUE_ID = 0x03, 0x05  # TLV types (PP 2.2.1, 2.2.5)
+PROXY_V2_LOCAL = PROXY_V2_SIGNATURE + b"\x20\0\0\0"  # "for myself": a check
+PP2_TYPE_CRC32C = 0x03  # (PP 2.2.3)
 
-
-@dataclass(frozen=True, slots=True)
-class Header:
-    """The addresses of a PROXY header; None where it has none (LOCAL, UNKNOWN)."""
-
-    source: tuple[str, int] | None = None
-    destination: tuple[str, int] | None = None
+# What a header says, (source, destination); None if nothing (LOCAL, UNKNOWN): then the
+# connection's own addresses hold.
+Route = Union[tuple[SocketAddress, SocketAddress], None]  # noqa: UP007 - Python 3.8
 
 
 def one_family(source: SocketAddress, destination: SocketAddress) -> list[Address]:
@@ -480,27 +477,24 @@ def proxy_v2(source: SocketAddress, destination: SocketAddress) -> bytes:
     return PROXY_V2_SIGNATURE + struct.pack(">BBH", 0x21, family, len(body)) + body
 
 
-PROXY_V2_LOCAL = PROXY_V2_SIGNATURE + b"\x20\0\0\0"  # "for myself": a check
-
-
-def parse_proxy_v1(line: bytes) -> Header:
+def parse_proxy_v1(line: bytes) -> Route:
     """Return what a version 1 line says; raise ValueError with the rule it breaks."""
-    if len(line) > PROXY_V1_MAX_BYTES or not line.endswith(b"\r\n"):
+    if not line.endswith(b"\r\n"):
         raise ValueError("PROXY line without CRLF in its first 107 bytes")
     words = line[:-2].decode("ascii", "replace").split(" ")
     if words[:2] == ["PROXY", "UNKNOWN"]:
-        return Header()
+        return None
     if len(words) != 6 or words[0] != "PROXY" or words[1] not in ("TCP4", "TCP6"):
         form = "PROXY TCP4|TCP6 source destination port port"
         raise ValueError(f"PROXY line is not '{form}'")
     version = ipaddress.IPv4Address if words[1] == "TCP4" else ipaddress.IPv6Address
-    if "%" in line.decode("ascii", "replace"):
-        raise ValueError("PROXY line with a zone: addresses only")
-    hosts = [str(version(word)) for word in words[2:4]]
-    ports = [int(word) for word in words[4:] if word.isascii() and word.isdigit()]
+    one, two = (str(version(word)) for word in words[2:4])
+    ports = [int(word) for word in words[4:] if word.isdigit()]
     if [str(port) for port in ports] != words[4:] or max(ports) > 65535:
         raise ValueError("PROXY line has a port that is none")
-    return Header((hosts[0], ports[0]), (hosts[1], ports[1]))
+    if "%" in one + two:
+        raise ValueError("PROXY line with a zone: addresses only")
+    return (one, ports[0]), (two, ports[1])
 
 
 def crc32c(data: bytes) -> int:
@@ -517,43 +511,39 @@ def check_tlvs(header: bytes, start: int) -> None:
     """Raise ValueError when a version 2 header's TLVs are broken (PP 2.2.1-2.2.5)."""
     while start < len(header):
         kind, size = struct.unpack_from(">BH", header.ljust(start + 3, b"\xff"), start)
-        value = header[start + 3 : start + 3 + size]
-        if len(value) != size:
+        end = start + 3 + size
+        if end > len(header):
             raise ValueError("PROXY header with an extension that does not end in it")
-        if kind == PP2_CRC32C:
-            zeroed = header[: start + 3] + bytes(size) + header[start + 3 + size :]
-            if size != 4 or int.from_bytes(value, "big") != crc32c(zeroed):
+        if kind == PP2_TYPE_CRC32C:
+            zeroed = header[: start + 3] + bytes(size) + header[end:]
+            if header[start + 3 : end] != crc32c(zeroed).to_bytes(4, "big"):
                 raise ValueError("PROXY header with a wrong checksum")
-        if kind == PP2_UNIQUE_ID and size > 128:
-            raise ValueError("PROXY header with a unique id longer than 128 bytes")
-        start += 3 + size
+        start = end
 
 
-def parse_proxy_v2(header: bytes) -> Header:
+def parse_proxy_v2(header: bytes) -> Route:
     """Return what a version 2 header says; raise ValueError with the rule it breaks."""
-    version, family = header[12] >> 4, header[13]
-    command = header[12] & 15
+    command, family = header[12:14]
     if not header.startswith(PROXY_V2_SIGNATURE):
         raise ValueError("no PROXY header")
-    if version != 2 or command > 1:
+    if command not in (0x20, 0x21):
         raise ValueError("PROXY header of an unknown version or command")
-    if command == 0:  # LOCAL: a check of the sender's own; what follows is skipped
-        return Header()
+    if command == 0x20:  # LOCAL: a check of the sender's own; what follows is skipped
+        return None
     sizes = {0x00: 0, 0x11: 12, 0x12: 12, 0x21: 36, 0x22: 36, 0x31: 216, 0x32: 216}
     if family not in sizes or len(header) - 16 < sizes[family]:
         why = "PROXY header of an unknown family, or shorter than its family"
         raise ValueError(why)
     check_tlvs(header, len(header) if family == 0 else 16 + sizes[family])
     if family not in (0x11, 0x21):
-        return Header()  # not TCP: the connection's own addresses hold
-    half = sizes[family] // 2 - 2
-    hosts = [header[16 : 16 + half], header[16 + half : 16 + 2 * half]]
-    ports = struct.unpack_from(">HH", header, 16 + 2 * half)
-    source, destination = (str(ipaddress.ip_address(host)) for host in hosts)
-    return Header((source, ports[0]), (destination, ports[1]))
+        return None  # not TCP
+    form = ">4s4sHH" if family == 0x11 else ">16s16sHH"
+    source, destination, *ports = struct.unpack_from(form, header, 16)
+    one, two = (str(ipaddress.ip_address(host)) for host in (source, destination))
+    return (one, ports[0]), (two, ports[1])
 
 
-def read_proxy_header(sock: socket.socket, timeout_s: float) -> Header:
+def read_proxy_header(sock: socket.socket, timeout_s: float) -> Route:
     """Take the PROXY header off a connection, and not one byte more.
 
     Raise ValueError when it is none, TimeoutError when it is not whole after
@@ -570,23 +560,20 @@ def read_proxy_header(sock: socket.socket, timeout_s: float) -> Header:
         return data
 
     header = read(1)
-    while header.startswith(b"P") and not header.endswith(b"\n"):
-        ahead = read(PROXY_V1_MAX_BYTES - len(header), socket.MSG_PEEK)
-        header += read(ahead.find(b"\n") + 1 or len(ahead))
-        stray = b"\r" in header[:-2].removesuffix(b"\r")
-        if stray or not b"PROXY ".startswith(header[:6]):
-            raise ValueError("no PROXY header")
-        if len(header) == PROXY_V1_MAX_BYTES:
-            break
-    if header.startswith(b"P"):
+    if header == b"P":
+        while not header.endswith(b"\n") and len(header) < PROXY_V1_MAX_BYTES:
+            ahead = read(PROXY_V1_MAX_BYTES - len(header), socket.MSG_PEEK)
+            header += read(ahead.find(b"\n") + 1 or len(ahead))
+            if not b"PROXY ".startswith(header[:6]):
+                raise ValueError("no PROXY header")
         return parse_proxy_v1(header)
-    while len(header) < 16:
+    size = 16
+    while len(header) < size:
         if not PROXY_V2_SIGNATURE.startswith(header[:12]):
             raise ValueError("no PROXY header")
-        header += read(16 - len(header))
-    whole = 16 + int.from_bytes(header[14:16], "big")
-    while len(header) < whole:
-        header += read(whole - len(header))
+        header += read(size - len(header))
+        if len(header) == 16:
+            size += int.from_bytes(header[14:], "big")
     return parse_proxy_v2(header)
 
 
@@ -1541,16 +1528,16 @@ class Worker:
         if not is_in(options.accept_proxy, peer):
             raise OverError(refuse("not in --accept-proxy"))
         try:
-            header = read_proxy_header(session.client_sock, PROXY_HEADER_TIMEOUT_S)
+            route = read_proxy_header(session.client_sock, PROXY_HEADER_TIMEOUT_S)
         except (OSError, ValueError) as error:
             if self._cutting.is_set():
                 raise OverError(CUT_CONNECTING) from None
             words = say_why(error) if isinstance(error, OSError) else str(error)
             raise OverError(refuse(f"bad PROXY header: {words}")) from None
         session.client_sock.setblocking(False)
-        if header.source and header.destination:
-            row.set_source(header.source)
-            session.destination = header.destination
+        if route:
+            source, session.destination = route
+            row.set_source(source)
         if is_barred(options, row.source()):
             raise OverError(refuse("not in --allow"))
 
