@@ -1961,55 +1961,35 @@ class SideDiedError(Exception):
 
     def __init__(self, side: str, error: OSError) -> None:
         super().__init__(side, error)
-        self.side = side
-        self.error = error
+        self.side, self.error = side, error
+        self.vanished = isinstance(error, TimeoutError)
 
 
 class Pipe:
     """A pipe through which the kernel moves bytes without a copy (splice(2))."""
 
-    # `_lock` guards `_budget`: how many more pipes this process may have open, so that
-    # splicing never takes the descriptors that were promised to connections. Set before
-    # worker processes are forked: each has a budget of its own.
-    _lock = threading.Lock()
-    _budget = 0
+    # How many more this process may have, so that splicing never takes the descriptors
+    # that were promised to connections; each process has a count of its own.
+    budget = threading.Semaphore(0)
 
     def __init__(self) -> None:
-        self.read_fd, self.write_fd = os.pipe()
-        self.size = BUFFER_BYTES
-        if fcntl is not None and hasattr(fcntl, "F_SETPIPE_SZ"):
-            with contextlib.suppress(OSError):  # pipe-user-pages-soft may be used up
-                self.size = fcntl.fcntl(self.write_fd, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-
-    @classmethod
-    def set_budget(cls, pipes: int) -> None:
-        """Say how many pipes this process may have open at once."""
-        with cls._lock:
-            cls._budget = pipes
-
-    @classmethod
-    def open(cls) -> Pipe | None:
-        """Return a new pipe, or None when there are no descriptors for it."""
-        with cls._lock:
-            if cls._budget == 0:
-                return None
-            cls._budget -= 1
+        """Make it, or raise OSError."""
+        if not self.budget.acquire(blocking=False):
+            raise OSError(errno.EMFILE, "no descriptors for a pipe")
         try:
-            return cls()
+            self.read_fd, self.write_fd = os.pipe()
         except OSError:
-            cls._count_closed()
-            return None
-
-    @classmethod
-    def _count_closed(cls) -> None:
-        with cls._lock:
-            cls._budget += 1
+            self.budget.release()
+            raise
+        self.size = BUFFER_BYTES
+        with contextlib.suppress(AttributeError, OSError):  # its user has too many
+            self.size = fcntl.fcntl(self.write_fd, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
     def close(self) -> None:
         """Close both ends; what is inside is lost."""
         os.close(self.read_fd)
         os.close(self.write_fd)
-        self._count_closed()
+        self.budget.release()
 
 
 class Direction:
@@ -2098,8 +2078,10 @@ class Direction:
         if self.read_bytes < BUFFER_BYTES:
             self.read_bytes *= 4
         elif self.can_splice and self.pipe is None:
-            self.pipe = Pipe.open()
-            self.can_splice = self.pipe is not None
+            try:
+                self.pipe = Pipe()
+            except OSError:
+                self.can_splice = False
 
     def push(self) -> bool:
         """Write what is left over; True when what to wait for changed."""
@@ -2136,8 +2118,19 @@ class Direction:
         return True
 
     def _pull_spliced(self, pipe: Pipe) -> bool:
+        """On entry the pipe is empty."""
         for done in range(SPLICE_ROUNDS):
-            if not self._fill_pipe(pipe):
+            from_fd = self.from_sock.fileno()
+            try:
+                self.in_pipe = os.splice(
+                    from_fd, pipe.write_fd, pipe.size, flags=SPLICE_FLAGS
+                )
+            except (BlockingIOError, InterruptedError):
+                pass
+            except OSError:  # refused, or not for this kind of socket: nothing moved
+                self.close_pipe()
+                self.can_splice = False
+            if not self.in_pipe:
                 # Nothing, where poll says something: an end of file, an error, urgent
                 # data (tcp(7)), at which splice stops. recv tells them apart.
                 return not done and self.pull_copied()
@@ -2147,29 +2140,13 @@ class Direction:
                 return True
         return False
 
-    def _fill_pipe(self, pipe: Pipe) -> bool:
-        """On entry the pipe is empty; True when it then holds `in_pipe` > 0 bytes."""
-        try:
-            self.in_pipe = os.splice(
-                self.from_sock.fileno(), pipe.write_fd, pipe.size, flags=SPLICE_FLAGS
-            )
-        except (BlockingIOError, InterruptedError):
-            return False
-        except OSError:  # refused, or not for this kind of socket: nothing moved
-            self.close_pipe()
-            self.can_splice = False
-            return False
-        return self.in_pipe > 0
-
     def _empty_pipe(self, pipe: Pipe) -> None:
         """On entry and on return the pipe holds exactly `in_pipe` bytes."""
+        to_fd = self.to_sock.fileno()
         while self.in_pipe:
             try:
                 moved = os.splice(
-                    pipe.read_fd,
-                    self.to_sock.fileno(),
-                    self.in_pipe,
-                    flags=SPLICE_FLAGS,
+                    pipe.read_fd, to_fd, self.in_pipe, flags=SPLICE_FLAGS
                 )
             except (BlockingIOError, InterruptedError):
                 return
@@ -2201,6 +2178,7 @@ class Relay:
         self.upstream = Direction(client, server, cells, TO_SERVER, cutting)
         self.downstream = Direction(server, client, cells, TO_CLIENT, cutting)
         self.upstream.other, self.downstream.other = self.downstream, self.upstream
+        self._ways = (self.upstream, self.downstream)
         self._poll = new_poll()
         self._watched: dict[int, int] = {}  # by descriptor: the mask that poll has
         self._taken = [0, 0]  # bytes acknowledged each way, when last asked
@@ -2218,8 +2196,8 @@ class Relay:
                     return end
             return self._cut(death)
         finally:
-            self.upstream.close_pipe()
-            self.downstream.close_pipe()
+            for way in self._ways:
+                way.close_pipe()
 
     def _run(self) -> End | None:
         """Move bytes; each socket has a direction that reads and one that writes it."""
@@ -2268,12 +2246,11 @@ class Relay:
 
         The kernel tells of one only after a quarter of an hour of such bytes.
         """
-        both = (self.upstream, self.downstream)
-        for way in both:
+        for way in self._ways:
             if silence_s(way.to_sock) >= VANISHED_S:
                 reset_at_close(way.to_sock)
                 raise SideDiedError(way.to_name, TimeoutError())
-        return any(way.undelivered() for way in both)
+        return any(way.undelivered() for way in self._ways)
 
     def _check_hangup(self, reads: Direction, mask: int) -> None:
         """See whether a socket that is not read now has died.
@@ -2290,7 +2267,7 @@ class Relay:
         Return the time limit (ms), idle or half-closed, and after how long to ask
         whether bytes were taken: no event says so.
         """
-        for reads in (self.upstream, self.downstream):
+        for reads in self._ways:
             writes = reads.other
             mask = 0 if reads.from_ended or reads.pending else POLLIN
             mask |= POLLOUT if writes.pending else 0
@@ -2316,9 +2293,8 @@ class Relay:
 
         One that reads slowly takes them from its kernel: no event says so.
         """
-        both = (self.upstream, self.downstream)
-        before, self._taken = self._taken, [way.acknowledged() for way in both]
-        return self._taken != before and any(way.undelivered() for way in both)
+        before, self._taken = self._taken, [way.acknowledged() for way in self._ways]
+        return self._taken != before and any(way.undelivered() for way in self._ways)
 
     def _timed_out(self, latest: Direction) -> End:
         """Say for whom the relay waited in vain."""
@@ -2346,35 +2322,31 @@ class Relay:
         from_dead, to_dead = self.upstream, self.downstream
         if death.side == "server":
             from_dead, to_dead = self.downstream, self.upstream
-        code = self._code(death)
+        # c, C, s or S for who; then L for a server that had finished, or D. Its end of
+        # file may have been passed on, and its last bytes not have arrived.
+        down = self.downstream
+        missed = not down.end_passed or down.undelivered() > 0
+        code = death.side[0] if death.vanished else death.side[0].upper()
+        code += "L" if death.side == "client" and down.from_ended and missed else "D"
         with contextlib.suppress(SideDiedError):  # the survivor dies, or takes nothing
             Burial(from_dead).flush(patience_s)
         lost = from_dead.undelivered() + to_dead.undelivered()
         if not from_dead.from_ended:  # more was to follow
             reset_at_close(from_dead.to_sock)
-        return End(code, say_death(death), lost)
-
-    def _code(self, death: SideDiedError) -> str:
-        """Return c, C, s or S for who, then L for a server that had finished, or D."""
-        vanished = isinstance(death.error, TimeoutError)
-        who = death.side[0] if vanished else death.side[0].upper()
-        down = self.downstream
-        # Its end of file may have been passed on, and its last bytes not have arrived.
-        missed = not down.end_passed or down.undelivered() > 0
-        last = death.side == "client" and down.from_ended and missed
-        return who + ("L" if last else "D")
+        if death.vanished:
+            return End(code, f"{death.side} vanished: it no longer answers", lost)
+        return End(code, f"{death.side} reset the connection", lost)
 
     def _cut(self, death: SideDiedError) -> End:
         """End at shutdown; a reset, lest half a reply be taken for a whole one."""
-        both = (self.upstream, self.downstream)
-        lost = sum(direction.undelivered() for direction in both)
+        lost = sum(way.undelivered() for way in self._ways)
         # The cut's SHUT_RDWR has sent an end of file behind the bytes that are stuck:
         # `undelivered` took it for a byte, as `end_passed` does not know of it.
         if isinstance(death.error, BrokenPipeError):
             lost -= 1
-        for direction in both:
-            if not direction.end_passed:
-                reset_at_close(direction.to_sock)
+        for way in self._ways:
+            if not way.end_passed:
+                reset_at_close(way.to_sock)
         return replace(CUT, undelivered=max(0, lost))
 
 
@@ -2397,7 +2369,7 @@ class Burial:
         best, quiet_until, most_dropped, pause_s = -math.inf, math.inf, 0, 0.001
         while self._send_last():
             now_s = time.monotonic()
-            acknowledged = onward.cells[onward.cell] - unacknowledged(onward.to_sock)
+            acknowledged = onward.acknowledged()
             if acknowledged > best:
                 best, quiet_until, pause_s = acknowledged, now_s + timeout_s, 0.001
                 most_dropped = self._back.dropped + DROPPED_BYTES
@@ -2440,27 +2412,16 @@ class Burial:
         self._poll.register(onward.to_sock.fileno(), mask)
         for _, ready in self._poll.poll(pause_s * 1000):
             if ready & POLLIN:
-                self._drop()
+                try:  # what it sends to the dead side is forgotten
+                    data = back.from_sock.recv(BUFFER_BYTES)
+                except (BlockingIOError, InterruptedError):
+                    return
+                except OSError as error:
+                    raise SideDiedError(back.from_name, error) from None
+                back.from_ended = not data
+                back.dropped += len(data)
             elif ready & (POLLERR | POLLHUP):
                 raise SideDiedError(onward.to_name, ConnectionResetError())
-
-    def _drop(self) -> None:
-        """Read what the survivor sends to the dead side, and forget it."""
-        try:
-            data = self._back.from_sock.recv(BUFFER_BYTES)
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError as error:
-            raise SideDiedError(self._back.from_name, error) from None
-        self._back.from_ended = not data
-        self._back.dropped += len(data)
-
-
-def say_death(death: SideDiedError) -> str:
-    """Return in words how a side of a relay died."""
-    if isinstance(death.error, TimeoutError):
-        return f"{death.side} vanished: it no longer answers"
-    return f"{death.side} reset the connection"
 
 
 # ---- Desk: checks, names -------------------------------------------------------------
@@ -3939,7 +3900,7 @@ def run(options: Options, log: Log, signals: Signals) -> None:
         listener.setblocking(False)
         descriptors = raise_descriptor_limit() or MAX_ROWS
         pipes = min(64, descriptors // 32)  # two descriptors each
-        Pipe.set_budget(pipes)
+        Pipe.budget = threading.Semaphore(pipes)
         own = OWN_DESCRIPTORS + len(options.servers) + 2 * options.workers
         own += STATUS_CONNECTIONS + 2 if options.status else 0
         each = max(1, (descriptors - own) // 2 - pipes)
