@@ -3433,7 +3433,7 @@ class Parent(Balancer):
     def _fork(self, number: int) -> None:
         """Fork a worker, or the desk; try again when that cannot be done."""
         sys.stdout.flush()
-        blocked = [signal.SIGINT, signal.SIGTERM, *([SIGHUP] if SIGHUP else [])]
+        blocked = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
         signal.pthread_sigmask(signal.SIG_BLOCK, blocked)  # until they are the child's
         self._forked[number] = time.monotonic()
         try:
