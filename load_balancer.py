@@ -610,23 +610,27 @@ class Cells:
         self.cells[:] = memoryview(bytes(8 * len(self.cells))).cast("q")
 
 
-def pack_ip(ip: Address) -> tuple[int, int]:
-    """Return an address as two numbers for two cells."""
-    one, two = struct.unpack("qq", as_ipv6(ip).packed)
-    return one, two
+class Addressed(Cells):
+    """Cells that begin with an address: of a client, or of a server."""
+
+    host, host2, port = Cell(), Cell(), Cell()  # the host as IPv6
+
+    def source(self) -> tuple[str, int]:
+        """Return (host, port), an IPv4 host as such."""
+        ip = ipaddress.IPv6Address(struct.pack("qq", self.host, self.host2))
+        return str(ip.ipv4_mapped or ip), self.port
+
+    def set_source(self, address: SocketAddress) -> None:
+        """Note an address."""
+        packed = as_ipv6(plain_ip(address[0])).packed
+        (self.host, self.host2), self.port = struct.unpack("qq", packed), address[1]
 
 
-def unpack_ip(one: int, two: int) -> str:
-    """Return the address in two cells as text, an IPv4 one as such."""
-    ip = ipaddress.IPv6Address(struct.pack("qq", one, two))
-    return str(ip.ipv4_mapped or ip)
+# Where the relay of a row counts: the next cells of Row.
+TO_SERVER, TO_CLIENT, LAST_NS = range(3, 6)
 
 
-# Where the relay of a row counts: the first cells of Row.
-TO_SERVER, TO_CLIENT, LAST_NS, CONNECT_NS = range(4)
-
-
-class Row(Cells):
+class Row(Addressed):
     """A live connection. Its own thread writes it; under the lock others, its place."""
 
     to_server, to_client = Cell(), Cell()  # bytes
@@ -640,7 +644,6 @@ class Row(Cells):
     tries = Cell()  # connects that failed
     accepted_ns = Cell()
     logged = Cell()  # 1: its line is written, or about to be
-    host, host2, port = Cell(), Cell(), Cell()  # the client
     own = Cell()  # with --algorithm source: 1 + the server that is this client's, ...
     own_version = Cell()  # ... as of a version of the servers' states
     TRIED = 62  # servers in one further cell: a bit for each that could not be reached
@@ -649,15 +652,6 @@ class Row(Cells):
     def __init__(self, cells: memoryview, index: int, worker: int) -> None:
         super().__init__(cells)
         self.index, self.worker = index, worker
-
-    def source(self) -> SocketAddress:
-        """Return the client's (host, port)."""
-        return unpack_ip(self.host, self.host2), self.port
-
-    def set_source(self, peer: SocketAddress) -> None:
-        """Note the client's address."""
-        self.host, self.host2 = pack_ip(plain_ip(peer[0]))
-        self.port = peer[1]
 
     def has_tried(self, server: Server) -> bool:
         """Tell whether it could not be connected to a server."""
@@ -671,16 +665,15 @@ class Row(Cells):
         self.tries += 1
 
 
-class Server(Cells):
+class Server(Addressed):
     """A server: its cells, and the settings that --server gives it.
 
     The methods are called under the board's lock.
     """
 
-    used = Cell()  # 1: it is one of ours
+    scope, family = Cell(), Cell()
+    version = Cell()  # changes with the address; 0: none
     gone = Cell()  # 1: its name no longer resolves to it
-    version = Cell()  # changes with the address
-    host, host2, port, scope, family = (Cell() for _ in range(5))
     given = Cell()  # which --server it is of
     health = Cell()  # 0 … rise + fall - 1; UP at `rise` and above
     admin = Cell()  # what the operator has set it to: an index of ADMIN
@@ -697,19 +690,19 @@ class Server(Cells):
     def __init__(self, cells: memoryview, index: int, options: Options) -> None:
         super().__init__(cells)
         self.index, self.options, self.seen = index, options, 0
+        self.rise, self.top_health = options.rise, options.rise + options.fall - 1
 
     def place(self, given: int, family: int, address: SocketAddress) -> None:
         """Make it the server at an address that --server number `given` resolves to."""
         last = self.version
         self.clear()
-        self.host, self.host2 = pack_ip(plain_ip(address[0]))
-        self.port, self.scope = address[1], address[3] if len(address) > 3 else 0
+        self.set_source(address)
+        self.scope = address[3] if len(address) > 3 else 0
         self.family, self.given = family, given
         self.last_passed, self.penalty_s = 1, int(PENALTY_S)
         self.changed_ns = time.monotonic_ns()
         self.health = self.top_health
         self.version = last + 1
-        self.used = 1
 
     def look(self) -> Server:
         """See where it is now: another process may have placed it; return it."""
@@ -718,29 +711,23 @@ class Server(Cells):
             given = self.options.servers[self.given]
             self.weight, self.backup = given["weight"], given["backup"]
             self.max = given["max"]
-            host = unpack_ip(self.host, self.host2)
-            self.address_text = format_address((host, self.port))
-            self.address: SocketAddress = (host, self.port)
+            self.address: SocketAddress = self.source()
+            self.address_text = format_address(self.address)
             if self.family == socket.AF_INET6:
-                mapped = str(as_ipv6(plain_ip(host)))
-                self.address = (mapped, self.port, 0, self.scope)
+                host = str(as_ipv6(plain_ip(self.address[0])))
+                self.address = (host, self.port, 0, self.scope)
             self.last_check = "not checked yet"  # of the process that checks
         return self
 
     @property
-    def top_health(self) -> int:
-        """The best that its health can be."""
-        return int(self.options.rise + self.options.fall - 1)
-
-    @property
     def is_healthy(self) -> bool:
         """Whether its health is good enough, whatever the operator says."""
-        return bool(self.health >= self.options.rise)
+        return bool(self.health >= self.rise)
 
     @property
     def may_serve(self) -> bool:
         """Whether the operator and its name let it have new clients."""
-        return bool(self.used and not self.gone and not self.admin and self.weight)
+        return not self.gone and not self.admin and bool(self.weight)
 
     @property
     def state(self) -> str:
@@ -768,7 +755,7 @@ class Server(Cells):
             if self.is_healthy:
                 self.health = self.top_health
         else:
-            self.health = self.health - 1 if self.health > self.options.rise else 0
+            self.health = self.health - 1 if self.health > self.rise else 0
 
     def copy(self) -> Server:
         """Return what it is now, not on the board."""
@@ -840,7 +827,7 @@ def rendezvous(host: str, server: Server) -> float:
     Losing one server moves only its own clients (Thaler and Ravishankar, 1998; weights
     by -w / ln h, Schindelhauer and Schomaker, 2005).
     """
-    key = f"{plain_ip(host)} {server.address_text}".encode()
+    key = f"{host} {server.address_text}".encode()
     number = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big")
     return float(-server.weight / math.log((number + 0.5) / 2**64))
 
@@ -987,7 +974,7 @@ class Board(Cells):
 
     def servers(self) -> list[Server]:
         """Return the servers of this moment, also those whose address is gone."""
-        return [server.look() for server in self._slots if server.used]
+        return [server.look() for server in self._slots if server.version]
 
     def server_of(self, row: Row) -> Server | None:
         """Return the server at which a row has a place."""
@@ -1056,7 +1043,7 @@ class Board(Cells):
         if self.options.algorithm != "source" or not asked:
             return asked
         if not row.own or row.own_version != self.version:
-            host = unpack_ip(row.host, row.host2)
+            host = row.source()[0]
             row.own = 1 + max(asked, key=lambda s: rendezvous(host, s)).index
             row.own_version = self.version
         return [self._slots[row.own - 1]]
@@ -1275,7 +1262,7 @@ class Board(Cells):
 
     def _free_slot_locked(self, changed: list[Server]) -> Server | None:
         """Return a place for one more server: an unused one, or a forgotten one's."""
-        unused = [s for s in self._slots if not s.used]
+        unused = [s for s in self._slots if not s.version]
         forgotten = [s for s in self._slots if s.gone and not s.places_taken]
         return next((s for s in unused + forgotten if s not in changed), None)
 

@@ -437,7 +437,7 @@ class LastBytes(unittest.TestCase):
 
     def test_sink_that_never_acknowledged_anything_is_given_up(self) -> None:
         client, server = self.pair(), self.pair()
-        cells = memoryview(array.array("q", [0] * 4))
+        cells = memoryview(array.array("q", [0] * load_balancer.Row.SIZE))
         one, two = ("client", client), ("server", server)
         cut = threading.Event()
         way = Direction(one, two, cells, load_balancer.TO_SERVER, cut)
