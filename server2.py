@@ -85,10 +85,8 @@ except ImportError:  # Windows
 RECEIVE_BYTES = 65_536  # one read; a whole message of the default limit fits
 BATCH_MESSAGES = 256  # per write to the log: bounds memory and the wait of others
 PAUSE_MESSAGE_BYTES = 1_024  # longest message that a pause may end
-SEND_TIMEOUT_S = 30.0  # a client that reads nothing for so long is given up
 BACKOFF_S = 0.1  # after accept or a thread's start failed for want of resources
 RESTING_THREADS = 8  # kept for the next clients: to start one costs more than a message
-TIMEOUTS = (BlockingIOError, TimeoutError)  # by SO_RCVTIMEO, by settimeout
 
 
 # ---- Server: accept, a thread per client, stop ---------------------------------------
@@ -209,6 +207,8 @@ class Connection:
             reason = "idle" if is_there else "client vanished"
         except OSError:
             is_there, reason = False, "reset by client"
+        except MemoryError:
+            reason = "by server (out of memory)"
         if self.server.stopping.is_set() and reason in ("by client", "reset by client"):
             reason = "shutdown"
         if self.server.stopping.is_set() and is_there:
@@ -529,6 +529,8 @@ def reopen_log(server: Server) -> None:
 
 # ---- Lingering, and PROXY lines ------------------------------------------------------
 
+TIMEOUTS = (BlockingIOError, TimeoutError)  # by SO_RCVTIMEO, by settimeout
+SEND_TIMEOUT_S = 30.0  # a client that reads nothing for so long is given up
 LINGER_S = 5.0  # how long a client may go on sending after an error line, ...
 LINGER_BYTES = 64 << 20  # ... and how much, before the connection is closed
 DELIVERY_S = 2.0  # at the stop, for a client's kernel to acknowledge what was sent,
