@@ -1025,12 +1025,12 @@ class Board(Cells):
     def _pick_locked(self, row: Row) -> None:
         """Give a row a place, or put it into the queue behind those who wait there."""
         asked = self._asked_locked(row)
-        first = self.row(self.row(row.own).after) if self.queued else row
-        overtakes = 0 < first.number < row.number
-        if overtakes or not self._give_place_locked(row, asked):
+        first = self.row(self.row(row.own).after) if self.queued else None
+        if first and 0 < first.number < row.number:
             self._enqueue_locked(row)
-        if overtakes:  # who waits in front may wait for a server that this one need not
-            self._hand_out_locked()
+            self._hand_out_locked()  # for those in front, its server may be no choice
+        elif not self._give_place_locked(row, asked):
+            self._enqueue_locked(row)
 
     def _asked_locked(self, row: Row) -> list[Server]:
         """Return the servers that a row may be sent to; raise NoServerError."""
