@@ -643,7 +643,6 @@ class Row(Addressed):
     before, after = Cell(), Cell()  # ... between these rows
     tries = Cell()  # connects that failed
     accepted_ns = Cell()
-    logged = Cell()  # 1: its line is written, or about to be
     own = Cell()  # with --algorithm source: 1 + the server that is this client's, ...
     own_version = Cell()  # ... as of a version of the servers' states
     TRIED = 62  # servers in one further cell: a bit for each that could not be reached
@@ -652,6 +651,11 @@ class Row(Addressed):
     def __init__(self, cells: memoryview, index: int, worker: int) -> None:
         super().__init__(cells)
         self.index, self.worker = index, worker
+
+    @property
+    def key(self) -> str:
+        """Which connection this is, among all that have the row in turn."""
+        return f"{self.index}.{self.accepted_ns}"
 
     def has_tried(self, server: Server) -> bool:
         """Tell whether it could not be connected to a server."""
@@ -1267,18 +1271,18 @@ class Board(Cells):
 
     # A worker's death, and figures ----------------------------------------------------
 
-    def bury(self, worker: int, end: End) -> list[str]:
-        """End what a dead worker had, and make all counts anew; return its lines.
+    def bury(self, worker: int, end: End) -> list[tuple[str, str]]:
+        """End what a dead worker had, and make all counts anew.
 
-        Called by the parent: its lock is not held up by the dead.
+        Return its lines, each with its row's key. Called by the parent: its lock is not
+        held up by the dead.
         """
         with self.lock:
             rows = self.taken_rows()
             dead = [row for row in rows if row.worker == worker]
             lines = [
-                end_line(row, self.server_of(row), row_end(row, end))
+                (end_line(row, self.server_of(row), row_end(row, end)), row.key)
                 for row in dead
-                if not row.logged
             ]
             self.live, self.queued = len(rows), 0
             places = collections.Counter(row.server for row in rows)
@@ -1621,8 +1625,7 @@ class Worker:
         self._warn_of_shortage(end)
         if not self._log.silent:  # before the row is nobody's: the dead are told, too
             line = end_line(row, board.server_of(row), end)
-            row.logged = 1
-            self._log.line(line)
+            self._log.line(line, row.key)
         board.end(row, end)
         with self._lock:
             del self._live[row.index]  # the last step: without any, the process ends
@@ -2541,8 +2544,8 @@ def check(server: Server, options: Options) -> tuple[bool | None, str]:
 class Log:
     """Lines with their time, written whole by thread "log", many at once if busy.
 
-    `_lock` guards `_lost` and `_said`. The file needs none: only thread "log" writes,
-    and dup2(2) puts another file behind the descriptor at once.
+    `_lock` guards `_lost`, `_said` and `_ended`. The file needs none: only thread "log"
+    writes, and dup2(2) puts another file behind the descriptor at once.
     """
 
     def __init__(self, path: str | None, quiet: bool) -> None:
@@ -2554,6 +2557,7 @@ class Log:
         self._torn = False  # the last line in the file is cut short: a full disk
         self._lost = 0
         self._said: dict[str, float] = {}  # by kind of warning, when it was said last
+        self._ended: dict[str, str] = {}  # by row, the connection that ended there last
         self._stamp = (0, "")  # a second, and how it is written
         self._lines: queue.SimpleQueue[tuple[float, str] | None] = queue.SimpleQueue()
         self._closing = threading.Event()
@@ -2589,12 +2593,13 @@ class Log:
                 if entry == b"end":
                     self.close()
                     return
-                at, _, text = entry.decode("utf-8", "surrogateescape").partition(" ")
+                decoded = entry.decode("utf-8", "surrogateescape")
+                at, key, text = decoded.split(" ", 2)
                 kind, is_warning, words = text.partition("\0")
                 if is_warning:  # each process has said it once a second: now all have
                     self.warn(kind, words)
                 else:
-                    self._put(float(at), text)
+                    self._put(float(at), text, key)
 
     def end(self) -> None:
         """Tell the desk that no line will follow; called by the parent."""
@@ -2603,14 +2608,18 @@ class Log:
                 os.set_blocking(self._pipe[1], True)
                 os.write(self._pipe[1], b"end\n")
 
-    def line(self, text: str) -> None:
-        """Log a line, with the time of now; an empty text is none."""
+    def line(self, text: str, key: str = "-") -> None:
+        """Log a line, with the time of now; an empty text is none.
+
+        With a row's key it is the last line of that connection, and a second one is
+        none: a worker may be killed when it has just handed over the first.
+        """
         if not text or self.silent:
             return
         if self._writes or not self._pipe:
-            self._put(time.time(), text)
+            self._put(time.time(), text, key)
             return
-        data = f"{time.time():.3f} {text}\n".encode("utf-8", "surrogateescape")
+        data = f"{time.time():.3f} {key} {text}\n".encode("utf-8", "surrogateescape")
         try:
             os.write(self._pipe[1], data)
         except OSError:  # full: the desk is stopped, or has just died
@@ -2623,12 +2632,22 @@ class Log:
             os.set_blocking(self._pipe[0], False)
             with contextlib.suppress(BlockingIOError):
                 while data := os.read(self._pipe[0], PIPE_BYTES):
-                    entries = (entry.split(b" ", 1) for entry in data.splitlines())
-                    for at, text in (e for e in entries if len(e) == 2):
+                    entries = (entry.split(b" ", 2) for entry in data.splitlines())
+                    for at, key, text in (e for e in entries if len(e) == 3):
                         line = text.decode("utf-8", "surrogateescape").split("\0")[-1]
-                        self._write([self._format(float(at), line)])
+                        if self._is_first(key.decode()):
+                            self._write([self._format(float(at), line)])
 
-    def _put(self, at: float, text: str) -> None:
+    def _is_first(self, key: str) -> bool:
+        """Tell whether this connection ("-": none) has had no line before."""
+        row, _, accepted = key.partition(".")
+        with self._lock:
+            before, self._ended[row] = self._ended.get(row), accepted
+        return not accepted or before != accepted
+
+    def _put(self, at: float, text: str, key: str) -> None:
+        if not self._is_first(key):
+            return
         if self._lines.qsize() < LOG_BACKLOG_LINES:
             self._lines.put((at, text))
         else:
@@ -3387,9 +3406,8 @@ class Balancer:
         """End what is still live, and say so in the log."""
         self._desk.stop()
         for row in self._board.taken_rows():
-            if not row.logged:
-                end = row_end(row, CUT)
-                self._log.line(end_line(row, self._board.server_of(row), end))
+            end = row_end(row, CUT)
+            self._log.line(end_line(row, self._board.server_of(row), end), row.key)
         if self._status and self._stops < 2:
             self._status.stop()
         self._log.line("stopped")
@@ -3516,8 +3534,8 @@ class Parent(Balancer):
             self._log.line(f"{who} died by {cause}{with_what}, and is replaced")
             at = max(time.monotonic(), self._forked[number] + FORK_PAUSE_S)
             self._waiting[number] = at
-        for line in lines:
-            self._log.line(line)
+        for line, key in lines:
+            self._log.line(line, key)
 
     def _end(self) -> None:
         """Kill who is left, and log what they had; then the desk may go."""
@@ -3526,8 +3544,8 @@ class Parent(Balancer):
             os.kill(pid, signal.SIGKILL)
         for pid in workers:
             os.waitpid(pid, 0)
-            for line in self._board.bury(self._children.pop(pid), CUT):
-                self._log.line(line)
+            for line, key in self._board.bury(self._children.pop(pid), CUT):
+                self._log.line(line, key)
         self._log.line("stopped")
         self._log.end()
         self._board.over = 1
