@@ -3451,25 +3451,25 @@ class Parent(Balancer):
     def _fork(self, number: int) -> None:
         """Fork a worker, or the desk; try again when that cannot be done."""
         sys.stdout.flush()
-        blocked = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
-        signal.pthread_sigmask(signal.SIG_BLOCK, blocked)  # until they are the child's
+        # Until they are the child's
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         self._forked[number] = time.monotonic()
         try:
             pid = os.fork()
             if not pid:
-                self._become(number, blocked)
+                self._become(number, mask)
             self._children[pid] = number
         except OSError as error:
             self._log.warn("fork", f"cannot fork: {say_why(error)}")
             self._waiting[number] = time.monotonic() + FORK_PAUSE_S
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
-    def _become(self, number: int, blocked: list[signal.Signals]) -> NoReturn:
+    def _become(self, number: int, mask: Iterable[int]) -> NoReturn:
         """Be a worker, or the desk (0), to the end."""
         who = f"worker-{number}" if number else "desk"
         try:
             self._signals.leave()
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked)
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             os.close(self._life[1])
             self._board.lock.me = os.getpid()
             with contextlib.suppress(OSError), open("/proc/self/comm", "w") as file:
