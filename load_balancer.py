@@ -636,8 +636,7 @@ class Row(Addressed):
     to_server, to_client = Cell(), Cell()  # bytes
     last_ns = Cell()  # when the last byte came
     connect_ns = Cell()  # how long the connect took; 0: not connected
-    taken = Cell()  # 1 from accept to the end
-    number = Cell()  # by which those who wait are in order
+    number = Cell()  # in the order of accept; 0: it is nobody's
     server = Cell()  # 1 + index of the server at which it has a place; 0: none
     waits = Cell()  # 1: for a place, in the ring `own`, ...
     before, after = Cell(), Cell()  # ... between these rows
@@ -966,9 +965,9 @@ class Board(Cells):
 
     def taken_rows(self) -> list[Row]:
         """Return the rows of live connections, the oldest first."""
-        taken = enumerate(self._column("taken", len(self._rows)))
-        rows = [self.row(index) for index, is_taken in taken if is_taken]
-        return sorted(rows, key=lambda row: row.number)
+        numbers = enumerate(self._column("number", len(self._rows)))
+        taken = sorted((number, index) for index, number in numbers if number)
+        return [self.row(index) for _, index in taken]
 
     def _column(self, name: str, end: int) -> list[int]:
         """Return one cell of all rows, up to a cell."""
@@ -1006,7 +1005,7 @@ class Board(Cells):
             client_sock, peer = listener.accept()
             self.begun += 1
             self.live += 1
-            row.taken, row.number = 1, self.begun
+            row.number = self.begun
             row.accepted_ns = time.monotonic_ns()
             row.set_source(peer)
             if not options.accept_proxy and not is_barred(options, peer):
@@ -1150,8 +1149,8 @@ class Board(Cells):
                 if told:
                     self._leave_queue_locked(row)
                     self.lock.bells.append((row.worker, row.index))
-                elif ring or not any(s.has_place for s in self._candidates):
-                    break
+                elif not row.tries:
+                    break  # those behind it will get none, either
                 row = after
 
     # Health, the operator, names ------------------------------------------------------
