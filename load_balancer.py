@@ -610,23 +610,27 @@ class Cells:
         self.cells[:] = memoryview(bytes(8 * len(self.cells))).cast("q")
 
 
-def pack_ip(ip: Address) -> tuple[int, int]:
-    """Return an address as two numbers for two cells."""
-    one, two = struct.unpack("qq", as_ipv6(ip).packed)
-    return one, two
+class Addressed(Cells):
+    """Cells that begin with an address: of a client, or of a server."""
+
+    host, host2, port = Cell(), Cell(), Cell()  # the host as IPv6
+
+    def source(self) -> tuple[str, int]:
+        """Return (host, port), an IPv4 host as such."""
+        ip = ipaddress.IPv6Address(struct.pack("qq", self.host, self.host2))
+        return str(ip.ipv4_mapped or ip), self.port
+
+    def set_source(self, address: SocketAddress) -> None:
+        """Note an address."""
+        packed = as_ipv6(plain_ip(address[0])).packed
+        (self.host, self.host2), self.port = struct.unpack("qq", packed), address[1]
 
 
-def unpack_ip(one: int, two: int) -> str:
-    """Return the address in two cells as text, an IPv4 one as such."""
-    ip = ipaddress.IPv6Address(struct.pack("qq", one, two))
-    return str(ip.ipv4_mapped or ip)
+# Where the relay of a row counts: the next cells of Row.
+TO_SERVER, TO_CLIENT, LAST_NS = range(3, 6)
 
 
-# Where the relay of a row counts: the first cells of Row.
-TO_SERVER, TO_CLIENT, LAST_NS, CONNECT_NS = range(4)
-
-
-class Row(Cells):
+class Row(Addressed):
     """A live connection. Its own thread writes it; under the lock others, its place."""
 
     to_server, to_client = Cell(), Cell()  # bytes
@@ -639,8 +643,6 @@ class Row(Cells):
     before, after = Cell(), Cell()  # ... between these rows
     tries = Cell()  # connects that failed
     accepted_ns = Cell()
-    logged = Cell()  # 1: its line is written, or about to be
-    host, host2, port = Cell(), Cell(), Cell()  # the client
     own = Cell()  # with --algorithm source: 1 + the server that is this client's, ...
     own_version = Cell()  # ... as of a version of the servers' states
     TRIED = 62  # servers in one further cell: a bit for each that could not be reached
@@ -650,14 +652,10 @@ class Row(Cells):
         super().__init__(cells)
         self.index, self.worker = index, worker
 
-    def source(self) -> SocketAddress:
-        """Return the client's (host, port)."""
-        return unpack_ip(self.host, self.host2), self.port
-
-    def set_source(self, peer: SocketAddress) -> None:
-        """Note the client's address."""
-        self.host, self.host2 = pack_ip(plain_ip(peer[0]))
-        self.port = peer[1]
+    @property
+    def key(self) -> str:
+        """Which connection this is, among all that have the row in turn."""
+        return f"{self.index}.{self.accepted_ns}"
 
     def has_tried(self, server: Server) -> bool:
         """Tell whether it could not be connected to a server."""
@@ -671,16 +669,15 @@ class Row(Cells):
         self.tries += 1
 
 
-class Server(Cells):
+class Server(Addressed):
     """A server: its cells, and the settings that --server gives it.
 
     The methods are called under the board's lock.
     """
 
-    used = Cell()  # 1: it is one of ours
+    scope, family = Cell(), Cell()
+    version = Cell()  # changes with the address; 0: none
     gone = Cell()  # 1: its name no longer resolves to it
-    version = Cell()  # changes with the address
-    host, host2, port, scope, family = (Cell() for _ in range(5))
     given = Cell()  # which --server it is of
     health = Cell()  # 0 … rise + fall - 1; UP at `rise` and above
     admin = Cell()  # what the operator has set it to: an index of ADMIN
@@ -697,19 +694,19 @@ class Server(Cells):
     def __init__(self, cells: memoryview, index: int, options: Options) -> None:
         super().__init__(cells)
         self.index, self.options, self.seen = index, options, 0
+        self.rise, self.top_health = options.rise, options.rise + options.fall - 1
 
     def place(self, given: int, family: int, address: SocketAddress) -> None:
         """Make it the server at an address that --server number `given` resolves to."""
         last = self.version
         self.clear()
-        self.host, self.host2 = pack_ip(plain_ip(address[0]))
-        self.port, self.scope = address[1], address[3] if len(address) > 3 else 0
+        self.set_source(address)
+        self.scope = address[3] if len(address) > 3 else 0
         self.family, self.given = family, given
         self.last_passed, self.penalty_s = 1, int(PENALTY_S)
         self.changed_ns = time.monotonic_ns()
         self.health = self.top_health
         self.version = last + 1
-        self.used = 1
 
     def look(self) -> Server:
         """See where it is now: another process may have placed it; return it."""
@@ -718,29 +715,23 @@ class Server(Cells):
             given = self.options.servers[self.given]
             self.weight, self.backup = given["weight"], given["backup"]
             self.max = given["max"]
-            host = unpack_ip(self.host, self.host2)
-            self.address_text = format_address((host, self.port))
-            self.address: SocketAddress = (host, self.port)
+            self.address: SocketAddress = self.source()
+            self.address_text = format_address(self.address)
             if self.family == socket.AF_INET6:
-                mapped = str(as_ipv6(plain_ip(host)))
-                self.address = (mapped, self.port, 0, self.scope)
+                host = str(as_ipv6(plain_ip(self.address[0])))
+                self.address = (host, self.port, 0, self.scope)
             self.last_check = "not checked yet"  # of the process that checks
         return self
 
     @property
-    def top_health(self) -> int:
-        """The best that its health can be."""
-        return int(self.options.rise + self.options.fall - 1)
-
-    @property
     def is_healthy(self) -> bool:
         """Whether its health is good enough, whatever the operator says."""
-        return bool(self.health >= self.options.rise)
+        return bool(self.health >= self.rise)
 
     @property
     def may_serve(self) -> bool:
         """Whether the operator and its name let it have new clients."""
-        return bool(self.used and not self.gone and not self.admin and self.weight)
+        return not self.gone and not self.admin and bool(self.weight)
 
     @property
     def state(self) -> str:
@@ -768,7 +759,7 @@ class Server(Cells):
             if self.is_healthy:
                 self.health = self.top_health
         else:
-            self.health = self.health - 1 if self.health > self.options.rise else 0
+            self.health = self.health - 1 if self.health > self.rise else 0
 
     def copy(self) -> Server:
         """Return what it is now, not on the board."""
@@ -840,7 +831,7 @@ def rendezvous(host: str, server: Server) -> float:
     Losing one server moves only its own clients (Thaler and Ravishankar, 1998; weights
     by -w / ln h, Schindelhauer and Schomaker, 2005).
     """
-    key = f"{plain_ip(host)} {server.address_text}".encode()
+    key = f"{host} {server.address_text}".encode()
     number = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big")
     return float(-server.weight / math.log((number + 0.5) / 2**64))
 
@@ -987,7 +978,7 @@ class Board(Cells):
 
     def servers(self) -> list[Server]:
         """Return the servers of this moment, also those whose address is gone."""
-        return [server.look() for server in self._slots if server.used]
+        return [server.look() for server in self._slots if server.version]
 
     def server_of(self, row: Row) -> Server | None:
         """Return the server at which a row has a place."""
@@ -1034,12 +1025,12 @@ class Board(Cells):
     def _pick_locked(self, row: Row) -> None:
         """Give a row a place, or put it into the queue behind those who wait there."""
         asked = self._asked_locked(row)
-        first = self.row(self.row(row.own).after) if self.queued else row
-        overtakes = 0 < first.number < row.number
-        if overtakes or not self._give_place_locked(row, asked):
+        first = self.row(self.row(row.own).after) if self.queued else None
+        if first and 0 < first.number < row.number:
             self._enqueue_locked(row)
-        if overtakes:  # who waits in front may wait for a server that this one need not
-            self._hand_out_locked()
+            self._hand_out_locked()  # for those in front, its server may be no choice
+        elif not self._give_place_locked(row, asked):
+            self._enqueue_locked(row)
 
     def _asked_locked(self, row: Row) -> list[Server]:
         """Return the servers that a row may be sent to; raise NoServerError."""
@@ -1056,7 +1047,7 @@ class Board(Cells):
         if self.options.algorithm != "source" or not asked:
             return asked
         if not row.own or row.own_version != self.version:
-            host = unpack_ip(row.host, row.host2)
+            host = row.source()[0]
             row.own = 1 + max(asked, key=lambda s: rendezvous(host, s)).index
             row.own_version = self.version
         return [self._slots[row.own - 1]]
@@ -1264,7 +1255,6 @@ class Board(Cells):
                 stays = where.pop(key, None) and not (server.gone and key in others)
                 if bool(server.gone) == bool(stays):
                     server.gone = int(not stays)
-                    server.last_check = "is back" if stays else why
                     changed.append(server)
             for key in (key for key in where if key not in others):
                 if slot := self._free_slot_locked(changed):
@@ -1275,24 +1265,24 @@ class Board(Cells):
 
     def _free_slot_locked(self, changed: list[Server]) -> Server | None:
         """Return a place for one more server: an unused one, or a forgotten one's."""
-        unused = [s for s in self._slots if not s.used]
+        unused = [s for s in self._slots if not s.version]
         forgotten = [s for s in self._slots if s.gone and not s.places_taken]
         return next((s for s in unused + forgotten if s not in changed), None)
 
     # A worker's death, and figures ----------------------------------------------------
 
-    def bury(self, worker: int, end: End) -> list[str]:
-        """End what a dead worker had, and make all counts anew; return its lines.
+    def bury(self, worker: int, end: End) -> list[tuple[str, str]]:
+        """End what a dead worker had, and make all counts anew.
 
-        Called by the parent: its lock is not held up by the dead.
+        Return its lines, each with its row's key. Called by the parent: its lock is not
+        held up by the dead.
         """
         with self.lock:
             rows = self.taken_rows()
             dead = [row for row in rows if row.worker == worker]
             lines = [
-                end_line(row, self.server_of(row), row_end(row, end))
+                (end_line(row, self.server_of(row), row_end(row, end)), row.key)
                 for row in dead
-                if not row.logged
             ]
             self.live, self.queued = len(rows), 0
             places = collections.Counter(row.server for row in rows)
@@ -1635,8 +1625,7 @@ class Worker:
         self._warn_of_shortage(end)
         if not self._log.silent:  # before the row is nobody's: the dead are told, too
             line = end_line(row, board.server_of(row), end)
-            row.logged = 1
-            self._log.line(line)
+            self._log.line(line, row.key)
         board.end(row, end)
         with self._lock:
             del self._live[row.index]  # the last step: without any, the process ends
@@ -2085,24 +2074,24 @@ class Direction:
 
     def push(self) -> bool:
         """Write what is left over; True when what to wait for changed."""
-        if self.pipe is not None and self.in_pipe:
-            self._empty_pipe(self.pipe)
-        elif self.rest:
-            self.send_rest(self.rest)
+        self.send_pending()
         if self.pending:
             return False
         return self._pass_end() if self.from_ended else True
 
-    def send_rest(self, rest: memoryview) -> None:
+    def send_pending(self) -> None:
         """Write what is left over, as far as the other side takes it."""
-        try:
-            sent = self.to_sock.send(rest)
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError as error:
-            raise SideDiedError(self.to_name, error) from None
-        self.cells[self.cell] += sent
-        self.rest = rest[sent:] or None
+        if self.pipe is not None and self.in_pipe:
+            self._empty_pipe(self.pipe)
+        elif self.rest:
+            try:
+                sent = self.to_sock.send(self.rest)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                raise SideDiedError(self.to_name, error) from None
+            self.cells[self.cell] += sent
+            self.rest = self.rest[sent:] or None
 
     def _pass_end(self) -> bool:
         """Half-close: one side's end of file becomes the other's (RFC 9293, 3.6)."""
@@ -2384,13 +2373,9 @@ class Burial:
     def _send_last(self) -> int:
         """Send what the dead side has left; return how much is not delivered yet."""
         onward = self._onward
-        if onward.pipe is not None and onward.in_pipe:
-            onward.rest = memoryview(os.read(onward.pipe.read_fd, onward.in_pipe))
-            onward.in_pipe = 0
         while True:
-            if onward.rest:
-                onward.send_rest(onward.rest)
-            if onward.rest:
+            onward.send_pending()
+            if onward.pending:
                 break
             try:
                 data = onward.from_sock.recv(BUFFER_BYTES)
@@ -2408,7 +2393,7 @@ class Burial:
             onward.cutting.wait(pause_s)  # poll would say POLLHUP for ever
             return
         mask = 0 if back.from_ended else POLLIN
-        mask |= POLLOUT if onward.rest else 0
+        mask |= POLLOUT if onward.pending else 0
         self._poll.register(onward.to_sock.fileno(), mask)
         for _, ready in self._poll.poll(pause_s * 1000):
             if ready & POLLIN:
@@ -2559,8 +2544,8 @@ def check(server: Server, options: Options) -> tuple[bool | None, str]:
 class Log:
     """Lines with their time, written whole by thread "log", many at once if busy.
 
-    `_lock` guards `_lost` and `_said`. The file needs none: only thread "log" writes,
-    and dup2(2) puts another file behind the descriptor at once.
+    `_lock` guards `_lost`, `_said` and `_ended`. The file needs none: only thread "log"
+    writes, and dup2(2) puts another file behind the descriptor at once.
     """
 
     def __init__(self, path: str | None, quiet: bool) -> None:
@@ -2572,6 +2557,7 @@ class Log:
         self._torn = False  # the last line in the file is cut short: a full disk
         self._lost = 0
         self._said: dict[str, float] = {}  # by kind of warning, when it was said last
+        self._ended: dict[str, str] = {}  # by row, the connection that ended there last
         self._stamp = (0, "")  # a second, and how it is written
         self._lines: queue.SimpleQueue[tuple[float, str] | None] = queue.SimpleQueue()
         self._closing = threading.Event()
@@ -2607,12 +2593,13 @@ class Log:
                 if entry == b"end":
                     self.close()
                     return
-                at, _, text = entry.decode("utf-8", "surrogateescape").partition(" ")
+                decoded = entry.decode("utf-8", "surrogateescape")
+                at, key, text = decoded.split(" ", 2)
                 kind, is_warning, words = text.partition("\0")
                 if is_warning:  # each process has said it once a second: now all have
                     self.warn(kind, words)
                 else:
-                    self._put(float(at), text)
+                    self._put(float(at), text, key)
 
     def end(self) -> None:
         """Tell the desk that no line will follow; called by the parent."""
@@ -2621,14 +2608,18 @@ class Log:
                 os.set_blocking(self._pipe[1], True)
                 os.write(self._pipe[1], b"end\n")
 
-    def line(self, text: str) -> None:
-        """Log a line, with the time of now; an empty text is none."""
+    def line(self, text: str, key: str = "-") -> None:
+        """Log a line, with the time of now; an empty text is none.
+
+        With a row's key it is the last line of that connection, and a second one is
+        none: a worker may be killed when it has just handed over the first.
+        """
         if not text or self.silent:
             return
         if self._writes or not self._pipe:
-            self._put(time.time(), text)
+            self._put(time.time(), text, key)
             return
-        data = f"{time.time():.3f} {text}\n".encode("utf-8", "surrogateescape")
+        data = f"{time.time():.3f} {key} {text}\n".encode("utf-8", "surrogateescape")
         try:
             os.write(self._pipe[1], data)
         except OSError:  # full: the desk is stopped, or has just died
@@ -2641,12 +2632,22 @@ class Log:
             os.set_blocking(self._pipe[0], False)
             with contextlib.suppress(BlockingIOError):
                 while data := os.read(self._pipe[0], PIPE_BYTES):
-                    entries = (entry.split(b" ", 1) for entry in data.splitlines())
-                    for at, text in (e for e in entries if len(e) == 2):
+                    entries = (entry.split(b" ", 2) for entry in data.splitlines())
+                    for at, key, text in (e for e in entries if len(e) == 3):
                         line = text.decode("utf-8", "surrogateescape").split("\0")[-1]
-                        self._write([self._format(float(at), line)])
+                        if self._is_first(key.decode()):
+                            self._write([self._format(float(at), line)])
 
-    def _put(self, at: float, text: str) -> None:
+    def _is_first(self, key: str) -> bool:
+        """Tell whether this connection ("-": none) has had no line before."""
+        row, _, accepted = key.partition(".")
+        with self._lock:
+            before, self._ended[row] = self._ended.get(row), accepted
+        return not accepted or before != accepted
+
+    def _put(self, at: float, text: str, key: str) -> None:
+        if not self._is_first(key):
+            return
         if self._lines.qsize() < LOG_BACKLOG_LINES:
             self._lines.put((at, text))
         else:
@@ -3264,10 +3265,8 @@ class Signals:
     They become bytes of a socket (signal.set_wakeup_fd).
     """
 
-    NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGCHLD")
-
     def __init__(self) -> None:
-        numbers = [getattr(signal, n) for n in self.NAMES if hasattr(signal, n)]
+        numbers = filter(None, (signal.SIGINT, signal.SIGTERM, SIGHUP, SIGCHLD))
         self.outlives_terminal = ignores_hangups() or not has_terminal()
         self._inner, self._outer = socket.socketpair()
         self._outer.setblocking(False)
@@ -3407,9 +3406,8 @@ class Balancer:
         """End what is still live, and say so in the log."""
         self._desk.stop()
         for row in self._board.taken_rows():
-            if not row.logged:
-                end = row_end(row, CUT)
-                self._log.line(end_line(row, self._board.server_of(row), end))
+            end = row_end(row, CUT)
+            self._log.line(end_line(row, self._board.server_of(row), end), row.key)
         if self._status and self._stops < 2:
             self._status.stop()
         self._log.line("stopped")
@@ -3453,7 +3451,7 @@ class Parent(Balancer):
     def _fork(self, number: int) -> None:
         """Fork a worker, or the desk; try again when that cannot be done."""
         sys.stdout.flush()
-        blocked = [signal.SIGINT, signal.SIGTERM, *([SIGHUP] if SIGHUP else [])]
+        blocked = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
         signal.pthread_sigmask(signal.SIG_BLOCK, blocked)  # until they are the child's
         self._forked[number] = time.monotonic()
         try:
@@ -3536,8 +3534,8 @@ class Parent(Balancer):
             self._log.line(f"{who} died by {cause}{with_what}, and is replaced")
             at = max(time.monotonic(), self._forked[number] + FORK_PAUSE_S)
             self._waiting[number] = at
-        for line in lines:
-            self._log.line(line)
+        for line, key in lines:
+            self._log.line(line, key)
 
     def _end(self) -> None:
         """Kill who is left, and log what they had; then the desk may go."""
@@ -3546,8 +3544,8 @@ class Parent(Balancer):
             os.kill(pid, signal.SIGKILL)
         for pid in workers:
             os.waitpid(pid, 0)
-            for line in self._board.bury(self._children.pop(pid), CUT):
-                self._log.line(line)
+            for line, key in self._board.bury(self._children.pop(pid), CUT):
+                self._log.line(line, key)
         self._log.line("stopped")
         self._log.end()
         self._board.over = 1
