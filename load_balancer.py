@@ -79,6 +79,7 @@ import multiprocessing
 import os
 import queue
 import random
+import re
 import select
 import shutil
 import socket
@@ -136,6 +137,7 @@ OWN_DESCRIPTORS = 24  # standard streams, listeners, log, bells, what wakes the 
 STATUS_CONNECTIONS = 16  # at once; the oldest makes way for the newest
 STATUS_TIMEOUT_S = 5.0
 LIVE_LISTED = 200  # live connections listed by the status page, oldest first
+CHECK_SHOWN_BYTES = 40  # of an answer that was not the expected one
 BELL_BYTES = 65536  # what a pipe holds: if so much is heard, more may be lost
 LOOK = -1  # what a bell says, if not the row that was given a place
 REOPEN = -2  # ... or this: the log's file is another one now
@@ -724,7 +726,7 @@ class Server(Addressed):
             self.seen = self.version
             given = self.options.servers[self.given]
             self.weight, self.backup = given["weight"], given["backup"]
-            self.max = given["max"]
+            self.max, self.check_at = given["max"], given["check"]
             self.last_check = "not checked yet"  # of the process that checks
             self.address: SocketAddress = self.source()
             self.address_text = format_address(self.address)
@@ -1098,12 +1100,15 @@ class Board(Cells):
             return line
 
     def connected(self, row: Row, server: Server, began_ns: int) -> str:
-        """Note that a connect has succeeded, and let it speak for its server.
+        """Note that a connect has succeeded, which speaks for a server as a check does.
 
         Return a line for the log when it brought its server UP.
         """
         row.last_ns = now_ns = time.monotonic_ns()
         row.connect_ns = max(1, now_ns - began_ns)
+        speaks = self.options.check_expect or server.check_at
+        if speaks and not self.options.no_checks:
+            return ""  # a server that hangs, or only refuses, accepts connections, too
         if server.health < server.top_health:  # only failures in a row count
             with self.lock:
                 return self._count_result_locked(server, True, "connected for a client")
@@ -2576,33 +2581,43 @@ class Desk:
 
 
 def check(server: Server, options: Options) -> tuple[bool | None, str]:
-    """Connect, and part with an end of file, never a reset: servers log resets.
+    """Connect, speak, and part with an end of file, never a reset: servers log resets.
 
     Return whether it passed (None: a shortage of our own, which tells nothing of the
     server), and the result in words. All of it has one deadline.
     """
     began = time.monotonic()
     deadline = began + options.check_timeout
+    family, address = server.family, server.address
     try:
-        sock = socket.socket(server.family, socket.SOCK_STREAM)
+        if server.check_at:
+            host, port = server.check_at
+            family, address = resolve(host or address[0], port)[0]
+        sock = socket.socket(family, socket.SOCK_STREAM)
+    except socket.gaierror as error:
+        return False, f"cannot resolve {host}: {say_why(error)}"
     except OSError as error:
         return None, f"not checked: {say_why(error)}"
     with sock:
         sock.settimeout(options.check_timeout)
         try:
-            sock.connect(server.address)
+            sock.connect(address)
             if is_connected_to_itself(sock):
                 reset_at_close(sock)
                 return False, "connected to itself: nobody listens there"
-            took_ms = (time.monotonic() - began) * 1000
-            if options.send_proxy == "v1":
+            if options.send_proxy == "v1" and not server.check_at:
                 sock.sendall(proxy_v1(sock.getsockname(), sock.getpeername()))
-            elif options.send_proxy:
+            elif options.send_proxy and not server.check_at:
                 sock.sendall(PROXY_V2_LOCAL)
+            sock.sendall(options.check_send)
         except OSError as error:
             if error.errno in LOCAL_SHORTAGE and has_own_address(server):
                 return None, f"not checked: {say_why(error)}"
             return False, say_why(error)
+        result, fault = "connected", ""
+        if options.check_expect:
+            result, fault = "answered", hear(sock, options.check_expect, deadline)
+        took_ms = (time.monotonic() - began) * 1000
         with contextlib.suppress(OSError):
             sock.shutdown(socket.SHUT_WR)
             deadline = min(deadline, time.monotonic() + 1.0)
@@ -2610,7 +2625,30 @@ def check(server: Server, options: Options) -> tuple[bool | None, str]:
                 sock.settimeout(max(0.001, deadline - time.monotonic()))
                 if time.monotonic() >= deadline or not sock.recv(BUFFER_BYTES):
                     break
-    return True, f"connected in {took_ms:.1f} ms"
+    return not fault, fault or f"{result} in {took_ms:.1f} ms"
+
+
+def hear(sock: socket.socket, expected: bytes, deadline: float) -> str:
+    """Read until the expected bytes have come; return what is wrong, "" if they have.
+
+    They are looked for in the first BUFFER_BYTES.
+    """
+    heard, why = b"", "too long"
+    try:
+        while len(heard) < BUFFER_BYTES:
+            sock.settimeout(max(0.001, deadline - time.monotonic()))
+            if not (data := sock.recv(BUFFER_BYTES)):
+                why = "closed"
+                break
+            heard += data
+            if expected in heard:
+                return ""
+    except OSError as error:
+        why = say_why(error)
+    # In quotes, in a line of the log: only what cannot end either.
+    start = heard[:CHECK_SHOWN_BYTES].decode("ascii", "replace").rstrip()
+    shown = "".join(c if " " <= c <= "~" and c not in '"\\' else "." for c in start)
+    return f"{why}, got '{shown}'" if heard else f"{why} without an answer"
 
 
 # ---- Log -----------------------------------------------------------------------------
@@ -3755,25 +3793,48 @@ def parse_network(text: str) -> Network:
     return network
 
 
+def parse_bytes(text: str) -> bytes:
+    r"""Return the bytes of a text (UTF-8) with the escapes \r, \n, \t, \xHH and \\."""
+    known = {"r": b"\r", "n": b"\n", "t": b"\t", "\\": b"\\"}
+    plain, *rest = re.split(r"\\(x[0-9A-Fa-f]{2}|.|\Z)", text, flags=re.DOTALL)
+    found = os.fsencode(plain)
+    for escape, plain in zip(rest[::2], rest[1::2], strict=True):
+        if len(escape) != 3 and escape not in known:
+            why = rf"'\{escape}' is none of \r \n \t \xHH \\"
+            raise argparse.ArgumentTypeError(why)
+        found += known.get(escape) or bytes.fromhex(escape[1:])
+        found += os.fsencode(plain)
+    return found
+
+
+def parse_check(text: str) -> tuple[str, int]:
+    """Return where PORT or HOST:PORT is; a host of "" is the server's own."""
+    host, port = parse_address(text) if ":" in text else ("", parse_count(text))
+    if not 0 < port < 65536:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port from 1 to 65535")
+    return host, port
+
+
 def parse_server(text: str) -> dict[str, Any]:
-    """Return what is in HOST:PORT[,weight=N][,backup][,max=N]."""
+    """Return what is in HOST:PORT[,weight=N][,backup][,max=N][,check=[HOST:]PORT]."""
     name, *words = text.split(",")
     host, port = parse_address(name)
     if not port:
         why = f"{name!r} has port 0: a server listens on 1 to 65535"
         raise argparse.ArgumentTypeError(why)
     given: dict[str, Any] = {"host": host, "port": port}
-    given |= {"weight": 1, "backup": False, "max": 0}
+    given |= {"weight": 1, "backup": False, "max": 0, "check": None}
+    parsers = {"weight": parse_count, "max": parse_count, "check": parse_check}
     for word in words:
         key, equals, value = word.partition("=")
         if word == "backup":
             given["backup"] = True
-        elif not equals or key not in ("weight", "max"):
-            why = f"{word!r} is none of weight=N, backup, max=N"
+        elif not equals or key not in parsers:
+            why = f"{word!r} is none of weight=N, backup, max=N, check=[HOST:]PORT"
             raise argparse.ArgumentTypeError(why)
         else:
             try:
-                given[key] = parse_count(value)
+                given[key] = parsers[key](value)
             except argparse.ArgumentTypeError as error:
                 raise argparse.ArgumentTypeError(f"{key}: {error}") from None
     if given["weight"] > 256:
@@ -3806,7 +3867,7 @@ def add_addresses(group: OptionGroup) -> None:
     text = "accept clients here, :PORT for all addresses; repeat for more"
     shown = "127.0.0.1:9990"
     group.add("--listen", text, shown, type=parse_listen, metavar=form, **many)
-    form += "[,weight=N][,backup][,max=N]"
+    form += "[,weight=N][,backup][,max=N][,check=[HOST:]PORT]"
     shown, many["dest"] = "127.0.0.1:9991, :9992, :9993", "servers"
     text = "send clients to this server; repeat for more"
     group.add("--server", text, shown, type=parse_server, metavar=form, **many)
@@ -3826,6 +3887,11 @@ def add_checks(group: OptionGroup) -> None:
     text = "call a server DOWN after N failed checks, or connects for clients"
     group.number("--fall", count, 3, text)
     group.number("--check-timeout", seconds, 2.0, "let a check fail after S seconds")
+    text = "send TEXT in a check (\\r \\n \\t \\xHH \\\\)"
+    how: dict[str, Any] = {"type": parse_bytes, "default": b"", "metavar": "TEXT"}
+    group.add("--check-send", text, **how)
+    text = "let a check pass only when TEXT has come back, or has come as a greeting"
+    group.add("--check-expect", text, **how)
     text = "judge servers by clients' connects alone"
     group.add("--no-checks", text, action="store_true")
     text = "let live connections of a server that goes DOWN go on, or reset them"

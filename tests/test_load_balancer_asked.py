@@ -196,7 +196,7 @@ class ChecksThatSpeak(Asked):
     """A server is UP when it answers what is expected, not when it can be reached."""
 
     def check(
-        self, behaviour: Behaviour, *options: str, state: str, reason: str = ""
+        self, behaviour: Behaviour, *options: str, state: str, reason: str = "."
     ) -> str:
         """Expect a state of a server of this behaviour; return the reason for it."""
         backend = self.backend(behaviour)
