@@ -1170,7 +1170,7 @@ class Board(Cells):
         server.count_result(passed)
         return self._say_change_locked(server, before, result)
 
-    def set_admin(self, address_text: str, admin: str) -> str | None:
+    def set_admin(self, address_text: str, admin: str, whence: str) -> str | None:
         """Set a server ready, drain or maint; return a line if its state changed.
 
         None when there is no such server.
@@ -1179,7 +1179,7 @@ class Board(Cells):
             for server in self.servers():
                 if server.address_text == address_text and not server.gone:
                     before, server.admin = server.state, ADMIN.index(admin)
-                    why = f"set to {admin} by the operator"
+                    why = f"set to {admin} by the operator at {whence}"
                     return self._say_change_locked(server, before, why)
         return None
 
@@ -2922,6 +2922,9 @@ tr + tr td { border-top: 1px solid var(--line) }
 <div class="scroll"><table><thead><tr><th scope="col">client<th scope="col">server
 <th scope="col">age<th scope="col">idle<th scope="col">to server
 <th scope="col">to client</tr></thead><tbody id="live"></tbody></table></div>
+<template id="buttons"><button data-admin="ready">Ready</button>
+<button data-admin="drain">Drain</button>
+<button data-admin="maint">Maint</button></template>
 <script>
 "use strict";
 const KEEP = 90, cards = new Map(), byId = id => document.getElementById(id);
@@ -2975,10 +2978,10 @@ function card(address) {
   const rates = plot(["connections/s"]), bytes = plot(["to server/s", "to client/s"]);
   const lines = [make("p"), make("p", "", "soft")];
   const actions = make("div", undefined, "actions"), buttons = {};
-  for (const admin of ["ready", "drain", "maint"]) {
-    const button = make("button", admin[0].toUpperCase() + admin.slice(1));
-    buttons[admin] = actions.appendChild(button);
-    button.dataset.admin = admin;
+  if (byId("buttons")) actions.append(byId("buttons").content.cloneNode(true));
+  for (const button of actions.children) {
+    const admin = button.dataset.admin;
+    buttons[admin] = button;
     button.setAttribute("aria-label", admin + " " + address);
     button.onclick = async () => {
       button.disabled = true;
@@ -3068,6 +3071,9 @@ refresh();
 """
 
 
+BUTTONS = PAGE[PAGE.index("<template") : PAGE.index("<script>")]
+
+
 def policy(page: str) -> str:
     """Return a Content-Security-Policy for the page's own script and style only."""
     hashes = {}
@@ -3095,11 +3101,12 @@ class StatusHandler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Answer /, /status.json, /metrics, /healthz."""
-        if not self._is_own_host():
-            return
         path, board = self.path.partition("?")[0], self.server.board
+        if path not in ("/healthz", "/metrics") and not self._is_own_host():
+            return
         if path == "/":
-            self._reply(200, "text/html; charset=utf-8", PAGE)
+            page = PAGE if self._may_control() else PAGE.replace(BUTTONS, "")
+            self._reply(200, "text/html; charset=utf-8", page)
         elif path == "/status.json":
             text = json.dumps(self._status(board.snapshot()))
             self._reply(200, "application/json", text)
@@ -3128,8 +3135,13 @@ class StatusHandler(http.server.BaseHTTPRequestHandler):
             words = "POST /servers/HOST:PORT/drain|ready|maint\n"
             self._reply(404, "text/plain", words)
             return
+        if not self._may_control():
+            words = "servers are set on a loopback address only, or anywhere with "
+            self._reply(403, "text/plain", words + "--status-control\n")
+            return
         address_text, admin = urllib.parse.unquote(path[1]), path[2]
-        if self.server.set_admin(address_text, admin):
+        whence = str(plain_ip(self.client_address[0]))
+        if self.server.set_admin(address_text, admin, whence):
             self._reply(200, "text/plain", f"{address_text}: {admin}\n")
         else:
             self._reply(404, "text/plain", f"no server {address_text}\n")
@@ -3145,11 +3157,21 @@ class StatusHandler(http.server.BaseHTTPRequestHandler):
             return True  # no browser: those always name it (RFC 9112, 3.2)
         with contextlib.suppress(ValueError):  # "[" is none
             host = urllib.parse.urlsplit(f"//{given or ''}").hostname
-        address = str(plain_ip(self.connection.getsockname()[0]))
-        if host in (address, "localhost", self.server.host.lower()):
+        known = {"localhost", self._own_ip(), *self.server.names}
+        if host in known:
             return True
-        self._reply(421, "text/plain", "this is not the host that you asked for\n")
+        words = "not a known name of this host: ask by its address, or start with "
+        self._reply(421, "text/plain", words + "--status-host NAME\n")
         return False
+
+    def _own_ip(self) -> str:
+        """Return the address that the client has connected to."""
+        return str(plain_ip(self.connection.getsockname()[0]))
+
+    def _may_control(self) -> bool:
+        """Tell whether a server may be set from here."""
+        is_near = ipaddress.ip_address(self._own_ip()).is_loopback
+        return is_near or bool(self.server.board.options.status_control)
 
     def _is_own_page(self) -> bool:
         """Refuse a foreign page: it can neither claim our origin nor add a header."""
@@ -3193,8 +3215,9 @@ class StatusServer(http.server.ThreadingHTTPServer):
         self, where: tuple[str, int], listen_text: str, board: Board, log: Log
     ) -> None:
         """Listen for status clients; raise OSError."""
-        self.host, self.listen_text = where[0], listen_text
-        self.board, self._log = board, log
+        names = (where[0], *(board.options.status_host or ()))
+        self.names = [name.lower() for name in names]
+        self.listen_text, self.board, self._log = listen_text, board, log
         self._lock = threading.Lock()
         self._open: dict[socket.socket, None] = {}
         family, address = resolve(*where)[0]
@@ -3247,9 +3270,9 @@ class StatusServer(http.server.ThreadingHTTPServer):
         if not isinstance(sys.exc_info()[1], OSError):
             traceback.print_exc()
 
-    def set_admin(self, address_text: str, admin: str) -> bool:
+    def set_admin(self, address_text: str, admin: str, whence: str) -> bool:
         """Set a server ready, drain or maint; False when there is none there."""
-        line = self.board.set_admin(address_text, admin)
+        line = self.board.set_admin(address_text, admin, whence)
         if line is None:
             return False
         self._log.line(line)
@@ -3759,6 +3782,10 @@ def add_output(group: OptionGroup) -> None:
     """Add the options that say what an operator sees."""
     text = "serve a live page, /status.json, /metrics and /healthz here"
     group.add("--status", text, type=parse_address, metavar="HOST:PORT")
+    text = "answer a browser that asks for this name, too; repeat for more"
+    group.add("--status-host", text, action="append", metavar="NAME")
+    text = "obey drain, ready and maint on any address, not on loopback alone"
+    group.add("--status-control", text, action="store_true")
     text = "append the log to FILE"
     group.add("--log", text, "standard output", metavar="FILE")
     text = "print nothing but the first line; a --log FILE is still written"

@@ -385,11 +385,22 @@ class Page(BalancerTestCase):
     def test_foreign_host_is_refused(self) -> None:
         port = split_address(self.where)[1]
         for host in ("evil.example", f"evil.example:{port}", "", "127.0.0.1.evil:80"):
-            for path in ("/", "/status.json", "/metrics"):
+            for path in ("/", "/status.json"):
                 with self.subTest(host=host, path=path):
-                    self.assertIn(self.ask(path, Host=host)[0], (400, 403, 421))
+                    status, _, body = self.ask(path, Host=host)
+                    self.assertEqual(status, 421)
+                    self.assertIn(b"--status-host NAME", body)
         for host in (self.where, f"localhost:{port}"):
             self.assertEqual(self.ask("/status.json", Host=host)[0], 200)
+
+    def test_probe_and_prometheus_are_answered_whatever_their_host(self) -> None:
+        for host in ("evil.example", "10.1.2.3:8080", "", "[::1"):
+            for path in ("/healthz", "/metrics"):
+                with self.subTest(host=host, path=path):
+                    self.assertEqual(self.ask(path, Host=host)[0], 200)
+
+    def test_page_on_a_loopback_address_has_buttons(self) -> None:
+        self.assertIn(b'<button data-admin="drain">', self.ask("/")[2])
 
     def test_health_is_told_to_who_names_no_host_as_no_browser_does(self) -> None:
         with dial(self.where) as client:
@@ -507,3 +518,67 @@ class Page(BalancerTestCase):
         self.assertEqual((status, headers["content-type"]), (200, "application/json"))
         self.assertIsInstance(json.loads(body), dict)
         self.assertEqual(int(headers["content-length"]), len(body))
+
+
+def public_address() -> str:
+    """Return an address of this machine that is not a loopback one, "" without."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        if sock.connect_ex(("192.0.2.1", 9)):  # sends nothing (udp(7)); RFC 5737
+            return ""
+        host = str(sock.getsockname()[0])
+        return "" if host.startswith("127.") else host
+
+
+class InPublic(BalancerTestCase):
+    """A status address that others can reach: names that are known, and no commands."""
+
+    def reach(self, *options: str) -> tuple[Backend, Running, str]:
+        """Return a server, a balancer, and its status on an address that is public."""
+        host = public_address()
+        if not host:
+            self.skipTest("this machine has loopback addresses only")
+        server = self.backend(named)
+        balancer = self.balance([server], "--status=0.0.0.0:0", *options)
+        port = split_address(status_address(balancer))[1]
+        return server, balancer, f"{host}:{port}"
+
+    def drain(self, where: str, server: Backend, **headers: str) -> tuple[int, bytes]:
+        """Ask for a drain; return the status and the answer."""
+        path = f"/servers/{server.address}/drain"
+        fields = {**SAME_ORIGIN, **headers}
+        status, _, body = http_request(where, path, "POST", fields, b"")
+        return status, body
+
+    def test_post_is_refused_with_the_remedy_and_the_page_has_no_buttons(self) -> None:
+        server, balancer, where = self.reach()
+        status, body = self.drain(where, server)
+        self.assertEqual(status, 403)
+        self.assertIn(b"--status-control", body)
+        status, _, page = http_request(where, "/")
+        self.assertEqual(status, 200)
+        self.assertNotIn(b"<button", page)
+        near = f"127.0.0.1:{split_address(where)[1]}"
+        self.assertEqual(self.drain(near, server)[0], 200)
+        self.assertIn("at 127.0.0.1", balancer.wait_for_line("state=DRAIN"))
+
+    def test_post_is_obeyed_where_control_was_given(self) -> None:
+        server, balancer, where = self.reach("--status-control")
+        self.assertIn(b"<button", http_request(where, "/")[2])
+        self.assertEqual(self.drain(where, server)[0], 200)
+        by_hand = f"by the operator at {split_address(where)[0]}"
+        self.assertIn(by_hand, balancer.wait_for_line("state=DRAIN"))
+
+    def test_names_that_are_given_are_known_in_any_case(self) -> None:
+        names = ("--status-host=lb.example", "--status-host=Other.Example")
+        balancer = self.balance([self.backend(named)], *names)
+        where = status_address(balancer)
+        for host, expected in {
+            "lb.example": 200,
+            "LB.example:8080": 200,
+            "other.example": 200,
+            "lb.example.evil": 421,
+            "notlb.example": 421,
+        }.items():
+            with self.subTest(host):
+                got = http_request(where, "/status.json", "GET", {"Host": host})[0]
+                self.assertEqual(got, expected)
