@@ -146,11 +146,11 @@ DEFAULT_PORTS = (9991, 9992, 9993)  # server2.py's, one after the other
 ALGORITHMS = ("roundrobin", "leastconn", "source", "random")
 UP, DOWN, DRAIN, MAINT = "UP", "DOWN", "DRAIN", "MAINT"
 ADMIN = ("ready", "drain", "maint")  # what an operator can set a server to
-CONNECT_BUCKETS_S = (
+BUCKETS_S = (  # of the histograms
     *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
-    *(0.1, 0.25, 0.5, 1, 2.5, 5),
+    *(0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 3600),
 )
-CONNECT_BOUNDS = (*map(str, CONNECT_BUCKETS_S), "+Inf")
+BOUNDS = (*map(str, BUCKETS_S), "+Inf")
 LOCAL_SHORTAGE = {  # what the system, not the server, has run out of
     *(errno.EMFILE, errno.ENFILE),  # descriptors
     *(errno.ENOBUFS, errno.ENOMEM),  # memory
@@ -627,6 +627,15 @@ class Addressed(Cells):
         (self.host, self.host2), self.port = struct.unpack("qq", packed), address[1]
 
 
+HISTOGRAM_CELLS = 1 + len(BOUNDS)
+
+
+def count_time(histogram: memoryview, time_ns: int) -> None:
+    """Count a time in a histogram: the sum, then how many are in each of BOUNDS."""
+    histogram[0] += time_ns
+    histogram[1 + bisect.bisect_left(BUCKETS_S, time_ns / 1e9)] += 1
+
+
 # Where the relay of a row counts: the next cells of Row.
 TO_SERVER, TO_CLIENT, LAST_NS = range(3, 6)
 
@@ -644,6 +653,7 @@ class Row(Addressed):
     before, after = Cell(), Cell()  # ... between these rows
     tries = Cell()  # connects that failed
     accepted_ns = Cell()
+    queued_ns = Cell()  # since when it waits; 0: not
     door = Cell()  # which --listen it came to
     own = Cell()  # with --algorithm source: 1 + the server that is this client's, ...
     own_version = Cell()  # ... as of a version of the servers' states
@@ -696,10 +706,10 @@ class Server(Addressed):
     to_server, to_client = Cell(), Cell()  # bytes, of connections that have ended
     penalty_s = Cell()  # for how long it stays DOWN, without checks
     changed_ns = Cell()
-    connects_ns = Cell()  # the sum; behind it, how many in each of CONNECT_BOUNDS
 
     def __init__(self, cells: memoryview, index: int, options: Options) -> None:
         super().__init__(cells)
+        self.connects = cells[self.SIZE :]  # a histogram
         self.index, self.options, self.seen = index, options, 0
         self.rise, self.top_health = options.rise, options.rise + options.fall - 1
 
@@ -789,9 +799,7 @@ class Server(Addressed):
         self.to_client += row.to_client
         if row.connect_ns:
             self.total += 1
-            self.connects_ns += row.connect_ns
-            bucket = bisect.bisect_left(CONNECT_BUCKETS_S, row.connect_ns / 1e9)
-            self.cells[self.SIZE + bucket] += 1
+            count_time(self.connects, row.connect_ns)
 
 
 def candidates(servers: Iterable[Server]) -> tuple[list[Server], bool]:
@@ -945,22 +953,27 @@ class Board(Cells):
         self._heads = 1 + slots * (options.algorithm == "source")
         self._rows_each = rows_each
         self._row_size = Row.SIZE + -(-slots // Row.TRIED)
-        server_size = Server.SIZE + len(CONNECT_BOUNDS)
+        server_size = Server.SIZE + HISTOGRAM_CELLS
         rows = self._heads + rows_each * options.workers
-        first_row = self.SIZE + slots * server_size
+        first = self.SIZE + 2 * HISTOGRAM_CELLS + len(END_CODES)
+        first_row = first + slots * server_size
         size = first_row + rows * self._row_size
         cells = memoryview(mmap.mmap(-1, 8 * size)).cast("q")
         super().__init__(cells[: self.SIZE])
+        histograms = cells[self.SIZE : self.SIZE + 2 * HISTOGRAM_CELLS]
+        self._queue_times = histograms[:HISTOGRAM_CELLS]
+        self._connection_times = histograms[HISTOGRAM_CELLS:]
+        self._ends = cells[self.SIZE + len(histograms) : first]
         self._rows = cells[first_row:]
         self._slots = [
             Server(cells[at : at + server_size], index, options)
-            for index, at in enumerate(range(self.SIZE, first_row, server_size))
+            for index, at in enumerate(range(first, first_row, server_size))
         ]
         for server, where in zip(self._slots, resolved, strict=False):
             server.place(*where)
         self.doors: list[str] = []  # the addresses of several --listen
         self.limit = options.max_connections or rows - self._heads
-        self.started_ns = time.monotonic_ns()
+        self.started_ns, self.started_s = time.monotonic_ns(), time.time()
         self._random = random.Random()
         self._seen = -1  # the version that these are of:
         self._candidates: list[Server] = []
@@ -1119,6 +1132,9 @@ class Board(Cells):
             self._end_locked(row, end)
 
     def _end_locked(self, row: Row, end: End) -> None:
+        self._ends[END_CODES.index(end.code)] += 1
+        count_time(self._connection_times, time.monotonic_ns() - row.accepted_ns)
+        self._count_wait_locked(row)
         self._leave_queue_locked(row)
         if server := self.server_of(row):
             row.server = 0
@@ -1146,6 +1162,7 @@ class Board(Cells):
         after = self.row(before.after)
         row.before, row.after, row.waits = before.index, after.index, 1
         before.after = after.before = row.index
+        row.queued_ns = row.queued_ns or time.monotonic_ns()
         self.queued += 1
 
     def _leave_queue_locked(self, row: Row) -> None:
@@ -1154,6 +1171,12 @@ class Board(Cells):
             self.row(row.after).before = row.before
             row.waits = 0
             self.queued -= 1
+
+    def _count_wait_locked(self, row: Row) -> None:
+        """Count how long a row has waited in the queue, if it has."""
+        if row.queued_ns:
+            count_time(self._queue_times, time.monotonic_ns() - row.queued_ns)
+            row.queued_ns = 0
 
     def _hand_out_locked(self) -> None:
         """Give places to those who wait, in order, and have them told."""
@@ -1169,6 +1192,7 @@ class Board(Cells):
                 except NoServerError:
                     told = True  # it asks again, to hear so
                 if told:
+                    self._count_wait_locked(row)
                     self._leave_queue_locked(row)
                     self.lock.bells.append((row.worker, row.index))
                 elif ring or not any(s.has_place for s in self._candidates):
@@ -1324,7 +1348,7 @@ class Board(Cells):
         return lines
 
     def snapshot(self) -> dict[str, Any]:
-        """Return a moment's figures as /status.json has them, and connect times."""
+        """Return a moment's figures as /status.json has them, and "more"."""
         with self.lock:
             now_ns = time.monotonic_ns()
             rows = self.taken_rows()
@@ -1350,9 +1374,19 @@ class Board(Cells):
                     describe_live(row, self.server_of(row), now_ns)
                     for row in rows[:LIVE_LISTED]
                 ],
-                "connects": {
-                    s.address_text: (s.cells[s.SIZE :].tolist(), s.connects_ns / 1e9)
-                    for s in servers
+                "more": {
+                    "ends": dict(zip(END_CODES, self._ends.tolist(), strict=True)),
+                    "queue": self._queue_times.tolist(),
+                    "connections": self._connection_times.tolist(),
+                    "started_s": round(self.started_s, 3),
+                    "servers": [
+                        {
+                            "checks_failed": s.checks_failed,
+                            "connects": s.connects.tolist(),
+                            "up": s.state == UP,
+                        }
+                        for s in servers
+                    ],
                 },
             }  # fmt: skip
 
@@ -1375,6 +1409,12 @@ def is_barred(options: Options, source: SocketAddress) -> bool:
 
 
 # ---- Ends ----------------------------------------------------------------------------
+
+
+END_CODES = (  # README's table
+    *("--", "CD", "SD", "cD", "sD", "CL", "cL", "KD", "KC", "KQ", "DD"),
+    *("SC", "sC", "CC", "CQ", "sQ", "PC", "RC", "ID"),
+)
 
 
 @dataclass(frozen=True)
@@ -2873,61 +2913,94 @@ def describe_live(row: Row, server: Server | None, now_ns: int) -> dict[str, Any
     }
 
 
-METRICS = (  # name after "load_balancer_", its kind, what it says
-    ("connections_total", "counter", "Connections accepted."),
-    ("connections_active", "gauge", "Connections that are live now."),
-    ("connections_failed_total", "counter", "Connections no server could take."),
-    ("server_up", "gauge", "1 while the server is UP."),
-    ("server_connections_active", "gauge", "Connections at the server now."),
-    ("server_connections_total", "counter", "Connections made to the server."),
-    ("server_connect_failures_total", "counter", "Connects that failed."),
-    ("server_bytes_total", "counter", "Bytes relayed."),
-    ("server_connect_seconds", "histogram", "Time of a TCP connect."),
+# Of metrics: the name after "load_balancer_", its kind, the figure, what it says
+TOTALS = (
+    ("connections_total", "counter", "total", "Connections accepted."),
+    ("connections_active", "gauge", "active", "Connections that are live now."),
+    ("connections_failed_total", "counter", "failed", "No server could take them."),
+    ("refused_total", "counter", "refused", "Connections refused."),
+    ("queued", "gauge", "queued", "Connections that wait for a place at a server."),
+    ("stopping", "gauge", "stopping", "1 once it was told to stop."),
+    ("start_time_seconds", "gauge", "started_s", "When it began, in Unix time."),
+)
+PER_SERVER = (
+    ("up", "gauge", "up", "1 while the server is UP."),
+    ("backup", "gauge", "backup", "1 for a backup."),
+    ("weight", "gauge", "weight", "Its share of new connections."),
+    ("max", "gauge", "max", "Its places; 0: no limit."),
+    ("connections_active", "gauge", "active", "Connections at the server now."),
+    ("connections_total", "counter", "total", "Connections made to the server."),
+    ("connect_failures_total", "counter", "connect_failures", "Connects that failed."),
+    ("retries_total", "counter", "retries", "Connections that went on to another."),
+    ("checks_failed_total", "counter", "checks_failed", "Checks that failed."),
+    ("last_change_seconds", "gauge", "last_change_s", "How long it is in its state."),
 )
 
 
-def render_metrics(figures: dict[str, Any]) -> str:
+def render_metrics(figures: dict[str, Any], workers: int) -> str:
     """Return the figures in Prometheus' text exposition format, version 0.0.4."""
-    connections = figures["connections"]
-    samples: dict[str, list[str]] = {name: [] for name, _, _ in METRICS}
-    samples["connections_total"] = [f" {connections['total']}"]
-    samples["connections_active"] = [f" {connections['active']}"]
-    samples["connections_failed_total"] = [f" {connections['failed']}"]
-    for s in figures["servers"]:
-        label = f'server="{s["address"]}"'
-        for name, value in (
-            ("up", int(s["state"] == UP)),
-            ("connections_active", s["active"]),
-            ("connections_total", s["total"]),
-            ("connect_failures_total", s["connect_failures"]),
-        ):
-            samples[f"server_{name}"].append(f"{{{label}}} {value}")
-    for way in ("to_server", "to_client"):
-        samples["server_bytes_total"] += [
-            f'{{server="{s["address"]}",direction="{way}"}} {s[f"bytes_{way}"]}'
-            for s in figures["servers"]
-        ]
-    for address, (counts, total_s) in figures["connects"].items():
-        samples["server_connect_seconds"] += histogram(address, counts, total_s)
-    lines = []
-    for name, kind, text in METRICS:
+    lines: list[str] = []
+
+    def add(name: str, kind: str, text: str, samples: Iterable[str]) -> None:
         full = f"load_balancer_{name}"
-        lines += [f"# HELP {full} {text}", f"# TYPE {full} {kind}"]
-        lines += [full + sample for sample in samples[name]]
+        lines.extend([f"# HELP {full} {text}", f"# TYPE {full} {kind}"])
+        lines.extend(full + sample for sample in samples)
+
+    more = figures["more"]
+    totals = figures | figures["connections"] | more
+    for name, kind, key, text in TOTALS:
+        add(name, kind, text, [f" {+totals[key]}"])
+    ends = more["ends"].items()
+    text = "Connections that have ended, by how."
+    add("ends_total", "counter", text, (f'{{code="{k}"}} {n}' for k, n in ends))
+    ways = figures["bytes"].items()
+    text = "Bytes relayed."
+    samples = [f'{{direction="{way[:-1]}"}} {amount}' for way, amount in ways]
+    add("bytes_total", "counter", text, samples)
+    text = "Time in the queue."
+    add("queue_seconds", "histogram", text, histogram(more["queue"]))
+    text = "Time from accept to end."
+    add("connection_seconds", "histogram", text, histogram(more["connections"]))
+    python = ".".join(map(str, sys.version_info[:3]))
+    info = f'version="{VERSION}",python="{python}",workers="{workers}"'
+    info += f',free_threaded="{"yes" if is_free_threaded() else "no"}"'
+    add("build_info", "gauge", "What runs here.", [f"{{{info}}} 1"])
+
+    servers = [
+        (f'server="{one["address"]}"', one | extra)
+        for one, extra in zip(figures["servers"], more["servers"], strict=True)
+    ]
+    for name, kind, key, text in PER_SERVER:
+        samples = [f"{{{label}}} {+one[key]}" for label, one in servers]
+        add(f"server_{name}", kind, text, samples)
+    samples = [
+        f'{{{label},state="{state}"}} {int(one["state"] == state)}'
+        for label, one in servers
+        for state in (UP, DOWN, DRAIN, MAINT)
+    ]
+    add("server_state", "gauge", "1 for the state that the server is in.", samples)
+    samples = [
+        f'{{{label},direction="{way}"}} {one[f"bytes_{way}"]}'
+        for label, one in servers
+        for way in ("to_server", "to_client")
+    ]
+    add("server_bytes_total", "counter", "Bytes relayed.", samples)
+    samples = [s for label, one in servers for s in histogram(one["connects"], label)]
+    add("server_connect_seconds", "histogram", "Time of a TCP connect.", samples)
     return "\n".join(lines) + "\n"
 
 
-def histogram(address: str, counts: list[int], total_s: float) -> list[str]:
-    """Return a server's connect times: of each bound, how many were not above it."""
-    label = f'server="{address}"'
-    totals = list(itertools.accumulate(counts))
+def histogram(cells: list[int], label: str = "") -> list[str]:
+    """Return its samples: of each bound, how many times were not above it."""
+    totals = list(itertools.accumulate(cells[1:]))
+    front, alone = (f"{label},", f"{{{label}}}") if label else ("", "")
     return [
         *(
-            f'_bucket{{{label},le="{bound}"}} {total}'
-            for bound, total in zip(CONNECT_BOUNDS, totals, strict=True)
+            f'_bucket{{{front}le="{bound}"}} {total}'
+            for bound, total in zip(BOUNDS, totals, strict=True)
         ),
-        f"_sum{{{label}}} {total_s:.9f}",
-        f"_count{{{label}}} {totals[-1]}",
+        f"_sum{alone} {cells[0] / 1e9:.9f}",
+        f"_count{alone} {totals[-1]}",
     ]
 
 
@@ -3190,7 +3263,7 @@ class StatusHandler(http.server.BaseHTTPRequestHandler):
             text = json.dumps(self._status(board.snapshot()))
             self._reply(200, "application/json", text)
         elif path == "/metrics":
-            text = render_metrics(board.snapshot())
+            text = render_metrics(board.snapshot(), board.options.workers)
             self._reply(200, "text/plain; version=0.0.4", text)
         elif path == "/healthz":
             words = "ok\n" if board.is_up() else "no server is UP\n"
@@ -3226,7 +3299,7 @@ class StatusHandler(http.server.BaseHTTPRequestHandler):
             self._reply(404, "text/plain", f"no server {address_text}\n")
 
     def _status(self, figures: dict[str, Any]) -> dict[str, Any]:
-        shown = {key: value for key, value in figures.items() if key != "connects"}
+        shown = {key: value for key, value in figures.items() if key != "more"}
         return {"version": 1, "listen": self.server.listen_text, **shown}
 
     def _is_own_host(self) -> bool:
@@ -3436,8 +3509,8 @@ class Balancer:
         """Run until a stop has come to its end; raise RuntimeError without threads."""
         self._start_workers()
         print(first_line, flush=True)  # before any line of the log
-        workers = count(self._options.workers, "worker")
-        self._log.line(f"{first_line.partition(' (')[0]} with {workers}")
+        what = f"{count(self._options.workers, 'worker')}, version {VERSION}"
+        self._log.line(f"{first_line.partition(' (')[0]} with {what}")
         for note in self._options.notes:
             self._log.line(note)
         self._start_desk()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import socket
+import subprocess
 import time
 from typing import Any
 
@@ -21,6 +23,7 @@ from tests.balancer import (
     wait_for_endings,
 )
 from tests.support import (
+    ROOT,
     Backend,
     Running,
     dial,
@@ -156,14 +159,31 @@ class Figures(BalancerTestCase):
         self.assertEqual(value("connections_total"), connections["total"])
         self.assertEqual(value("connections_active"), connections["active"])
         self.assertEqual(value("connections_failed_total"), connections["failed"])
+        self.assertEqual(value("refused_total"), connections["refused"])
+        self.assertEqual(value("queued"), connections["queued"])
+        self.assertEqual(value("stopping"), document["stopping"])
+        for direction in ("to_server", "to_client"):
+            expected = document["bytes"][f"{direction}s"]
+            self.assertEqual(value("bytes_total", direction=direction), expected)
+        ended = connections["total"] - connections["active"]
+        self.assertEqual(value("ends_total", code="--"), ended)
+        self.assertEqual(value("connection_seconds_count"), ended)
+        self.assertEqual(value("queue_seconds_count"), 0)
         for entry in document["servers"]:
             name = entry["address"]
             up = 1 if entry["state"] == "UP" else 0
             self.assertEqual(value("server_up", server=name), up)
+            for state in ("UP", "DOWN", "DRAIN", "MAINT"):
+                got = value("server_state", server=name, state=state)
+                self.assertEqual(got, entry["state"] == state)
             for metric, key in (
                 ("connections_active", "active"),
                 ("connections_total", "total"),
                 ("connect_failures_total", "connect_failures"),
+                ("retries_total", "retries"),
+                ("weight", "weight"),
+                ("max", "max"),
+                ("backup", "backup"),
             ):
                 self.assertEqual(value(f"server_{metric}", server=name), entry[key])
             for direction in ("to_server", "to_client"):
@@ -240,8 +260,84 @@ class Formats(BalancerTestCase):
             "server_connect_failures_total": "counter",
             "server_bytes_total": "counter",
             "server_connect_seconds": "histogram",
+            "queued": "gauge",
+            "refused_total": "counter",
+            "ends_total": "counter",
+            "queue_seconds": "histogram",
+            "connection_seconds": "histogram",
+            "server_state": "gauge",
+            "server_weight": "gauge",
+            "server_max": "gauge",
+            "server_retries_total": "counter",
+            "server_checks_failed_total": "counter",
+            "start_time_seconds": "gauge",
+            "build_info": "gauge",
         }.items():
             self.assertEqual(parsed.types.get(f"load_balancer_{name}"), kind, name)
+
+    def test_wait_in_the_queue_and_each_end_are_counted_once(self) -> None:
+        server = self.backend(named)
+        balancer = self.balance([f"{server.address},max=1"], "--queue-timeout=0.2")
+        holder, waiter, late = (self.dial(balancer) for _ in range(3))
+        read_exactly(holder, 5)
+        self.assertEqual((waiter.recv(1), late.recv(1)), (b"", b""))
+        holder.close()
+        wait_for_endings(balancer, 3)
+        parsed = metrics(balancer)
+        self.assertEqual(parsed.value("ends_total", code="sQ"), 2)
+        self.assertEqual(parsed.value("ends_total", code="--"), 1)
+        self.assertEqual(parsed.value("queue_seconds_count"), 2)
+        self.assertEqual(parsed.value("queue_seconds_bucket", le="0.1"), 0)
+        self.assertGreaterEqual(parsed.value("queue_seconds_sum"), 0.4)
+        self.assertEqual(parsed.value("connection_seconds_count"), 3)
+
+    def test_build_and_start_are_told(self) -> None:
+        balancer = self.balance([self.backend(named)])
+        parsed = metrics(balancer)
+        self.assertAlmostEqual(
+            parsed.value("start_time_seconds"), time.time(), delta=60
+        )
+        ((_, labels),) = (k for k in parsed.samples if k[0].endswith("_build_info"))
+        found = dict(labels)
+        self.assertEqual((found["version"], found["workers"]), ("2.0", "1"))
+        self.assertRegex(found["python"], r"\A3\.\d+\.\d+\Z")
+        self.assertIn(found["free_threaded"], ("yes", "no"))
+
+    def test_client_of_prometheus_itself_reads_the_metrics(self) -> None:
+        python = os.environ.get("LAB_PROMETHEUS_PYTHON")
+        if not python:
+            self.skipTest("LAB_PROMETHEUS_PYTHON names no Python that has it")
+        balancer = self.balance([self.backend(named)])
+        visit_once(balancer)
+        wait_for_endings(balancer, 1)
+        text = http_request(status_address(balancer), "/metrics")[2]
+        program = (
+            "import sys; from prometheus_client.parser import *\n"
+            "for f in text_string_to_metric_families(sys.stdin.read()):\n"
+            "    print(f.name, f.type, len(f.samples))\n"
+        )
+        result = subprocess.run(
+            [python, "-c", program], input=text, capture_output=True, check=False
+        )
+        self.assertEqual((result.returncode, result.stderr), (0, b""))
+        families = result.stdout.decode().splitlines()
+        for family in (
+            "load_balancer_connections counter 1",
+            "load_balancer_ends counter 19",
+            "load_balancer_server_state gauge 4",
+            "load_balancer_queue_seconds histogram 23",
+            "load_balancer_build_info gauge 1",
+        ):
+            self.assertIn(family, families)
+
+    def test_each_end_of_readme_has_its_counter(self) -> None:
+        readme = (ROOT / "README.md").read_text(encoding="utf-8")
+        rows = re.findall(r"(?m)^\| `[A-Za-z-]{2}` .*", readme)
+        codes = re.findall(r"`([A-Za-z-]{2})`", " ".join(rows))
+        self.assertGreater(len(codes), 15)
+        parsed = metrics(self.balance([self.backend(named)]))
+        for code in codes:
+            self.assertEqual(parsed.value("ends_total", code=code), 0)
 
     def test_failed_and_refused_connections_are_counted_apart(self) -> None:
         with refusing_address() as dead:
