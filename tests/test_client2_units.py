@@ -924,6 +924,18 @@ class TheVerdict(unittest.TestCase):
         self.assertIn("all of these", client2.knee_words(runs[:2]))
         self.assertIn("none of these", client2.knee_words([run(5, 1), run(9, 1)]))
 
+    def test_a_queue_that_is_left_at_the_schedules_end_is_beyond_the_knee(self) -> None:
+        # 1,100 messages in 20 s; the last ones were answered up to 2.9 s later.
+        over = Results(rate=55, confirmed=1100, planned=1100, wall_s=22.9)
+        over.response_time.extend([2_900 * MS])
+        # By chance Poisson drew fewer, and the last one was due early: no queue.
+        calm = Results(rate=10, confirmed=180, planned=180, wall_s=20)
+        calm.response_time.extend([200 * MS])
+        self.assertEqual(
+            client2.knee_words([calm, over]),
+            "the knee: the target holds 10.0/s; at 55.0/s it confirmed 48.0/s",
+        )
+
 
 class TheReport(unittest.TestCase):
     """The page, from results alone."""
