@@ -599,14 +599,14 @@ class Cell:
     """A number on the board that reads and writes like an attribute."""
 
     def __set_name__(self, owner: type[Cells], name: str) -> None:
-        self._at = owner.SIZE
+        self.at = owner.SIZE
         owner.SIZE += 1
 
     def __get__(self, row: Cells, owner: type | None = None) -> int:
-        return row.cells[self._at]
+        return row.cells[self.at]
 
     def __set__(self, row: Cells, value: int) -> None:
-        row.cells[self._at] = value
+        row.cells[self.at] = value
 
 
 class Cells:
@@ -617,6 +617,10 @@ class Cells:
 
     def __init__(self, cells: memoryview) -> None:
         self.cells = cells
+
+    def clear(self) -> None:
+        """Make it nobody's."""
+        self.cells[:] = memoryview(bytes(8 * len(self.cells))).cast("q")
 
 
 def pack_ip(ip: Address) -> tuple[int, int]:
@@ -644,25 +648,20 @@ class Row(Cells):
     taken = Cell()  # 1 from accept to the end
     number = Cell()  # by which those who wait are in order
     server = Cell()  # 1 + index of the server at which it has a place; 0: none
-    ring = Cell()  # 1 + the ring in which it waits for a place; 0: it does not
-    before, after = Cell(), Cell()  # its neighbours there
+    waits = Cell()  # 1: for a place, in the ring `own`, ...
+    before, after = Cell(), Cell()  # ... between these rows
     tries = Cell()  # connects that failed
     accepted_ns = Cell()
     logged = Cell()  # 1: its line is written, or about to be
     host, host2, port = Cell(), Cell(), Cell()  # the client
-    # With --algorithm source: 1 + the server that is this client's, as of a version of
-    # the servers' states.
-    own, own_version = Cell(), Cell()
+    own = Cell()  # with --algorithm source: 1 + the server that is this client's, ...
+    own_version = Cell()  # ... as of a version of the servers' states
     TRIED = 62  # servers in one further cell: a bit for each that could not be reached
     __slots__ = ("index", "worker")
 
     def __init__(self, cells: memoryview, index: int, worker: int) -> None:
         super().__init__(cells)
         self.index, self.worker = index, worker
-
-    def clear(self) -> None:
-        """Make it nobody's row."""
-        self.cells[:] = memoryview(bytes(8 * len(self.cells))).cast("q")
 
     def source(self) -> SocketAddress:
         """Return the client's (host, port)."""
@@ -705,73 +704,51 @@ class Server(Cells):
     total, connect_failures, retries, checks_failed = (Cell() for _ in range(4))
     to_server, to_client = Cell(), Cell()  # bytes, of connections that have ended
     penalty_s = Cell()  # for how long it stays DOWN, without checks
-    failed_ns = Cell()  # when a check or a client's connect failed last
     changed_ns = Cell()
     connects_ns = Cell()  # the sum; behind it, how many in each of CONNECT_BOUNDS
-    __slots__ = (
-        "address",
-        "address_text",
-        "backup",
-        "fall",
-        "index",
-        "last_check",
-        "max",
-        "name",
-        "rise",
-        "seen",
-        "weight",
-    )  # fmt: skip
 
-    def __init__(self, cells: memoryview, index: int) -> None:
+    def __init__(self, cells: memoryview, index: int, options: Options) -> None:
         super().__init__(cells)
-        self.index, self.seen = index, 0
-        self.last_check = "not checked yet"  # of the process that checks
+        self.index, self.options, self.seen = index, options, 0
 
-    def place(
-        self, given: int, options: Options, family: int, address: SocketAddress
-    ) -> None:
+    def place(self, given: int, family: int, address: SocketAddress) -> None:
         """Make it the server at an address that --server number `given` resolves to."""
         last = self.version
-        self.cells[:] = memoryview(bytes(8 * len(self.cells))).cast("q")
+        self.clear()
         self.host, self.host2 = pack_ip(plain_ip(address[0]))
         self.port, self.scope = address[1], address[3] if len(address) > 3 else 0
         self.family, self.given = family, given
         self.last_passed, self.penalty_s = 1, int(PENALTY_S)
         self.changed_ns = time.monotonic_ns()
-        self.version = last + 1
-        self.look(options)
         self.health = self.top_health
+        self.version = last + 1
         self.used = 1
 
-    def look(self, options: Options) -> None:
-        """See where it is now: another process may have placed it."""
-        if self.seen == self.version:
-            return
-        self.seen = self.version
-        host = unpack_ip(self.host, self.host2)
-        given = options.servers[self.given]
-        self.address: SocketAddress = (host, self.port)
-        if self.family == socket.AF_INET6:
-            host = host if ":" in host else f"::ffff:{host}"
-            self.address = (host, self.port, 0, self.scope)
-        plain = unpack_ip(self.host, self.host2)
-        self.address_text = format_address((plain, self.port))
-        self.name = format_address((given["host"], given["port"]))
-        self.weight, self.backup, self.max = (
-            given[key] for key in ("weight", "backup", "max")
-        )
-        self.rise, self.fall = options.rise, options.fall
-        self.last_check = "not checked yet"
+    def look(self) -> Server:
+        """See where it is now: another process may have placed it; return it."""
+        if self.seen != self.version:
+            self.seen = self.version
+            given = self.options.servers[self.given]
+            self.weight, self.backup = given["weight"], given["backup"]
+            self.max = given["max"]
+            host = unpack_ip(self.host, self.host2)
+            self.address_text = format_address((host, self.port))
+            self.address: SocketAddress = (host, self.port)
+            if self.family == socket.AF_INET6:
+                mapped = str(as_ipv6(plain_ip(host)))
+                self.address = (mapped, self.port, 0, self.scope)
+            self.last_check = "not checked yet"  # of the process that checks
+        return self
 
     @property
     def top_health(self) -> int:
         """The best that its health can be."""
-        return int(self.rise + self.fall - 1)
+        return int(self.options.rise + self.options.fall - 1)
 
     @property
     def is_healthy(self) -> bool:
         """Whether its health is good enough, whatever the operator says."""
-        return bool(self.health >= self.rise)
+        return bool(self.health >= self.options.rise)
 
     @property
     def may_serve(self) -> bool:
@@ -783,9 +760,7 @@ class Server(Cells):
         """UP, DOWN, DRAIN or MAINT."""
         if self.gone:
             return DRAIN  # its live connections go on
-        if self.admin:
-            return DRAIN if ADMIN[self.admin] == "drain" else MAINT
-        return UP if self.is_healthy else DOWN
+        return (UP if self.is_healthy else DOWN, DRAIN, MAINT)[self.admin]
 
     @property
     def has_place(self) -> bool:
@@ -806,15 +781,13 @@ class Server(Cells):
             if self.is_healthy:
                 self.health = self.top_health
         else:
-            self.failed_ns = time.monotonic_ns()
-            self.health = self.health - 1 if self.health > self.rise else 0
+            self.health = self.health - 1 if self.health > self.options.rise else 0
 
     def copy(self) -> Server:
         """Return what it is now, not on the board."""
         cells = memoryview(bytearray(self.cells)).cast("q")
-        copy = Server(cells, self.index)
-        for name in self.__slots__:
-            setattr(copy, name, getattr(self, name))
+        copy = Server(cells, self.index, self.options).look()
+        copy.last_check = self.last_check
         return copy
 
     def add_row(self, row: Row) -> None:
@@ -851,8 +824,9 @@ def choose(servers: list[Server], algorithm: str, rng: random.Random) -> Server 
     if algorithm == "random" and len(servers) > 1:
         servers = rng.choices(servers, [s.weight for s in servers], k=2)
     if algorithm in ("leastconn", "random") and servers:
-        least = min(s.places_taken / s.weight for s in servers)
-        servers = [s for s in servers if s.places_taken / s.weight == least]
+        loads = [s.places_taken / s.weight for s in servers]
+        least = min(loads)
+        servers = [s for s, load in zip(servers, loads, strict=True) if load == least]
     return smooth_round_robin(servers) if servers else None
 
 
@@ -863,10 +837,13 @@ def smooth_round_robin(servers: list[Server]) -> Server:
     retried charges the server that serves it, so a dead server's share spreads over all
     the rest.
     """
+    richest, most, total = servers[0], -math.inf, 0
     for server in servers:
-        server.credit += server.weight
-    richest = max(servers, key=lambda s: s.credit)
-    richest.credit -= sum(s.weight for s in servers)
+        server.credit = credit = server.credit + server.weight
+        total += server.weight
+        if credit > most:
+            richest, most = server, credit
+    richest.credit -= total
     return richest
 
 
@@ -882,51 +859,54 @@ def rendezvous(host: str, server: Server) -> float:
 
 
 class BoardLock:
-    """A lock between processes: it says who has it, so that the dead can be robbed.
+    """The board's lock: it says who has it, so that the dead can be robbed.
 
-    Who finds it taken tries again, rather than sleep in the semaphore: woken there, a
-    thread would have the lock and wait for the interpreter, and all others for it.
+    Between processes, who finds it taken tries again, rather than sleep in the
+    semaphore: woken there, a thread would have the lock and wait for the interpreter,
+    and all others for it.
     """
 
     def __init__(self, board: Board) -> None:
-        self._semaphore = multiprocessing.get_context("fork").Lock()
         self._board = board
-        self.me = os.getpid()
+        self.bells: list[tuple[int, int]] = []  # to ring once it is free: (whose, why)
+        self._alone = board.options.workers == 1
+        kind = threading if self._alone else multiprocessing.get_context("fork")
+        self._lock: Any = kind.Lock()
+        self.me = self._parent = os.getpid()
 
     def __enter__(self) -> None:
-        if not self._semaphore.acquire(False):
+        if not self._lock.acquire(self._alone):
             self._try_again()
         self._board.holder = self.me
 
     def _try_again(self) -> None:
+        """Take it from its holder, from a dead one if this is the parent.
+
+        If nobody has noted itself for a second, it died within the two lines where the
+        lock is taken or given back.
+        """
         pause_s, waited_s, holder = LOCK_PAUSE_S, 0.0, 0
-        while not self._semaphore.acquire(False):
+        while not self._lock.acquire(False):
             time.sleep(pause_s)
             if holder != self._board.holder:
                 pause_s, waited_s, holder = LOCK_PAUSE_S, 0.0, self._board.holder
             waited_s += pause_s
             pause_s = min(2 * pause_s, 0.01)
+            is_parent = self.me == self._parent
+            if is_parent and (is_dead(holder) if holder else waited_s > 1.0):
+                break
             if waited_s > STALL_S and holder not in (0, self.me):
                 with contextlib.suppress(OSError):
                     os.kill(holder, signal.SIGKILL)  # stopped, and all wait for it
 
     def __exit__(self, *_: object) -> None:
+        bells = self.bells
+        if bells:
+            self.bells = []
         self._board.holder = 0
-        self._semaphore.release()
-
-    def rob(self) -> None:
-        """Take the lock, from a dead child if that has it; called by the parent.
-
-        Nobody has noted itself for a second: then it died within the two lines where
-        the lock is taken or given back, and its name is not on the board.
-        """
-        nobody = 0
-        while not self._semaphore.acquire(True, 0.05):
-            holder = self._board.holder
-            nobody = 0 if holder else nobody + 1
-            if nobody == 20 or (holder and is_dead(holder)):
-                break
-        self._board.holder = self.me
+        self._lock.release()
+        for number, why in bells:
+            self._board.bells[number].ring(why)
 
 
 def is_dead(child: int) -> bool:
@@ -949,8 +929,8 @@ class Board(Cells):
     lines for the log instead of writing them. A place is counted before a row names its
     server, and no longer only after it does not; `bury` counts all anew.
 
-    Who waits for a place is in a ring of rows, in the order of accept; row 0 is both
-    its ends. With --algorithm source each server has a ring, row 1 + its index.
+    Who waits for a place is in a ring of rows, in the order of accept, that begins and
+    ends at row 0. With --algorithm source each server has a ring, at row 1 + its index.
     """
 
     holder = Cell()  # the process that has the lock; 0: none
@@ -969,27 +949,31 @@ class Board(Cells):
         ]
         moves = any(not is_literal(given["host"]) for given in options.servers)
         slots = len(resolved) + MOVED_SERVERS * moves
-        self._heads = 1 + slots
+        self._heads = 1 + slots * (options.algorithm == "source")
         self._rows_each = rows_each
         self._row_size = Row.SIZE + -(-slots // Row.TRIED)
         server_size = Server.SIZE + len(CONNECT_BOUNDS)
         rows = self._heads + rows_each * options.workers
-        sizes = (self.SIZE, slots * server_size, rows * self._row_size)
-        cells = memoryview(mmap.mmap(-1, 8 * sum(sizes))).cast("q")
+        first_row = self.SIZE + slots * server_size
+        size = first_row + rows * self._row_size
+        cells = memoryview(mmap.mmap(-1, 8 * size)).cast("q")
         super().__init__(cells[: self.SIZE])
-        self._rows = cells[-sizes[2] :]
-        starts = range(self.SIZE, self.SIZE + sizes[1], server_size)
+        self._rows = cells[first_row:]
         self._slots = [
-            Server(cells[start : start + server_size], index)
-            for index, start in enumerate(starts)
+            Server(cells[at : at + server_size], index, options)
+            for index, at in enumerate(range(self.SIZE, first_row, server_size))
         ]
         for server, where in zip(self._slots, resolved, strict=False):
-            server.place(where[0], options, *where[1:])
+            server.place(*where)
         self.limit = options.max_connections or rows - self._heads
         self.started_ns = time.monotonic_ns()
         self._random = random.Random()
-        self._known: tuple[int, list[Server], bool] = (-1, [], False)
-        self.lock: Any = BoardLock(self) if options.workers > 1 else threading.Lock()
+        self._seen = -1  # the version that these are of:
+        self._candidates: list[Server] = []
+        self._asked: list[Server] = []  # by who has not tried any
+        self.fail_open = False  # no server is UP: all are tried
+        self._empty_rings()
+        self.lock = BoardLock(self)
         self.bells = [Bell() for _ in range(options.workers + 1)]  # 0: the desk's
 
     def row(self, index: int) -> Row:
@@ -1004,30 +988,28 @@ class Board(Cells):
 
     def taken_rows(self) -> list[Row]:
         """Return the rows of live connections, the oldest first."""
-        step, at = self._row_size, Row.__dict__["taken"]._at
-        taken = self._rows[at::step].tolist()
-        rows = [self.row(index) for index, is_taken in enumerate(taken) if is_taken]
+        taken = enumerate(self._column("taken", len(self._rows)))
+        rows = [self.row(index) for index, is_taken in taken if is_taken]
         return sorted(rows, key=lambda row: row.number)
+
+    def _column(self, name: str, end: int) -> list[int]:
+        """Return one cell of all rows, up to a cell."""
+        start = Row.__dict__[name].at
+        column: list[int] = self._rows[start : end : self._row_size].tolist()
+        return column
 
     def servers(self) -> list[Server]:
         """Return the servers of this moment, also those whose address is gone."""
-        servers = [server for server in self._slots if server.used]
-        for server in servers:
-            server.look(self.options)
-        return servers
+        return [server.look() for server in self._slots if server.used]
 
     def server_of(self, row: Row) -> Server | None:
         """Return the server at which a row has a place."""
-        return self._slots[row.server - 1] if row.server else None
-
-    def ring(self, bells: Iterable[tuple[int, int]]) -> None:
-        """Ring bells of workers: (worker, why)."""
-        for number, why in bells:
-            self.bells[number].ring(why)
+        return self._slots[row.server - 1].look() if row.server else None
 
     def ring_all(self) -> None:
         """Have every process look at the board."""
-        self.ring((number, LOOK) for number in range(len(self.bells)))
+        for bell in self.bells:
+            bell.ring(LOOK)
 
     # A connection's steps -------------------------------------------------------------
 
@@ -1049,10 +1031,8 @@ class Board(Cells):
             row.taken, row.number = 1, self.begun
             row.accepted_ns = time.monotonic_ns()
             row.set_source(peer)
-            bells = []
             if not options.accept_proxy and not is_barred(options, peer):
-                bells = self._pick_locked(row)
-        self.ring(bells)
+                self._pick_locked(row)
         return client_sock, peer
 
     def pick(self, row: Row) -> Server | None:
@@ -1061,54 +1041,40 @@ class Board(Cells):
         Raise NoServerError when all that could be tried have been.
         """
         with self.lock:
-            bells = self._pick_locked(row)
-            server = self.server_of(row)
-        self.ring(bells)
-        return server
+            self._pick_locked(row)
+            return self.server_of(row)
 
-    def fail_open(self) -> bool:
-        """Tell whether no server is UP, and all are tried."""
-        return self._known[2]
-
-    def _pick_locked(self, row: Row) -> list[tuple[int, int]]:
-        """Give a row a place, or put it into the queue behind those who wait there.
-
-        Return the bells to be rung.
-        """
+    def _pick_locked(self, row: Row) -> None:
+        """Give a row a place, or put it into the queue behind those who wait there."""
         asked = self._asked_locked(row)
-        if row.tries and not asked:
-            raise NoServerError
-        ring = self._ring_locked(row, asked)
-        first = self.row(ring).after if any(s.max for s in asked) else 0
-        overtakes = first and self.row(first).number < row.number
-        if not overtakes and self._give_place_locked(row, asked):
-            return []
-        self._enqueue_locked(row, ring)
-        # Who waits in front may be waiting for a server that this one need not have.
-        return self._hand_out_locked() if overtakes else []
+        first = self.row(self.row(row.own).after) if self.queued else row
+        overtakes = 0 < first.number < row.number
+        if overtakes or not self._give_place_locked(row, asked):
+            self._enqueue_locked(row)
+        if overtakes:  # who waits in front may wait for a server that this one need not
+            self._hand_out_locked()
 
     def _asked_locked(self, row: Row) -> list[Server]:
-        """Return the servers that a row may be sent to."""
-        if self._known[0] != self.version:
-            self._known = (self.version, *candidates(self.servers()))
-        _, servers, fail_open = self._known
+        """Return the servers that a row may be sent to; raise NoServerError."""
+        if self._seen != self.version:
+            self._seen = self.version
+            self._candidates, self.fail_open = candidates(self.servers())
+            self._asked = first_rank(self._candidates, self.fail_open)
+        asked = self._asked
         if row.tries:
-            servers = [s for s in servers if not row.has_tried(s)]
-        return first_rank(servers, fail_open)
-
-    def _ring_locked(self, row: Row, asked: list[Server]) -> int:
-        """Return the ring in which a row waits; note its own server, with `source`."""
+            left = [s for s in self._candidates if not row.has_tried(s)]
+            if not left:
+                raise NoServerError
+            asked = first_rank(left, self.fail_open)
         if self.options.algorithm != "source" or not asked:
-            return 0
-        if not row.own or row.own_version != self.version or row.tries:
+            return asked
+        if not row.own or row.own_version != self.version:
             host = unpack_ip(row.host, row.host2)
             row.own = 1 + max(asked, key=lambda s: rendezvous(host, s)).index
             row.own_version = self.version
-        return row.own
+        return [self._slots[row.own - 1]]
 
     def _give_place_locked(self, row: Row, asked: list[Server]) -> bool:
-        if self.options.algorithm == "source" and asked:
-            asked = [self._slots[row.own - 1]]
         server = choose(asked, self.options.algorithm, self._random)
         if server is None:
             return False
@@ -1123,126 +1089,92 @@ class Board(Cells):
         """
         with self.lock:
             row.note_tried(server)
-            row.server = 0
+            row.server = row.own = 0
             server.places_taken -= 1
             server.retries += 1
             line = ""
             if failure.blames_server:
                 server.connect_failures += 1
-                if server.is_healthy and self._has_connected_since_locked(server):
-                    server.count_result(True)  # only failures in a row count
                 line = self._count_result_locked(server, False, failure.words)
-            bells = self._hand_out_locked()
-        self.ring(bells)
-        return line
+            self._hand_out_locked()
+            return line
 
-    def _has_connected_since_locked(self, server: Server) -> bool:
-        """Tell whether a live connection was made after the server's last failure."""
-        if server.in_a_row == 0 or server.last_passed:
-            return False
-        return any(
-            row.server == server.index + 1
-            and row.connect_ns
-            and row.accepted_ns > server.failed_ns
-            for row in self.taken_rows()
-        )
-
-    def note_refused(self, row: Row) -> None:
-        """Count a client that may not come."""
-        with self.lock:
-            self.refused += 1
-
-    def end(self, row: Row, failed: bool) -> str:
-        """End a connection: count it, free its place, hand that on.
+    def connected(self, row: Row, server: Server, began_ns: int) -> str:
+        """Note that a connect has succeeded, and let it speak for its server.
 
         Return a line for the log when it brought its server UP.
         """
-        with self.lock:
-            bells = []
-            if self.live >= self.limit:
-                bells = [(number, LOOK) for number in range(1, len(self.bells))]
-            self._leave_queue_locked(row)
-            line = ""
-            if server := self.server_of(row):
-                line = self._note_success_locked(row, server)
-                row.server = 0
-                server.places_taken -= 1
-                server.add_row(row)
-            self.to_servers += row.to_server
-            self.to_clients += row.to_client
-            self.failed += failed
-            row.clear()
-            self.live -= 1
-            bells += self._hand_out_locked()
-        self.ring(bells)
-        return line
+        row.last_ns = now_ns = time.monotonic_ns()
+        row.connect_ns = max(1, now_ns - began_ns)
+        if server.health < server.top_health:  # only failures in a row count
+            with self.lock:
+                return self._count_result_locked(server, True, "connected for a client")
+        return ""
 
-    def _note_success_locked(self, row: Row, server: Server) -> str:
-        """Let a connection that was made speak for its server, like a check."""
-        # One that is older than the last failure says nothing of now.
-        fresh = row.accepted_ns > server.failed_ns
-        if not row.connect_ns or not fresh or server.health >= server.top_health:
-            return ""
-        return self._count_result_locked(server, True, "connected for a client")
+    def end(self, row: Row, end: End) -> None:
+        """End a connection: count it, free its place, hand that on."""
+        with self.lock:
+            if self.live >= self.limit:
+                everyone = range(1, len(self.bells))
+                self.lock.bells += [(number, LOOK) for number in everyone]
+            self._end_locked(row, end)
+
+    def _end_locked(self, row: Row, end: End) -> None:
+        self._leave_queue_locked(row)
+        if server := self.server_of(row):
+            row.server = 0
+            server.places_taken -= 1
+            server.add_row(row)
+        self.to_servers += row.to_server
+        self.to_clients += row.to_client
+        self.refused += end.code == "PC"
+        self.failed += not row.connect_ns and end.is_failure
+        row.clear()
+        self.live -= 1
+        self._hand_out_locked()
 
     # The queue: rings of rows ---------------------------------------------------------
 
-    def _enqueue_locked(self, row: Row, ring: int) -> None:
-        """Put a row into a ring, by its number: who has tried a server is early."""
-        before = self.row(ring).before
-        while before and self.row(before).number > row.number:
-            before = self.row(before).before
-        head = self.row(ring)
-        after = self.row(before).after if before else head.after
-        row.before, row.after, row.ring = before, after, ring + 1
-        (self.row(before) if before else head).after = row.index
-        (self.row(after) if after else head).before = row.index
+    def _empty_rings(self) -> None:
+        for head in map(self.row, range(self._heads)):
+            head.before = head.after = head.index
+
+    def _enqueue_locked(self, row: Row) -> None:
+        """Put a row into its ring, by its number: who has tried a server is early."""
+        before = self.row(self.row(row.own).before)
+        while before.number > row.number:  # a head has none
+            before = self.row(before.before)
+        after = self.row(before.after)
+        row.before, row.after, row.waits = before.index, after.index, 1
+        before.after = after.before = row.index
         self.queued += 1
 
     def _leave_queue_locked(self, row: Row) -> None:
-        if row.ring:
-            head = self.row(row.ring - 1)
-            (self.row(row.before) if row.before else head).after = row.after
-            (self.row(row.after) if row.after else head).before = row.before
-            row.ring = 0
+        if row.waits:
+            self.row(row.before).after = row.after
+            self.row(row.after).before = row.before
+            row.waits = 0
             self.queued -= 1
 
-    def leave_queue(self, row: Row) -> None:
-        """Wait for a place no longer."""
-        with self.lock:
-            self._leave_queue_locked(row)
-
-    def _hand_out_locked(self) -> list[tuple[int, int]]:
-        """Give places to those who wait, in order; return the bells to be rung."""
+    def _hand_out_locked(self) -> None:
+        """Give places to those who wait, in order, and have them told."""
         if not self.queued:
-            return []
-        bells: list[tuple[int, int]] = []
-        by_server = self.options.algorithm == "source"
-        for ring in range(self._heads) if by_server else (0,):
-            index = self.row(ring).after
-            while index and any(
-                s.has_place and s.may_serve
-                for s in (self._slots[ring - 1 : ring] if ring else self.servers())
-            ):
-                row = self.row(index)
-                index = row.after
-                asked = self._asked_locked(row)
-                if (row.tries and not asked) or self._give_place_locked(row, asked):
-                    self._leave_queue_locked(row)  # without a place: it asks again
-                    bells.append((row.worker, row.index))
-        return bells
-
-    def _changed_locked(self) -> list[tuple[int, int]]:
-        """Let those who wait be served elsewhere: a server's state has changed."""
-        self.version += 1
-        if self.options.algorithm == "source" and self.queued:
-            waiting = [row for row in self.taken_rows() if row.ring]
-            for row in waiting:
-                self._leave_queue_locked(row)
-            for row in waiting:
-                ring = self._ring_locked(row, self._asked_locked(row))
-                self._enqueue_locked(row, ring)
-        return self._hand_out_locked()
+            return
+        heads = self._heads * self._row_size
+        for ring, first in enumerate(self._column("after", heads)):
+            row = self.row(first)
+            while row.index != ring:
+                after = self.row(row.after)
+                try:
+                    told = self._give_place_locked(row, self._asked_locked(row))
+                except NoServerError:
+                    told = True  # it asks again, to hear so
+                if told:
+                    self._leave_queue_locked(row)
+                    self.lock.bells.append((row.worker, row.index))
+                elif ring or not any(s.has_place for s in self._candidates):
+                    break
+                row = after
 
     # Health, the operator, names ------------------------------------------------------
 
@@ -1253,11 +1185,7 @@ class Board(Cells):
             if passed is None:
                 return ""
             server.checks_failed += not passed
-            before = server.state
-            line = self._count_result_locked(server, passed, result)
-            bells = [] if server.state == before else self._changed_locked()
-        self.ring(bells)
-        return line
+            return self._count_result_locked(server, passed, result)
 
     def _count_result_locked(self, server: Server, passed: bool, result: str) -> str:
         before = server.state
@@ -1274,30 +1202,23 @@ class Board(Cells):
                 if server.address_text == address_text and not server.gone:
                     before, server.admin = server.state, ADMIN.index(admin)
                     why = f"set to {admin} by the operator"
-                    line = self._say_change_locked(server, before, why)
-                    bells = self._changed_locked()
-                    break
-            else:
-                return None
-        self.ring(bells)
-        return line
+                    return self._say_change_locked(server, before, why)
+        return None
 
     def forgive(self) -> list[str]:
         """Call servers UP again whose penalty is over; return a line for each one.
 
         One more failed connect takes it DOWN again, twice as long (Envoy's ejection).
         """
-        lines, bells = [], []
+        lines = []
         with self.lock:
             for server in self.servers():
                 waited_s = (time.monotonic_ns() - server.changed_ns) / 1e9
                 if server.state == DOWN and waited_s >= server.penalty_s:
                     why = f"tried again after {server.penalty_s} s without checks"
                     server.penalty_s = min(2 * server.penalty_s, int(PENALTY_MAX_S))
-                    server.health, server.in_a_row = server.rise, 0
+                    server.health, server.in_a_row = self.options.rise, 0
                     lines.append(self._say_change_locked(server, DOWN, why))
-                    bells += self._changed_locked()
-        self.ring(bells)
         return lines
 
     def may_serve(self) -> bool:
@@ -1314,12 +1235,18 @@ class Board(Cells):
         """Return a line for the log if the state is not what it was before."""
         if server.state == before:
             return ""
+        options = self.options
         server.changed_ns = time.monotonic_ns()
         self.version += 1
-        return self._say_locked(server, why)
-
-    def _say_locked(self, server: Server, why: str) -> str:
-        needed = server.rise if server.last_passed else server.fall
+        if options.algorithm == "source" and self.queued:
+            waiting = [row for row in self.taken_rows() if row.waits]
+            for row in waiting:
+                self._leave_queue_locked(row)
+                with contextlib.suppress(NoServerError):  # it is told below
+                    self._asked_locked(row)
+                self._enqueue_locked(row)
+        self._hand_out_locked()
+        needed = options.rise if server.last_passed else options.fall
         present = [s for s in self.servers() if not s.gone]
         up = sum(s.may_serve and s.is_healthy for s in present)
         return (
@@ -1336,52 +1263,43 @@ class Board(Cells):
         address that is gone gets no new connection; its live ones go on, and what the
         operator set and the checks knew is kept for its return.
         """
-        where = {plain_key(address) for _, address in resolved}
+        where = {plain_key(address): (family, address) for family, address in resolved}
         settings = self.options.servers[given]
-        name = format_address((settings["host"], settings["port"]))
+        why = format_address((settings["host"], settings["port"])) + " has moved"
+        changed, added = [], []
         with self.lock:
             servers = self.servers()
             others = {
                 plain_key(s.address) for s in servers if not s.gone and s.given != given
             }
-            changed = [
-                s
-                for s in servers
-                if s.given == given
-                and bool(s.gone) == (plain_key(s.address) in where)
-                and not (s.gone and plain_key(s.address) in others)
-            ]
-            for server in changed:
-                server.gone = 1 - server.gone
-                server.last_check = f"{name} has moved" if server.gone else "is back"
-                server.changed_ns = time.monotonic_ns()
-            known = others | {plain_key(s.address) for s in servers if s.given == given}
-            added = []
-            for family, address in resolved:
-                free = self._free_slot_locked(changed)
-                if plain_key(address) not in known and free:
-                    known.add(plain_key(address))
-                    free.place(given, self.options, family, address)
-                    added.append(free)
-            lines = [self._say_locked(s, f"{name} has moved") for s in changed + added]
-            bells = self._changed_locked() if lines else []
-        self.ring(bells)
-        return added, lines
+            for server in (s for s in servers if s.given == given):
+                key = plain_key(server.address)
+                stays = where.pop(key, None) and not (server.gone and key in others)
+                if bool(server.gone) == bool(stays):
+                    server.gone = int(not stays)
+                    server.last_check = "is back" if stays else why
+                    changed.append(server)
+            for key in (key for key in where if key not in others):
+                if slot := self._free_slot_locked(changed):
+                    slot.place(given, *where[key])
+                    added.append(slot.look())
+            lines = [self._say_change_locked(s, "", why) for s in changed + added]
+            return added, lines
 
     def _free_slot_locked(self, changed: list[Server]) -> Server | None:
         """Return a place for one more server: an unused one, or a forgotten one's."""
-        for server in self._slots:
-            if not server.used:
-                return server
-        forgotten = (s for s in self._slots if s.gone and not s.places_taken)
-        return next((s for s in forgotten if s not in changed), None)
+        unused = [s for s in self._slots if not s.used]
+        forgotten = [s for s in self._slots if s.gone and not s.places_taken]
+        return next((s for s in unused + forgotten if s not in changed), None)
 
     # A worker's death, and figures ----------------------------------------------------
 
     def bury(self, worker: int, end: End) -> list[str]:
-        """End what a dead worker had, and make all counts anew; return its lines."""
-        self.lock.rob()
-        try:
+        """End what a dead worker had, and make all counts anew; return its lines.
+
+        Called by the parent: its lock is not held up by the dead.
+        """
+        with self.lock:
             rows = self.taken_rows()
             dead = [row for row in rows if row.worker == worker]
             lines = [
@@ -1389,27 +1307,17 @@ class Board(Cells):
                 for row in dead
                 if not row.logged
             ]
-            for row in dead:
-                if server := self.server_of(row):
-                    server.add_row(row)
-                self.to_servers += row.to_server
-                self.to_clients += row.to_client
-                self.failed += not row.connect_ns and end.is_failure
-                row.clear()
-            rows = [row for row in rows if row.worker != worker]
             self.live, self.queued = len(rows), 0
             places = collections.Counter(row.server for row in rows)
             for server in self._slots:
                 server.places_taken = places[server.index + 1]
-            for head in map(self.row, range(self._heads)):
-                head.before = head.after = 0
+            self._empty_rings()
             for row in rows:
-                ring, row.ring = row.ring, 0
-                if ring and not row.server:
-                    self._enqueue_locked(row, ring - 1)
-            self._hand_out_locked()
-        finally:
-            self.lock.__exit__(None, None, None)
+                waits, row.waits = row.waits and not row.server, 0
+                if waits:
+                    self._enqueue_locked(row)
+            for row in dead:
+                self._end_locked(row, end)
         self.ring_all()
         return lines
 
@@ -1454,11 +1362,9 @@ def plain_key(address: SocketAddress) -> tuple[Any, ...]:
 
 def is_literal(host: str) -> bool:
     """Tell whether the host is an address already."""
-    try:
-        ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return False
-    return True
+    with contextlib.suppress(ValueError):
+        return bool(plain_ip(host))
+    return False
 
 
 def is_barred(options: Options, source: SocketAddress) -> bool:
@@ -1659,8 +1565,7 @@ class Worker:
                 server = board.server_of(row) or self._place(session)
             except NoServerError:
                 raise OverError(failure) from None
-            server.look(self._options)
-            if board.fail_open():
+            if board.fail_open:
                 self._log.warn("open", "no server is UP: every server is tried")
             began_ns = time.monotonic_ns()
             try:
@@ -1677,8 +1582,7 @@ class Worker:
                 self._log.line(board.give_back(row, server, failure))
                 self._warn_of_shortage(failure)
                 continue
-            row.last_ns = now_ns = time.monotonic_ns()
-            row.connect_ns = max(1, now_ns - began_ns)
+            self._log.line(board.connected(row, server, began_ns))
             return sock, died
 
     def _preface(self, session: Session) -> bytes:
@@ -1711,7 +1615,7 @@ class Worker:
         try:
             while True:
                 server = board.server_of(row)
-                if server is None and not row.ring:
+                if server is None and not row.waits:
                     server = board.pick(row)
                 if server:
                     return server
@@ -1746,9 +1650,7 @@ class Worker:
             line = end_line(row, board.server_of(row), end)
             row.logged = 1
             self._log.line(line)
-        if end.code == "PC":
-            board.note_refused(row)
-        self._log.line(board.end(row, not row.connect_ns and end.is_failure))
+        board.end(row, end)
         with self._lock:
             del self._live[row.index]  # the last step: without any, the process ends
             self._free.append(row)

@@ -7,7 +7,7 @@ import unittest
 from unittest import mock
 
 import load_balancer
-from load_balancer import Bell, Board, End, Row, Wake
+from load_balancer import CLOSED, Bell, Board, End, Row, Wake
 
 REFUSED = End("SC", "refused")
 
@@ -106,7 +106,7 @@ class TheQueue(unittest.TestCase):
         clients = Clients(board)
         holder, first, second = (clients.begin() for _ in range(3))
         self.assertEqual(board.queued, 2)
-        board.end(holder, False)
+        board.end(holder, CLOSED)
         self.assertEqual((first.server, second.server, board.queued), (1, 0, 1))
         self.assertIn(first.index, board.bells[1].hear())
 
@@ -114,8 +114,9 @@ class TheQueue(unittest.TestCase):
         board = board_of("127.0.0.1:9991,max=1")
         clients = Clients(board)
         holder, first = clients.begin(), clients.begin()
-        board.leave_queue(first)
-        board.end(holder, False)
+        with board.lock:
+            board._leave_queue_locked(first)
+        board.end(holder, CLOSED)
         self.assertEqual(first.server, 0)
         newcomer = clients.begin()
         self.assertEqual(newcomer.server, 1)
@@ -130,7 +131,7 @@ class TheQueue(unittest.TestCase):
         self.assertIsNone(board.pick(one))  # the other one is full
         self.assertEqual(waiting.server, server.index + 1)
         later = clients.begin()
-        board.end(two, False)
+        board.end(two, CLOSED)
         self.assertEqual((one.server, later.server), (2, 0))
 
     def test_one_that_has_tried_all_servers_is_told_so(self) -> None:
@@ -160,7 +161,7 @@ class DeadWorkers(unittest.TestCase):
         self.assertEqual((board.live, board.queued, server.places_taken), (3, 0, 3))
         self.assertEqual([r.server for r in (alive, waiting[0], waiting[2])], [1] * 3)
         for row in (alive, waiting[0], waiting[2]):
-            board.end(row, False)
+            board.end(row, CLOSED)
         self.assertEqual((board.live, server.places_taken), (0, 0))
 
     def test_line_that_is_written_is_not_written_again(self) -> None:
@@ -180,11 +181,11 @@ class DeadWorkers(unittest.TestCase):
                     board.holder *= noted  # else it dies before it is noted
                     os._exit(0)
                 os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
-                board.lock.rob()
-                board.lock.__exit__()
+                with board.lock:
+                    self.assertFalse(board.lock._lock.acquire(False))
                 os.waitpid(child, 0)
                 with board.lock:  # it is free, once
-                    self.assertFalse(board.lock._semaphore.acquire(False))
+                    self.assertFalse(board.lock._lock.acquire(False))
 
 
 class Bells(unittest.TestCase):

@@ -24,7 +24,7 @@ from typing import Any
 from unittest import mock
 
 import load_balancer
-from load_balancer import Board, Direction, End, Log, Row
+from load_balancer import CLOSED, Board, Direction, End, Log, Row
 from tests.balancer import TIME
 
 REFUSED = End("SC", "refused")
@@ -65,6 +65,12 @@ class Connections:
         """Return the port of the server at which a row has a place; 0: none."""
         server = self.board.server_of(row)
         return server.address[1] if server else 0
+
+    def connect(self, row: Row) -> str:
+        """Let a row's connect succeed; return the line for the log."""
+        server = self.board.server_of(row)
+        assert server
+        return self.board.connected(row, server, time.monotonic_ns())
 
     def fail(self, row: Row) -> str:
         """Let a row's connect be refused; return the line for the log."""
@@ -198,8 +204,8 @@ class PenaltiesWithoutChecks(unittest.TestCase):
         for _ in range(2):
             self.now_s += 1
             row = self.lab.admit()
-            row.connect_ns = 1
-            self.lab.board.end(row, False)
+            self.lab.connect(row)
+            self.lab.board.end(row, CLOSED)
         healthy = self.server.health
         self.now_s += 100
         self.assertEqual(self.lab.board.forgive(), [])
@@ -264,7 +270,7 @@ class Counting(unittest.TestCase):
         lab = Connections()
         for code, failed in (("KQ", 0), ("KC", 0), ("CC", 0), ("SC", 1)):
             row, end = lab.admit(), End(code, "as told")
-            lab.board.end(row, not row.connect_ns and end.is_failure)
+            lab.board.end(row, end)
             self.assertEqual(lab.board.snapshot()["connections"]["failed"], failed)
 
     def test_live_connection_made_since_the_last_failure_breaks_the_row(self) -> None:
@@ -272,7 +278,7 @@ class Counting(unittest.TestCase):
         for _ in range(10):
             row = lab.admit()
             self.assertEqual(lab.server_of(row), 9991)
-            row.connect_ns = 1
+            lab.connect(row)
             self.assertEqual(lab.fail(lab.admit()), "")
         for _ in range(2):
             line = lab.fail(lab.admit())
@@ -294,7 +300,7 @@ class TheQueue(unittest.TestCase):
         lab = Connections("--server=127.0.0.1:9991,max=1")
         holder, *waiting = (lab.admit() for _ in range(16))
         self.assertEqual(lab.board.queued, 15)
-        lab.board.end(holder, False)
+        lab.board.end(holder, CLOSED)
         places = [lab.server_of(row) for row in waiting]
         self.assertEqual(places, [9991, *[0] * 14])
         self.assertEqual(lab.board.queued, 14)
@@ -317,7 +323,7 @@ class TheQueue(unittest.TestCase):
         self.assertIsNone(lab.board.pick(first))  # the other one is full
         newcomer = lab.admit()
         self.assertEqual(lab.server_of(newcomer), 9991)
-        lab.board.end(second, False)
+        lab.board.end(second, CLOSED)
         self.assertEqual(lab.server_of(first), 9992)
 
     def test_with_source_each_client_waits_for_its_own_server(self) -> None:
@@ -330,7 +336,7 @@ class TheQueue(unittest.TestCase):
         self.assertEqual({lab.server_of(row) for row in holders}, {9991, 9992})
         for holder in holders:
             after = [r for r in rows if r.own == holder.own and r is not holder]
-            lab.board.end(holder, False)
+            lab.board.end(holder, CLOSED)
             served = [bool(row.server) for row in after]
             self.assertEqual(served, [True, *[False] * (len(after) - 1)])
 

@@ -156,6 +156,12 @@ class OldPython(ScriptTestCase):
 # ---- Terminals ---------------------------------------------------------------------
 
 
+def be_as_in_a_window() -> None:
+    """Take the terminal; hear of its end, though this suite was started by nohup."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 class Terminal:
     """A program with a terminal of its own, whose window can be closed."""
 
@@ -174,7 +180,7 @@ class Terminal:
             stdout=inside,
             stderr=inside,
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            preexec_fn=be_as_in_a_window,
         )
         os.close(inside)
 
