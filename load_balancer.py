@@ -447,15 +447,12 @@ class Wake:
 
 PROXY_V1_MAX_BYTES = 107  # with CRLF (PP 2.1)
 PROXY_V2_SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"  # (PP 2.2)
-PP2_CRC32C, PP2_UNIQUE_ID = 0x03, 0x05  # TLV types (PP 2.2.1, 2.2.5)
+PROXY_V2_LOCAL = PROXY_V2_SIGNATURE + b"\x20\0\0\0"  # "for myself": a check
+PP2_TYPE_CRC32C = 0x03  # (PP 2.2.3)
 
-
-@dataclass(frozen=True, slots=True)
-class Header:
-    """The addresses of a PROXY header; None where it has none (LOCAL, UNKNOWN)."""
-
-    source: tuple[str, int] | None = None
-    destination: tuple[str, int] | None = None
+# What a header says, (source, destination); None if nothing (LOCAL, UNKNOWN): then the
+# connection's own addresses hold.
+Route = Union[tuple[SocketAddress, SocketAddress], None]  # noqa: UP007 - Python 3.8
 
 
 def one_family(source: SocketAddress, destination: SocketAddress) -> list[Address]:
@@ -480,27 +477,24 @@ def proxy_v2(source: SocketAddress, destination: SocketAddress) -> bytes:
     return PROXY_V2_SIGNATURE + struct.pack(">BBH", 0x21, family, len(body)) + body
 
 
-PROXY_V2_LOCAL = PROXY_V2_SIGNATURE + b"\x20\0\0\0"  # "for myself": a check
-
-
-def parse_proxy_v1(line: bytes) -> Header:
+def parse_proxy_v1(line: bytes) -> Route:
     """Return what a version 1 line says; raise ValueError with the rule it breaks."""
-    if len(line) > PROXY_V1_MAX_BYTES or not line.endswith(b"\r\n"):
+    if not line.endswith(b"\r\n"):
         raise ValueError("PROXY line without CRLF in its first 107 bytes")
     words = line[:-2].decode("ascii", "replace").split(" ")
     if words[:2] == ["PROXY", "UNKNOWN"]:
-        return Header()
+        return None
     if len(words) != 6 or words[0] != "PROXY" or words[1] not in ("TCP4", "TCP6"):
         form = "PROXY TCP4|TCP6 source destination port port"
         raise ValueError(f"PROXY line is not '{form}'")
     version = ipaddress.IPv4Address if words[1] == "TCP4" else ipaddress.IPv6Address
-    if "%" in line.decode("ascii", "replace"):
-        raise ValueError("PROXY line with a zone: addresses only")
-    hosts = [str(version(word)) for word in words[2:4]]
-    ports = [int(word) for word in words[4:] if word.isascii() and word.isdigit()]
+    one, two = (str(version(word)) for word in words[2:4])
+    ports = [int(word) for word in words[4:] if word.isdigit()]
     if [str(port) for port in ports] != words[4:] or max(ports) > 65535:
         raise ValueError("PROXY line has a port that is none")
-    return Header((hosts[0], ports[0]), (hosts[1], ports[1]))
+    if "%" in one + two:
+        raise ValueError("PROXY line with a zone: addresses only")
+    return (one, ports[0]), (two, ports[1])
 
 
 def crc32c(data: bytes) -> int:
@@ -517,43 +511,39 @@ def check_tlvs(header: bytes, start: int) -> None:
     """Raise ValueError when a version 2 header's TLVs are broken (PP 2.2.1-2.2.5)."""
     while start < len(header):
         kind, size = struct.unpack_from(">BH", header.ljust(start + 3, b"\xff"), start)
-        value = header[start + 3 : start + 3 + size]
-        if len(value) != size:
+        end = start + 3 + size
+        if end > len(header):
             raise ValueError("PROXY header with an extension that does not end in it")
-        if kind == PP2_CRC32C:
-            zeroed = header[: start + 3] + bytes(size) + header[start + 3 + size :]
-            if size != 4 or int.from_bytes(value, "big") != crc32c(zeroed):
+        if kind == PP2_TYPE_CRC32C:
+            zeroed = header[: start + 3] + bytes(size) + header[end:]
+            if header[start + 3 : end] != crc32c(zeroed).to_bytes(4, "big"):
                 raise ValueError("PROXY header with a wrong checksum")
-        if kind == PP2_UNIQUE_ID and size > 128:
-            raise ValueError("PROXY header with a unique id longer than 128 bytes")
-        start += 3 + size
+        start = end
 
 
-def parse_proxy_v2(header: bytes) -> Header:
+def parse_proxy_v2(header: bytes) -> Route:
     """Return what a version 2 header says; raise ValueError with the rule it breaks."""
-    version, family = header[12] >> 4, header[13]
-    command = header[12] & 15
+    command, family = header[12:14]
     if not header.startswith(PROXY_V2_SIGNATURE):
         raise ValueError("no PROXY header")
-    if version != 2 or command > 1:
+    if command not in (0x20, 0x21):
         raise ValueError("PROXY header of an unknown version or command")
-    if command == 0:  # LOCAL: a check of the sender's own; what follows is skipped
-        return Header()
+    if command == 0x20:  # LOCAL: a check of the sender's own; what follows is skipped
+        return None
     sizes = {0x00: 0, 0x11: 12, 0x12: 12, 0x21: 36, 0x22: 36, 0x31: 216, 0x32: 216}
     if family not in sizes or len(header) - 16 < sizes[family]:
         why = "PROXY header of an unknown family, or shorter than its family"
         raise ValueError(why)
     check_tlvs(header, len(header) if family == 0 else 16 + sizes[family])
     if family not in (0x11, 0x21):
-        return Header()  # not TCP: the connection's own addresses hold
-    half = sizes[family] // 2 - 2
-    hosts = [header[16 : 16 + half], header[16 + half : 16 + 2 * half]]
-    ports = struct.unpack_from(">HH", header, 16 + 2 * half)
-    source, destination = (str(ipaddress.ip_address(host)) for host in hosts)
-    return Header((source, ports[0]), (destination, ports[1]))
+        return None  # not TCP
+    form = ">4s4sHH" if family == 0x11 else ">16s16sHH"
+    source, destination, *ports = struct.unpack_from(form, header, 16)
+    one, two = (str(ipaddress.ip_address(host)) for host in (source, destination))
+    return (one, ports[0]), (two, ports[1])
 
 
-def read_proxy_header(sock: socket.socket, timeout_s: float) -> Header:
+def read_proxy_header(sock: socket.socket, timeout_s: float) -> Route:
     """Take the PROXY header off a connection, and not one byte more.
 
     Raise ValueError when it is none, TimeoutError when it is not whole after
@@ -570,23 +560,20 @@ def read_proxy_header(sock: socket.socket, timeout_s: float) -> Header:
         return data
 
     header = read(1)
-    while header.startswith(b"P") and not header.endswith(b"\n"):
-        ahead = read(PROXY_V1_MAX_BYTES - len(header), socket.MSG_PEEK)
-        header += read(ahead.find(b"\n") + 1 or len(ahead))
-        stray = b"\r" in header[:-2].removesuffix(b"\r")
-        if stray or not b"PROXY ".startswith(header[:6]):
-            raise ValueError("no PROXY header")
-        if len(header) == PROXY_V1_MAX_BYTES:
-            break
-    if header.startswith(b"P"):
+    if header == b"P":
+        while not header.endswith(b"\n") and len(header) < PROXY_V1_MAX_BYTES:
+            ahead = read(PROXY_V1_MAX_BYTES - len(header), socket.MSG_PEEK)
+            header += read(ahead.find(b"\n") + 1 or len(ahead))
+            if not b"PROXY ".startswith(header[:6]):
+                raise ValueError("no PROXY header")
         return parse_proxy_v1(header)
-    while len(header) < 16:
+    size = 16
+    while len(header) < size:
         if not PROXY_V2_SIGNATURE.startswith(header[:12]):
             raise ValueError("no PROXY header")
-        header += read(16 - len(header))
-    whole = 16 + int.from_bytes(header[14:16], "big")
-    while len(header) < whole:
-        header += read(whole - len(header))
+        header += read(size - len(header))
+        if len(header) == 16:
+            size += int.from_bytes(header[14:], "big")
     return parse_proxy_v2(header)
 
 
@@ -623,23 +610,27 @@ class Cells:
         self.cells[:] = memoryview(bytes(8 * len(self.cells))).cast("q")
 
 
-def pack_ip(ip: Address) -> tuple[int, int]:
-    """Return an address as two numbers for two cells."""
-    one, two = struct.unpack("qq", as_ipv6(ip).packed)
-    return one, two
+class Addressed(Cells):
+    """Cells that begin with an address: of a client, or of a server."""
+
+    host, host2, port = Cell(), Cell(), Cell()  # the host as IPv6
+
+    def source(self) -> tuple[str, int]:
+        """Return (host, port), an IPv4 host as such."""
+        ip = ipaddress.IPv6Address(struct.pack("qq", self.host, self.host2))
+        return str(ip.ipv4_mapped or ip), self.port
+
+    def set_source(self, address: SocketAddress) -> None:
+        """Note an address."""
+        packed = as_ipv6(plain_ip(address[0])).packed
+        (self.host, self.host2), self.port = struct.unpack("qq", packed), address[1]
 
 
-def unpack_ip(one: int, two: int) -> str:
-    """Return the address in two cells as text, an IPv4 one as such."""
-    ip = ipaddress.IPv6Address(struct.pack("qq", one, two))
-    return str(ip.ipv4_mapped or ip)
+# Where the relay of a row counts: the next cells of Row.
+TO_SERVER, TO_CLIENT, LAST_NS = range(3, 6)
 
 
-# Where the relay of a row counts: the first cells of Row.
-TO_SERVER, TO_CLIENT, LAST_NS, CONNECT_NS = range(4)
-
-
-class Row(Cells):
+class Row(Addressed):
     """A live connection. Its own thread writes it; under the lock others, its place."""
 
     to_server, to_client = Cell(), Cell()  # bytes
@@ -652,8 +643,6 @@ class Row(Cells):
     before, after = Cell(), Cell()  # ... between these rows
     tries = Cell()  # connects that failed
     accepted_ns = Cell()
-    logged = Cell()  # 1: its line is written, or about to be
-    host, host2, port = Cell(), Cell(), Cell()  # the client
     own = Cell()  # with --algorithm source: 1 + the server that is this client's, ...
     own_version = Cell()  # ... as of a version of the servers' states
     TRIED = 62  # servers in one further cell: a bit for each that could not be reached
@@ -663,14 +652,10 @@ class Row(Cells):
         super().__init__(cells)
         self.index, self.worker = index, worker
 
-    def source(self) -> SocketAddress:
-        """Return the client's (host, port)."""
-        return unpack_ip(self.host, self.host2), self.port
-
-    def set_source(self, peer: SocketAddress) -> None:
-        """Note the client's address."""
-        self.host, self.host2 = pack_ip(plain_ip(peer[0]))
-        self.port = peer[1]
+    @property
+    def key(self) -> str:
+        """Which connection this is, among all that have the row in turn."""
+        return f"{self.index}.{self.accepted_ns}"
 
     def has_tried(self, server: Server) -> bool:
         """Tell whether it could not be connected to a server."""
@@ -684,16 +669,15 @@ class Row(Cells):
         self.tries += 1
 
 
-class Server(Cells):
+class Server(Addressed):
     """A server: its cells, and the settings that --server gives it.
 
     The methods are called under the board's lock.
     """
 
-    used = Cell()  # 1: it is one of ours
+    scope, family = Cell(), Cell()
+    version = Cell()  # changes with the address; 0: none
     gone = Cell()  # 1: its name no longer resolves to it
-    version = Cell()  # changes with the address
-    host, host2, port, scope, family = (Cell() for _ in range(5))
     given = Cell()  # which --server it is of
     health = Cell()  # 0 … rise + fall - 1; UP at `rise` and above
     admin = Cell()  # what the operator has set it to: an index of ADMIN
@@ -710,19 +694,19 @@ class Server(Cells):
     def __init__(self, cells: memoryview, index: int, options: Options) -> None:
         super().__init__(cells)
         self.index, self.options, self.seen = index, options, 0
+        self.rise, self.top_health = options.rise, options.rise + options.fall - 1
 
     def place(self, given: int, family: int, address: SocketAddress) -> None:
         """Make it the server at an address that --server number `given` resolves to."""
         last = self.version
         self.clear()
-        self.host, self.host2 = pack_ip(plain_ip(address[0]))
-        self.port, self.scope = address[1], address[3] if len(address) > 3 else 0
+        self.set_source(address)
+        self.scope = address[3] if len(address) > 3 else 0
         self.family, self.given = family, given
         self.last_passed, self.penalty_s = 1, int(PENALTY_S)
         self.changed_ns = time.monotonic_ns()
         self.health = self.top_health
         self.version = last + 1
-        self.used = 1
 
     def look(self) -> Server:
         """See where it is now: another process may have placed it; return it."""
@@ -731,29 +715,23 @@ class Server(Cells):
             given = self.options.servers[self.given]
             self.weight, self.backup = given["weight"], given["backup"]
             self.max = given["max"]
-            host = unpack_ip(self.host, self.host2)
-            self.address_text = format_address((host, self.port))
-            self.address: SocketAddress = (host, self.port)
+            self.address: SocketAddress = self.source()
+            self.address_text = format_address(self.address)
             if self.family == socket.AF_INET6:
-                mapped = str(as_ipv6(plain_ip(host)))
-                self.address = (mapped, self.port, 0, self.scope)
+                host = str(as_ipv6(plain_ip(self.address[0])))
+                self.address = (host, self.port, 0, self.scope)
             self.last_check = "not checked yet"  # of the process that checks
         return self
 
     @property
-    def top_health(self) -> int:
-        """The best that its health can be."""
-        return int(self.options.rise + self.options.fall - 1)
-
-    @property
     def is_healthy(self) -> bool:
         """Whether its health is good enough, whatever the operator says."""
-        return bool(self.health >= self.options.rise)
+        return bool(self.health >= self.rise)
 
     @property
     def may_serve(self) -> bool:
         """Whether the operator and its name let it have new clients."""
-        return bool(self.used and not self.gone and not self.admin and self.weight)
+        return not self.gone and not self.admin and bool(self.weight)
 
     @property
     def state(self) -> str:
@@ -781,7 +759,7 @@ class Server(Cells):
             if self.is_healthy:
                 self.health = self.top_health
         else:
-            self.health = self.health - 1 if self.health > self.options.rise else 0
+            self.health = self.health - 1 if self.health > self.rise else 0
 
     def copy(self) -> Server:
         """Return what it is now, not on the board."""
@@ -853,7 +831,7 @@ def rendezvous(host: str, server: Server) -> float:
     Losing one server moves only its own clients (Thaler and Ravishankar, 1998; weights
     by -w / ln h, Schindelhauer and Schomaker, 2005).
     """
-    key = f"{plain_ip(host)} {server.address_text}".encode()
+    key = f"{host} {server.address_text}".encode()
     number = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big")
     return float(-server.weight / math.log((number + 0.5) / 2**64))
 
@@ -1000,7 +978,7 @@ class Board(Cells):
 
     def servers(self) -> list[Server]:
         """Return the servers of this moment, also those whose address is gone."""
-        return [server.look() for server in self._slots if server.used]
+        return [server.look() for server in self._slots if server.version]
 
     def server_of(self, row: Row) -> Server | None:
         """Return the server at which a row has a place."""
@@ -1047,12 +1025,12 @@ class Board(Cells):
     def _pick_locked(self, row: Row) -> None:
         """Give a row a place, or put it into the queue behind those who wait there."""
         asked = self._asked_locked(row)
-        first = self.row(self.row(row.own).after) if self.queued else row
-        overtakes = 0 < first.number < row.number
-        if overtakes or not self._give_place_locked(row, asked):
+        first = self.row(self.row(row.own).after) if self.queued else None
+        if first and 0 < first.number < row.number:
             self._enqueue_locked(row)
-        if overtakes:  # who waits in front may wait for a server that this one need not
-            self._hand_out_locked()
+            self._hand_out_locked()  # for those in front, its server may be no choice
+        elif not self._give_place_locked(row, asked):
+            self._enqueue_locked(row)
 
     def _asked_locked(self, row: Row) -> list[Server]:
         """Return the servers that a row may be sent to; raise NoServerError."""
@@ -1069,7 +1047,7 @@ class Board(Cells):
         if self.options.algorithm != "source" or not asked:
             return asked
         if not row.own or row.own_version != self.version:
-            host = unpack_ip(row.host, row.host2)
+            host = row.source()[0]
             row.own = 1 + max(asked, key=lambda s: rendezvous(host, s)).index
             row.own_version = self.version
         return [self._slots[row.own - 1]]
@@ -1288,24 +1266,24 @@ class Board(Cells):
 
     def _free_slot_locked(self, changed: list[Server]) -> Server | None:
         """Return a place for one more server: an unused one, or a forgotten one's."""
-        unused = [s for s in self._slots if not s.used]
+        unused = [s for s in self._slots if not s.version]
         forgotten = [s for s in self._slots if s.gone and not s.places_taken]
         return next((s for s in unused + forgotten if s not in changed), None)
 
     # A worker's death, and figures ----------------------------------------------------
 
-    def bury(self, worker: int, end: End) -> list[str]:
-        """End what a dead worker had, and make all counts anew; return its lines.
+    def bury(self, worker: int, end: End) -> list[tuple[str, str]]:
+        """End what a dead worker had, and make all counts anew.
 
-        Called by the parent: its lock is not held up by the dead.
+        Return its lines, each with its row's key. Called by the parent: its lock is not
+        held up by the dead.
         """
         with self.lock:
             rows = self.taken_rows()
             dead = [row for row in rows if row.worker == worker]
             lines = [
-                end_line(row, self.server_of(row), row_end(row, end))
+                (end_line(row, self.server_of(row), row_end(row, end)), row.key)
                 for row in dead
-                if not row.logged
             ]
             self.live, self.queued = len(rows), 0
             places = collections.Counter(row.server for row in rows)
@@ -1541,16 +1519,16 @@ class Worker:
         if not is_in(options.accept_proxy, peer):
             raise OverError(refuse("not in --accept-proxy"))
         try:
-            header = read_proxy_header(session.client_sock, PROXY_HEADER_TIMEOUT_S)
+            route = read_proxy_header(session.client_sock, PROXY_HEADER_TIMEOUT_S)
         except (OSError, ValueError) as error:
             if self._cutting.is_set():
                 raise OverError(CUT_CONNECTING) from None
             words = say_why(error) if isinstance(error, OSError) else str(error)
             raise OverError(refuse(f"bad PROXY header: {words}")) from None
         session.client_sock.setblocking(False)
-        if header.source and header.destination:
-            row.set_source(header.source)
-            session.destination = header.destination
+        if route:
+            source, session.destination = route
+            row.set_source(source)
         if is_barred(options, row.source()):
             raise OverError(refuse("not in --allow"))
 
@@ -1648,8 +1626,7 @@ class Worker:
         self._warn_of_shortage(end)
         if not self._log.silent:  # before the row is nobody's: the dead are told, too
             line = end_line(row, board.server_of(row), end)
-            row.logged = 1
-            self._log.line(line)
+            self._log.line(line, row.key)
         board.end(row, end)
         with self._lock:
             del self._live[row.index]  # the last step: without any, the process ends
@@ -1974,55 +1951,35 @@ class SideDiedError(Exception):
 
     def __init__(self, side: str, error: OSError) -> None:
         super().__init__(side, error)
-        self.side = side
-        self.error = error
+        self.side, self.error = side, error
+        self.vanished = isinstance(error, TimeoutError)
 
 
 class Pipe:
     """A pipe through which the kernel moves bytes without a copy (splice(2))."""
 
-    # `_lock` guards `_budget`: how many more pipes this process may have open, so that
-    # splicing never takes the descriptors that were promised to connections. Set before
-    # worker processes are forked: each has a budget of its own.
-    _lock = threading.Lock()
-    _budget = 0
+    # How many more this process may have, so that splicing never takes the descriptors
+    # that were promised to connections; each process has a count of its own.
+    budget = threading.Semaphore(0)
 
     def __init__(self) -> None:
-        self.read_fd, self.write_fd = os.pipe()
-        self.size = BUFFER_BYTES
-        if fcntl is not None and hasattr(fcntl, "F_SETPIPE_SZ"):
-            with contextlib.suppress(OSError):  # pipe-user-pages-soft may be used up
-                self.size = fcntl.fcntl(self.write_fd, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-
-    @classmethod
-    def set_budget(cls, pipes: int) -> None:
-        """Say how many pipes this process may have open at once."""
-        with cls._lock:
-            cls._budget = pipes
-
-    @classmethod
-    def open(cls) -> Pipe | None:
-        """Return a new pipe, or None when there are no descriptors for it."""
-        with cls._lock:
-            if cls._budget == 0:
-                return None
-            cls._budget -= 1
+        """Make it, or raise OSError."""
+        if not self.budget.acquire(blocking=False):
+            raise OSError(errno.EMFILE, "no descriptors for a pipe")
         try:
-            return cls()
+            self.read_fd, self.write_fd = os.pipe()
         except OSError:
-            cls._count_closed()
-            return None
-
-    @classmethod
-    def _count_closed(cls) -> None:
-        with cls._lock:
-            cls._budget += 1
+            self.budget.release()
+            raise
+        self.size = BUFFER_BYTES
+        with contextlib.suppress(AttributeError, OSError):  # its user has too many
+            self.size = fcntl.fcntl(self.write_fd, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
     def close(self) -> None:
         """Close both ends; what is inside is lost."""
         os.close(self.read_fd)
         os.close(self.write_fd)
-        self._count_closed()
+        self.budget.release()
 
 
 class Direction:
@@ -2111,8 +2068,10 @@ class Direction:
         if self.read_bytes < BUFFER_BYTES:
             self.read_bytes *= 4
         elif self.can_splice and self.pipe is None:
-            self.pipe = Pipe.open()
-            self.can_splice = self.pipe is not None
+            try:
+                self.pipe = Pipe()
+            except OSError:
+                self.can_splice = False
 
     def push(self) -> bool:
         """Write what is left over; True when what to wait for changed."""
@@ -2149,8 +2108,19 @@ class Direction:
         return True
 
     def _pull_spliced(self, pipe: Pipe) -> bool:
+        """On entry the pipe is empty."""
         for done in range(SPLICE_ROUNDS):
-            if not self._fill_pipe(pipe):
+            from_fd = self.from_sock.fileno()
+            try:
+                self.in_pipe = os.splice(
+                    from_fd, pipe.write_fd, pipe.size, flags=SPLICE_FLAGS
+                )
+            except (BlockingIOError, InterruptedError):
+                pass
+            except OSError:  # refused, or not for this kind of socket: nothing moved
+                self.close_pipe()
+                self.can_splice = False
+            if not self.in_pipe:
                 # Nothing, where poll says something: an end of file, an error, urgent
                 # data (tcp(7)), at which splice stops. recv tells them apart.
                 return not done and self.pull_copied()
@@ -2160,29 +2130,13 @@ class Direction:
                 return True
         return False
 
-    def _fill_pipe(self, pipe: Pipe) -> bool:
-        """On entry the pipe is empty; True when it then holds `in_pipe` > 0 bytes."""
-        try:
-            self.in_pipe = os.splice(
-                self.from_sock.fileno(), pipe.write_fd, pipe.size, flags=SPLICE_FLAGS
-            )
-        except (BlockingIOError, InterruptedError):
-            return False
-        except OSError:  # refused, or not for this kind of socket: nothing moved
-            self.close_pipe()
-            self.can_splice = False
-            return False
-        return self.in_pipe > 0
-
     def _empty_pipe(self, pipe: Pipe) -> None:
         """On entry and on return the pipe holds exactly `in_pipe` bytes."""
+        to_fd = self.to_sock.fileno()
         while self.in_pipe:
             try:
                 moved = os.splice(
-                    pipe.read_fd,
-                    self.to_sock.fileno(),
-                    self.in_pipe,
-                    flags=SPLICE_FLAGS,
+                    pipe.read_fd, to_fd, self.in_pipe, flags=SPLICE_FLAGS
                 )
             except (BlockingIOError, InterruptedError):
                 return
@@ -2214,6 +2168,7 @@ class Relay:
         self.upstream = Direction(client, server, cells, TO_SERVER, cutting)
         self.downstream = Direction(server, client, cells, TO_CLIENT, cutting)
         self.upstream.other, self.downstream.other = self.downstream, self.upstream
+        self._ways = (self.upstream, self.downstream)
         self._poll = new_poll()
         self._watched: dict[int, int] = {}  # by descriptor: the mask that poll has
         self._taken = [0, 0]  # bytes acknowledged each way, when last asked
@@ -2231,8 +2186,8 @@ class Relay:
                     return end
             return self._cut(death)
         finally:
-            self.upstream.close_pipe()
-            self.downstream.close_pipe()
+            for way in self._ways:
+                way.close_pipe()
 
     def _run(self) -> End | None:
         """Move bytes; each socket has a direction that reads and one that writes it."""
@@ -2281,12 +2236,11 @@ class Relay:
 
         The kernel tells of one only after a quarter of an hour of such bytes.
         """
-        both = (self.upstream, self.downstream)
-        for way in both:
+        for way in self._ways:
             if silence_s(way.to_sock) >= VANISHED_S:
                 reset_at_close(way.to_sock)
                 raise SideDiedError(way.to_name, TimeoutError())
-        return any(way.undelivered() for way in both)
+        return any(way.undelivered() for way in self._ways)
 
     def _check_hangup(self, reads: Direction, mask: int) -> None:
         """See whether a socket that is not read now has died.
@@ -2303,7 +2257,7 @@ class Relay:
         Return the time limit (ms), idle or half-closed, and after how long to ask
         whether bytes were taken: no event says so.
         """
-        for reads in (self.upstream, self.downstream):
+        for reads in self._ways:
             writes = reads.other
             mask = 0 if reads.from_ended or reads.pending else POLLIN
             mask |= POLLOUT if writes.pending else 0
@@ -2329,9 +2283,8 @@ class Relay:
 
         One that reads slowly takes them from its kernel: no event says so.
         """
-        both = (self.upstream, self.downstream)
-        before, self._taken = self._taken, [way.acknowledged() for way in both]
-        return self._taken != before and any(way.undelivered() for way in both)
+        before, self._taken = self._taken, [way.acknowledged() for way in self._ways]
+        return self._taken != before and any(way.undelivered() for way in self._ways)
 
     def _timed_out(self, latest: Direction) -> End:
         """Say for whom the relay waited in vain."""
@@ -2359,35 +2312,31 @@ class Relay:
         from_dead, to_dead = self.upstream, self.downstream
         if death.side == "server":
             from_dead, to_dead = self.downstream, self.upstream
-        code = self._code(death)
+        # c, C, s or S for who; then L for a server that had finished, or D. Its end of
+        # file may have been passed on, and its last bytes not have arrived.
+        down = self.downstream
+        missed = not down.end_passed or down.undelivered() > 0
+        code = death.side[0] if death.vanished else death.side[0].upper()
+        code += "L" if death.side == "client" and down.from_ended and missed else "D"
         with contextlib.suppress(SideDiedError):  # the survivor dies, or takes nothing
             Burial(from_dead).flush(patience_s)
         lost = from_dead.undelivered() + to_dead.undelivered()
         if not from_dead.from_ended:  # more was to follow
             reset_at_close(from_dead.to_sock)
-        return End(code, say_death(death), lost)
-
-    def _code(self, death: SideDiedError) -> str:
-        """Return c, C, s or S for who, then L for a server that had finished, or D."""
-        vanished = isinstance(death.error, TimeoutError)
-        who = death.side[0] if vanished else death.side[0].upper()
-        down = self.downstream
-        # Its end of file may have been passed on, and its last bytes not have arrived.
-        missed = not down.end_passed or down.undelivered() > 0
-        last = death.side == "client" and down.from_ended and missed
-        return who + ("L" if last else "D")
+        if death.vanished:
+            return End(code, f"{death.side} vanished: it no longer answers", lost)
+        return End(code, f"{death.side} reset the connection", lost)
 
     def _cut(self, death: SideDiedError) -> End:
         """End at shutdown; a reset, lest half a reply be taken for a whole one."""
-        both = (self.upstream, self.downstream)
-        lost = sum(direction.undelivered() for direction in both)
+        lost = sum(way.undelivered() for way in self._ways)
         # The cut's SHUT_RDWR has sent an end of file behind the bytes that are stuck:
         # `undelivered` took it for a byte, as `end_passed` does not know of it.
         if isinstance(death.error, BrokenPipeError):
             lost -= 1
-        for direction in both:
-            if not direction.end_passed:
-                reset_at_close(direction.to_sock)
+        for way in self._ways:
+            if not way.end_passed:
+                reset_at_close(way.to_sock)
         return replace(CUT, undelivered=max(0, lost))
 
 
@@ -2410,7 +2359,7 @@ class Burial:
         best, quiet_until, most_dropped, pause_s = -math.inf, math.inf, 0, 0.001
         while self._send_last():
             now_s = time.monotonic()
-            acknowledged = onward.cells[onward.cell] - unacknowledged(onward.to_sock)
+            acknowledged = onward.acknowledged()
             if acknowledged > best:
                 best, quiet_until, pause_s = acknowledged, now_s + timeout_s, 0.001
                 most_dropped = self._back.dropped + DROPPED_BYTES
@@ -2453,27 +2402,16 @@ class Burial:
         self._poll.register(onward.to_sock.fileno(), mask)
         for _, ready in self._poll.poll(pause_s * 1000):
             if ready & POLLIN:
-                self._drop()
+                try:  # what it sends to the dead side is forgotten
+                    data = back.from_sock.recv(BUFFER_BYTES)
+                except (BlockingIOError, InterruptedError):
+                    return
+                except OSError as error:
+                    raise SideDiedError(back.from_name, error) from None
+                back.from_ended = not data
+                back.dropped += len(data)
             elif ready & (POLLERR | POLLHUP):
                 raise SideDiedError(onward.to_name, ConnectionResetError())
-
-    def _drop(self) -> None:
-        """Read what the survivor sends to the dead side, and forget it."""
-        try:
-            data = self._back.from_sock.recv(BUFFER_BYTES)
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError as error:
-            raise SideDiedError(self._back.from_name, error) from None
-        self._back.from_ended = not data
-        self._back.dropped += len(data)
-
-
-def say_death(death: SideDiedError) -> str:
-    """Return in words how a side of a relay died."""
-    if isinstance(death.error, TimeoutError):
-        return f"{death.side} vanished: it no longer answers"
-    return f"{death.side} reset the connection"
 
 
 # ---- Desk: checks, names -------------------------------------------------------------
@@ -2611,8 +2549,8 @@ def check(server: Server, options: Options) -> tuple[bool | None, str]:
 class Log:
     """Lines with their time, written whole by thread "log", many at once if busy.
 
-    `_lock` guards `_lost` and `_said`. The file needs none: only thread "log" writes,
-    and dup2(2) puts another file behind the descriptor at once.
+    `_lock` guards `_lost`, `_said` and `_ended`. The file needs none: only thread "log"
+    writes, and dup2(2) puts another file behind the descriptor at once.
     """
 
     def __init__(self, path: str | None, quiet: bool) -> None:
@@ -2624,6 +2562,7 @@ class Log:
         self._torn = False  # the last line in the file is cut short: a full disk
         self._lost = 0
         self._said: dict[str, float] = {}  # by kind of warning, when it was said last
+        self._ended: dict[str, str] = {}  # by row, the connection that ended there last
         self._stamp = (0, "")  # a second, and how it is written
         self._lines: queue.SimpleQueue[tuple[float, str] | None] = queue.SimpleQueue()
         self._closing = threading.Event()
@@ -2659,12 +2598,13 @@ class Log:
                 if entry == b"end":
                     self.close()
                     return
-                at, _, text = entry.decode("utf-8", "surrogateescape").partition(" ")
+                decoded = entry.decode("utf-8", "surrogateescape")
+                at, key, text = decoded.split(" ", 2)
                 kind, is_warning, words = text.partition("\0")
                 if is_warning:  # each process has said it once a second: now all have
                     self.warn(kind, words)
                 else:
-                    self._put(float(at), text)
+                    self._put(float(at), text, key)
 
     def end(self) -> None:
         """Tell the desk that no line will follow; called by the parent."""
@@ -2673,14 +2613,18 @@ class Log:
                 os.set_blocking(self._pipe[1], True)
                 os.write(self._pipe[1], b"end\n")
 
-    def line(self, text: str) -> None:
-        """Log a line, with the time of now; an empty text is none."""
+    def line(self, text: str, key: str = "-") -> None:
+        """Log a line, with the time of now; an empty text is none.
+
+        With a row's key it is the last line of that connection, and a second one is
+        none: a worker may be killed when it has just handed over the first.
+        """
         if not text or self.silent:
             return
         if self._writes or not self._pipe:
-            self._put(time.time(), text)
+            self._put(time.time(), text, key)
             return
-        data = f"{time.time():.3f} {text}\n".encode("utf-8", "surrogateescape")
+        data = f"{time.time():.3f} {key} {text}\n".encode("utf-8", "surrogateescape")
         try:
             os.write(self._pipe[1], data)
         except OSError:  # full: the desk is stopped, or has just died
@@ -2693,12 +2637,22 @@ class Log:
             os.set_blocking(self._pipe[0], False)
             with contextlib.suppress(BlockingIOError):
                 while data := os.read(self._pipe[0], PIPE_BYTES):
-                    entries = (entry.split(b" ", 1) for entry in data.splitlines())
-                    for at, text in (e for e in entries if len(e) == 2):
+                    entries = (entry.split(b" ", 2) for entry in data.splitlines())
+                    for at, key, text in (e for e in entries if len(e) == 3):
                         line = text.decode("utf-8", "surrogateescape").split("\0")[-1]
-                        self._write([self._format(float(at), line)])
+                        if self._is_first(key.decode()):
+                            self._write([self._format(float(at), line)])
 
-    def _put(self, at: float, text: str) -> None:
+    def _is_first(self, key: str) -> bool:
+        """Tell whether this connection ("-": none) has had no line before."""
+        row, _, accepted = key.partition(".")
+        with self._lock:
+            before, self._ended[row] = self._ended.get(row), accepted
+        return not accepted or before != accepted
+
+    def _put(self, at: float, text: str, key: str) -> None:
+        if not self._is_first(key):
+            return
         if self._lines.qsize() < LOG_BACKLOG_LINES:
             self._lines.put((at, text))
         else:
@@ -3348,12 +3302,10 @@ class Signals:
 
     def leave(self) -> None:
         """In a child: the parent hears what a terminal sends to all."""
-        signal.set_wakeup_fd(-1)
+        self.close()
         for number in self._old:
             is_parents = number in (signal.SIGINT, SIGHUP)
             signal.signal(number, signal.SIG_IGN if is_parents else signal.SIG_DFL)
-        self._inner.close()
-        self._outer.close()
 
     def close(self) -> None:
         """Handle signals as before."""
@@ -3383,6 +3335,7 @@ class Balancer:
         self._log, self._status, self._signals = log, status, signals
         self._stops = 0
         self._deadline = math.inf  # of the grace, then of the cut
+        self._waiting: dict[int, float] = {}  # children to be forked, and when
 
     def run(self, first_line: str) -> None:
         """Run until a stop has come to its end; raise RuntimeError without threads."""
@@ -3393,11 +3346,12 @@ class Balancer:
         self._start_desk()
         notify("READY=1")
         while not self._is_over():
-            number = self._signals.wait(self._next_moment() - time.monotonic())
-            if number == SIGHUP and not self._signals.stops(number):
-                self._reopen_log()
-            elif self._signals.stops(number):
+            moment = min([self._deadline, *self._waiting.values()])
+            number = self._signals.wait(moment - time.monotonic())
+            if self._signals.stops(number):
                 self._stop()
+            elif number == SIGHUP:
+                self._reopen_log()
             self._look_after()
             if time.monotonic() >= self._deadline:
                 if self._board.cutting:  # stopped by SIGSTOP, for one
@@ -3419,7 +3373,7 @@ class Balancer:
         live, grace_s = self._board.live, self._options.grace
         text = "stopping"
         if live:
-            text = f"stopping: {count(live, 'live connection')}, waiting {grace_s:g} s"
+            text += f": {count(live, 'live connection')}, waiting {grace_s:g} s"
             text += " at most; Ctrl-C again cuts them"
         self._log.line(text)
         if self._options.log and not self._options.quiet:
@@ -3449,9 +3403,6 @@ class Balancer:
     def _is_over(self) -> bool:
         return self._stops > 1 or self._at_rest.is_set()
 
-    def _next_moment(self) -> float:
-        return self._deadline if self._stops else math.inf
-
     def _look_after(self) -> None:
         """See to whatever may have died."""
 
@@ -3462,9 +3413,8 @@ class Balancer:
         """End what is still live, and say so in the log."""
         self._desk.stop()
         for row in self._board.taken_rows():
-            if not row.logged:
-                end = row_end(row, CUT)
-                self._log.line(end_line(row, self._board.server_of(row), end))
+            end = row_end(row, CUT)
+            self._log.line(end_line(row, self._board.server_of(row), end), row.key)
         if self._status and self._stops < 2:
             self._status.stop()
         self._log.line("stopped")
@@ -3480,9 +3430,8 @@ class Parent(Balancer):
 
     def _start_workers(self) -> None:
         self._children: dict[int, int] = {}  # number by process; 0: the desk
-        self._waiting: dict[int, float] = {}  # who is to be forked, and when
-        self._life = os.pipe()
-        self._forked: dict[int, float] = {}  # when each was forked last
+        self._forked: dict[int, float] = {}  # by number, when it was last
+        self._life = os.pipe()  # ends with this process
         probe = new_thread("probe", self._look_after)
         probe.start()  # or RuntimeError: no child could have threads
         probe.join()
@@ -3491,10 +3440,7 @@ class Parent(Balancer):
         warnings.filterwarnings("ignore", ".*multi-threaded.*", DeprecationWarning)
         for number in range(1, self._options.workers + 1):
             self._fork(number)
-        self._wait_until_ready()
-
-    def _wait_until_ready(self) -> None:
-        """Wait for a second at most until all workers share the clients."""
+        # For a second at most: until all of them share the clients.
         bell, ready, deadline = self._board.bells[0], 0, time.monotonic() + 1
         poll = new_poll()
         poll.register(bell.fileno(), POLLIN)
@@ -3506,143 +3452,118 @@ class Parent(Balancer):
         self._fork(0)
 
     def _is_over(self) -> bool:
-        workers = any(self._children.values())
-        return self._stops > 1 or (self._stops > 0 and not workers)
-
-    def _next_moment(self) -> float:
-        return min([self._deadline, *self._waiting.values()])
+        stopping = bool(self._board.stopping)
+        return self._stops > 1 or (stopping and not any(self._children.values()))
 
     def _fork(self, number: int) -> None:
         """Fork a worker, or the desk; try again when that cannot be done."""
         sys.stdout.flush()
         blocked = [signal.SIGINT, signal.SIGTERM, *([SIGHUP] if SIGHUP else [])]
         signal.pthread_sigmask(signal.SIG_BLOCK, blocked)  # until they are the child's
+        self._forked[number] = time.monotonic()
         try:
             pid = os.fork()
+            if not pid:
+                self._become(number, blocked)
+            self._children[pid] = number
         except OSError as error:
             self._log.warn("fork", f"cannot fork: {say_why(error)}")
             self._waiting[number] = time.monotonic() + FORK_PAUSE_S
-            pid = -1
-        if pid == 0:
-            try:
-                self._signals.leave()
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked)
-                os.close(self._life[1])
-                self._become(number)
-                os._exit(0)
-            except (RuntimeError, MemoryError, OSError) as error:
-                who = f"worker {number}" if number else "the desk"
-                self._log.line(f"cannot start {who}: {error or 'no memory'}")
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(1)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked)
-        if pid > 0:
-            self._children[pid] = number
-            self._forked[number] = time.monotonic()
 
-    def _become(self, number: int) -> None:
+    def _become(self, number: int, blocked: list[signal.Signals]) -> NoReturn:
         """Be a worker, or the desk (0), to the end."""
-        board = self._board
-        board.lock.me = os.getpid()
-        name_process(f"worker-{number}" if number else "desk")
-        if number:
-            sys.setswitchinterval(1.0)
-            do_not_preempt()
-            if self._status:  # the desk's
-                self._status.socket.close()
-            Worker(board, self._listener, self._log, number).run(self._life[0])
-            return
-        self._listener.close()
-        self._log.start()
-        desk = Desk(board, self._log)
-        new_thread("start", desk.start).start()  # it may have to wait for threads
-        if self._status:
-            self._status.start()
-        self._run_desk(desk)
-        self._log.join()
+        who = f"worker-{number}" if number else "desk"
+        try:
+            self._signals.leave()
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked)
+            os.close(self._life[1])
+            self._board.lock.me = os.getpid()
+            with contextlib.suppress(OSError), open("/proc/self/comm", "w") as file:
+                file.write(who)  # for ps and top (proc(5))
+            if number:
+                self._be_worker(number)
+            else:
+                self._be_desk()
+            os._exit(0)
+        except (RuntimeError, MemoryError, OSError) as error:
+            self._log.line(f"cannot start {who}: {error or 'no memory'}")
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(1)
 
-    def _run_desk(self, desk: Desk) -> None:
-        """Wait for the end (MainThread of the desk)."""
+    def _be_worker(self, number: int) -> None:
+        sys.setswitchinterval(1.0)
+        do_not_preempt()
+        if self._status:  # the desk's
+            self._status.socket.close()
+        Worker(self._board, self._listener, self._log, number).run(self._life[0])
+
+    def _be_desk(self) -> None:
         board, bell = self._board, self._board.bells[0]
+        self._listener.close()
+        super()._start_desk()
         poll = new_poll()
         poll.register(bell.fileno(), POLLIN)
         poll.register(self._life[0], 0)
         while not board.over:
-            for fd, _ in poll.poll():
-                if fd == self._life[0]:
-                    os._exit(1)
+            if self._life[0] in dict(poll.poll()):
+                os._exit(1)  # the parent was killed
             if REOPEN in bell.hear():
                 self._log.reopen()
             if board.stopping:
-                desk.stop()
+                self._desk.stop()
+        self._log.join()
 
     def _reopen_log(self) -> None:
         self._board.bells[0].ring(REOPEN)
 
     def _look_after(self) -> None:
         """Bury the dead, and have them replaced, once a second at most."""
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                break
-            if not pid:
-                break
-            self._bury(self._children.pop(pid), os.waitstatus_to_exitcode(status))
+        with contextlib.suppress(ChildProcessError):
+            while (dead := os.waitpid(-1, os.WNOHANG))[0]:
+                number = self._children.pop(dead[0])
+                self._bury(number, os.waitstatus_to_exitcode(dead[1]))
         for number, at in list(self._waiting.items()):
-            if self._stops and number:
+            if time.monotonic() >= at:
                 del self._waiting[number]
-            elif time.monotonic() >= at:
-                del self._waiting[number]
-                self._fork(number)
+                if not (number and self._board.stopping):
+                    self._fork(number)
 
     def _bury(self, number: int, code: int) -> None:
-        orderly = self._stops > 0 and code == 0
+        orderly = self._board.stopping and code == 0
         lines = self._board.bury(number, CUT if orderly else WORKER_DIED)
         if not orderly:
             cause = f"signal {-code}" if code < 0 else f"exit code {code}"
             who = f"worker={number}" if number else "desk"
             with_what = f" with {count(len(lines), 'connection')}" if number else ""
             self._log.line(f"{who} died by {cause}{with_what}, and is replaced")
-        for line in lines:
-            self._log.line(line)
-        if not self._stops or not number:
-            self._waiting[number] = time.monotonic()
-            if time.monotonic() - self._forked.get(number, 0.0) < FORK_PAUSE_S:
-                self._waiting[number] += FORK_PAUSE_S
+            at = max(time.monotonic(), self._forked[number] + FORK_PAUSE_S)
+            self._waiting[number] = at
+        for line, key in lines:
+            self._log.line(line, key)
 
     def _end(self) -> None:
         """Kill who is left, and log what they had; then the desk may go."""
-        left = {pid: n for pid, n in self._children.items() if n}
-        for pid in left:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        for pid in left:
+        workers = [pid for pid, number in self._children.items() if number]
+        for pid in workers:
+            os.kill(pid, signal.SIGKILL)
+        for pid in workers:
             os.waitpid(pid, 0)
-        for number in left.values():
-            for line in self._board.bury(number, CUT):
-                self._log.line(line)
+            for line, key in self._board.bury(self._children.pop(pid), CUT):
+                self._log.line(line, key)
         self._log.line("stopped")
         self._log.end()
         self._board.over = 1
         self._board.bells[0].ring()
         deadline = time.monotonic() + 2 * CUT_S
-        for pid in self._children.keys() - left.keys():  # the desk
-            while not is_dead(pid) and time.monotonic() < deadline:
+        for desk in self._children:
+            while not is_dead(desk) and time.monotonic() < deadline:
                 self._signals.wait(deadline - time.monotonic())  # SIGCHLD
-            if not is_dead(pid):  # stopped by SIGSTOP
-                os.kill(pid, signal.SIGKILL)
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, 0)
+            os.kill(desk, signal.SIGKILL)  # if it is stopped by SIGSTOP
+            os.waitpid(desk, 0)
         self._log.write_rest()
-
-
-def name_process(name: str) -> None:
-    """Name this process for ps and top (proc(5), comm: 15 bytes)."""
-    with contextlib.suppress(OSError), open("/proc/self/comm", "w") as file:
-        file.write(name)
 
 
 def has_terminal() -> bool:
@@ -3984,7 +3905,7 @@ def run(options: Options, log: Log, signals: Signals) -> None:
         listener.setblocking(False)
         descriptors = raise_descriptor_limit() or MAX_ROWS
         pipes = min(64, descriptors // 32)  # two descriptors each
-        Pipe.set_budget(pipes)
+        Pipe.budget = threading.Semaphore(pipes)
         own = OWN_DESCRIPTORS + len(options.servers) + 2 * options.workers
         own += STATUS_CONNECTIONS + 2 if options.status else 0
         each = max(1, (descriptors - own) // 2 - pipes)

@@ -82,32 +82,11 @@ try:
 except ImportError:  # Windows
     fcntl = resource = termios = None  # type: ignore[assignment]
 
-VERSION = "2.0"
 RECEIVE_BYTES = 65_536  # one read; a whole message of the default limit fits
 BATCH_MESSAGES = 256  # per write to the log: bounds memory and the wait of others
 PAUSE_MESSAGE_BYTES = 1_024  # longest message that a pause may end
-PROXY_TIMEOUT_S = 5.0  # the specification asks for 3 s at least
-SEND_TIMEOUT_S = 30.0  # a client that reads nothing for so long is given up
-LINGER_S = 5.0  # how long a client may go on sending after an error line, ...
-LINGER_BYTES = 64 << 20  # ... and how much, before the connection is closed
-LAST_S = 0.5  # at the stop: to accept the clients in the listen queue, ...
-GRACE_S = 2.0  # ... then for messages that are being received or confirmed, ...
-CUT_S = 1.0  # ... then for threads to end after their connections were cut
-DELIVERY_S = 2.0  # at the stop, for a client's kernel to acknowledge what was sent,
-ACKNOWLEDGED_S = 0.002  # ... asked for so often
 BACKOFF_S = 0.1  # after accept or a thread's start failed for want of resources
 RESTING_THREADS = 8  # kept for the next clients: to start one costs more than a message
-LISTEN_QUEUE = 4_096  # clients that wait for accept; the kernel caps it (somaxconn)
-MEND_BYTES = 256 << 20  # of the log's end are searched for torn records at most, ...
-BLOCK_BYTES = 4 << 20  # ... so many at once
-LINE_BYTES = 1 << 20  # no line of the log is longer, with the default --max-message
-STACK_BYTES = 512 << 10  # per thread: calls here are shallow, threads many
-LINES_WAITING = 1_000  # for a slow terminal; later ones are dropped
-EVENTS_SHOWN = 20  # a second; the others are summed up in one line
-SIGHUP = getattr(signal, "SIGHUP", None)  # Windows has none
-SIGNALS = {signal.SIGTERM, signal.SIGINT} | ({SIGHUP} if SIGHUP else set())
-TIMEOUTS = (BlockingIOError, TimeoutError)  # by SO_RCVTIMEO, by settimeout
-FAULTS = ("refuse", "hang", "reset", "slow", "close-early", "half-close")
 
 
 # ---- Server: accept, a thread per client, stop ---------------------------------------
@@ -123,49 +102,45 @@ class Server:
         self.port: int = listener.getsockname()[1]
         self.work = PretendedWork(args.delay, args.parallel)
         self.stopping = threading.Event()
-        self._listener, self._bell = listener, Bell(listener)
+        self.listener, self.bell = listener, Bell(listener)
         self._connection = FaultyConnection if args.fault[0] else Connection
         self._most = args.max_connections or sys.maxsize
-        self._waiting: Connection | None = None  # for a thread: none could be started
+        self.waiting: Connection | None = None  # for a thread: none could be started
         self._for_rested: queue.SimpleQueue[Connection] = queue.SimpleQueue()
-        self._lock = threading.Lock()  # guards the two below
-        self._live: set[Connection] = set()  # none of them is closed
+        self.lock = threading.Lock()  # guards the two below
+        self.live: set[Connection] = set()  # none of them is closed
         self._resting = 0  # threads that wait for a client, and have none promised
 
     def run(self) -> None:
         """Serve until a signal, then let connections finish (MainThread)."""
-        name = format_address(self._listener.getsockname())
-        fault = f" (fault: {self.args.fault[0]})" if self.args.fault[0] else ""
-        self.terminal.say(f"listening on {name}{fault}")
-        if not self.args.quiet:
-            self.terminal.say(f"logging to {os.path.abspath(self.log.path)}")
-        self._listener.setblocking(False)
-        while not self._bell.means_stop(
-            number := self._bell.wait(
-                0 if self._waiting else None, len(self._live) < self._most
-            )
+        self.listener.setblocking(False)
+        while not self.bell.means_stop(
+            number := self.bell.wait(0 if self.waiting else None, self.may_accept)
         ):
-            self._reopen_log() if number else self._accept()
-        for number in SIGNALS - {SIGHUP}:
-            signal.signal(number, signal.SIG_DFL)  # a second one ends the process
-        self._stop()
+            reopen_log(self) if number else self.accept()
+        stop(self)
 
-    def _accept(self) -> bool:
+    @property
+    def may_accept(self) -> bool:
+        """Tell whether there may be one more live connection."""
+        return len(self.live) < self._most
+
+    def accept(self) -> bool:
         """Accept a client and start its thread; False when none waits, or short."""
         try:
-            if not self._waiting:
-                sock, address = self._listener.accept()
+            if not self.waiting:
+                sock, address = self.listener.accept()
                 sock.setblocking(True)  # BSD, macOS: it inherits what the listener has
-                self._waiting = self._connection(self, sock, address)
-            with self._lock:
-                self._live.add(self._waiting)
+                self.waiting = self._connection(self, sock, address)
+            with self.lock:
+                self.live.add(self.waiting)
                 rests, self._resting = self._resting, max(0, self._resting - 1)
             if rests:
-                self._for_rested.put(self._waiting)
+                self._for_rested.put(self.waiting)
             else:
-                args = (self._waiting,)
+                args = (self.waiting,)
                 threading.Thread(target=self._serve, args=args, daemon=True).start()
-            self._waiting = None
+            self.waiting = None
             return True
         except (BlockingIOError, ConnectionAbortedError):
             return False  # the client has left
@@ -184,47 +159,16 @@ class Server:
                 connection.serve()
             except Exception:  # a defect here must not end the others
                 self.terminal.warn("defect", traceback.format_exc().rstrip())
-            with self._lock:
-                was_full = len(self._live) >= self._most
-                self._live.discard(connection)
+            with self.lock:
+                was_full = not self.may_accept
+                self.live.discard(connection)
                 rests = self._resting < RESTING_THREADS
                 self._resting += rests
             connection.sock.close()
             if was_full or self.stopping.is_set():
-                self._bell.ring()
+                self.bell.ring()
             if rests:
                 connection = self._for_rested.get()
-
-    def _reopen_log(self) -> None:
-        try:
-            self.log.reopen()
-        except OSError as error:
-            reason = f"cannot reopen {self.log.path}: {error.strerror}"
-            self.terminal.warn("reopen", reason)
-
-    def _stop(self) -> None:
-        """Serve who waits in the listen queue, close; cut connections after GRACE_S."""
-        self.stopping.set()
-        # Closing the listener resets who waits in its queue, and their messages.
-        deadline = time.monotonic() + LAST_S
-        while time.monotonic() < deadline and len(self._live) < self._most:
-            if not self._accept():
-                break
-        self._listener.close()
-        if self._live and not self.args.quiet:
-            how_long = f"waiting {GRACE_S:g} s at most; Ctrl-C again cuts them"
-            live = counted(len(self._live), "live connection")
-            self.terminal.say(f"stopping: {live}, {how_long}")
-        for how, seconds in ((socket.SHUT_RD, GRACE_S), (socket.SHUT_RDWR, CUT_S)):
-            with self._lock:
-                for connection in self._live:
-                    # Without a message yet, the first may be on the way: await it.
-                    if connection.message_count or how == socket.SHUT_RDWR:
-                        connection.shut_down(how)
-            deadline = time.monotonic() + seconds
-            while self._live and (left := deadline - time.monotonic()) > 0:
-                if self._bell.wait(left, accepts=False):
-                    self._reopen_log()
 
 
 # ---- Connection: one client, one thread ----------------------------------------------
@@ -263,10 +207,12 @@ class Connection:
             reason = "idle" if is_there else "client vanished"
         except OSError:
             is_there, reason = False, "reset by client"
+        except MemoryError:
+            reason = "by server (out of memory)"
         if self.server.stopping.is_set() and reason in ("by client", "reset by client"):
             reason = "shutdown"
         if self.server.stopping.is_set() and is_there:
-            self.shut_down(socket.SHUT_RD)  # from here on, recv does not wait
+            shut_down(self, socket.SHUT_RD)  # from here on, recv does not wait
             linger(self, DELIVERY_S)
         if self.bytes_in:
             self._record_end(reason)
@@ -319,7 +265,7 @@ class Connection:
         self.message_count += len(messages)
         self._send(self._record_messages(messages))
         if self.server.stopping.is_set():
-            self.shut_down(socket.SHUT_RD)
+            shut_down(self, socket.SHUT_RD)
 
     def _record_messages(self, messages: list[bytes]) -> bytes:
         """Append two records per message; return the confirmations.
@@ -387,15 +333,6 @@ class Connection:
         linger(self, LINGER_S)
         raise ConnectionOver("by server (message too long)")
 
-    def shut_down(self, how: int) -> None:
-        """Shut down the socket, which wakes the thread that waits in it.
-
-        Another thread calls it only while the server's lock keeps this connection
-        among the live ones: they are not closed.
-        """
-        with contextlib.suppress(OSError):  # the client has left
-            self.sock.shutdown(how)
-
 
 # ---- Log: a record is written before its confirmation is sent ------------------------
 
@@ -405,16 +342,16 @@ class Log:
 
     write(2) with O_APPEND is atomic among threads and processes, and dup2(2) puts
     another file behind the descriptor at once. What SIGKILL or a full disk cuts off in
-    mid-write is a torn record: see "Repair". In a pipe a long write is not atomic, and
-    may wait for a reader: see "write_in_turn".
+    mid-write is a torn record: see "Repair"; for a pipe see "write_in_turn".
     """
 
     def __init__(self, path: str, port: int) -> None:
         """Open the file for appending, or raise OSError."""
-        self.path, self._port = path, port
-        self._file = self._open()
-        self._is_pipe = is_pipe(self._file)
-        self._torn = threading.Event()  # set: repair before the next write
+        self.path, self.port = path, port
+        self.file = open_to_append(path)
+        self.is_pipe = is_pipe(self.file)
+        self.torn = threading.Event()  # set: blank what is torn before the next write
+        self.flushing: Any = contextlib.nullcontext()
 
     def append(self, entries: list[bytes]) -> tuple[int, str]:
         """Append entries by one write; leave no torn one behind.
@@ -424,16 +361,16 @@ class Log:
         """
         data = b"".join(entries)
         try:
-            if is_deleted(self._file):  # all would be lost
-                self.reopen()
-            if self._torn.is_set():
-                self._repair()
+            if is_deleted(self.file):  # all would be lost
+                reopen(self)
+            if self.torn.is_set():
+                blank_torn(self)
             written = self._write(data)
         except OSError as error:
             return 0, error.strerror or str(error)
         if written == len(data):
             return len(entries), ""
-        self._torn.set()
+        self.torn.set()
         logged = 0
         while (written := written - len(entries[logged])) >= 0:
             logged += 1
@@ -444,45 +381,7 @@ class Log:
 
     def _write(self, data: bytes) -> int:
         """Write once; return how many bytes were taken."""
-        return (write_in_turn if self._is_pipe else write_quickly)(self._file, data)
-
-    def reopen(self) -> None:
-        """Open the path anew, or raise OSError and keep the old file.
-
-        Torn records in the old one are blanked now: a server that left one there, and
-        comes back, finds the new file only.
-        """
-        # Not waiting for somebody to read a FIFO (open(2), ENXIO).
-        new, old = self._open(getattr(os, "O_NONBLOCK", 0)), os.dup(self._file)
-        try:
-            self._is_pipe = True  # until it is known: right for a file, too
-            os.dup2(new, self._file, inheritable=False)
-            self._is_pipe = is_pipe(new)
-            with contextlib.suppress(OSError):  # where the system has no such path
-                sure = 1 if self._torn.is_set() else SURE_BYTES
-                repair(f"/proc/self/fd/{old}", 0, sure)
-        finally:
-            os.close(new)
-            os.close(old)
-
-    def _open(self, at_once: int = 0) -> int:
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | at_once
-        flags |= getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-        file = os.open(self.path, flags, 0o644)
-        if at_once:
-            os.set_blocking(file, True)
-        return file
-
-    def _repair(self) -> None:
-        """Blank the torn record of a full disk before anything follows, or OSError."""
-        self._torn.clear()  # first: another thread may set it anew
-        try:
-            repair(self.path, self._port, sure=1)
-        except PermissionError:  # a file that may only be appended to
-            os.write(self._file, b"\n")
-        except OSError:  # no space yet (copy-on-write): ask again
-            self._torn.set()
-            raise
+        return (write_in_turn if self.is_pipe else write_quickly)(self.file, data)
 
 
 # ======== What only few need: everything above reads without what is below ============
@@ -534,7 +433,13 @@ def format_address(address: tuple[Any, ...]) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-# ---- The main thread's bell: clients, signals, departures ----------------------------
+# ---- The main thread: what wakes it, and how it stops --------------------------------
+
+SIGHUP = getattr(signal, "SIGHUP", None)  # Windows has none
+SIGNALS = {signal.SIGTERM, signal.SIGINT} | ({SIGHUP} if SIGHUP else set())
+LAST_S = 0.5  # at the stop: to accept the clients in the listen queue, ...
+GRACE_S = 2.0  # ... then for messages that are being received or confirmed, ...
+CUT_S = 1.0  # ... then for threads to end after their connections were cut
 
 
 class Bell:
@@ -576,8 +481,61 @@ class Bell:
         return bool(number) and not is_hangup
 
 
+def stop(server: Server) -> None:
+    """Serve who waits in the listen queue, close; cut connections after GRACE_S."""
+    for number in SIGNALS - {SIGHUP}:
+        signal.signal(number, signal.SIG_DFL)  # a second one ends the process
+    server.stopping.set()
+    # Closing the listener resets who waits in its queue, and their messages.
+    deadline = time.monotonic() + LAST_S
+    while time.monotonic() < deadline and (server.waiting or server.may_accept):
+        if not server.accept():
+            break
+    server.listener.close()
+    if server.live and not server.args.quiet:
+        how_long = f"waiting {GRACE_S:g} s at most; Ctrl-C again cuts them"
+        live = counted(len(server.live), "live connection")
+        server.terminal.say(f"stopping: {live}, {how_long}")
+    for how, seconds in ((socket.SHUT_RD, GRACE_S), (socket.SHUT_RDWR, CUT_S)):
+        with server.lock:
+            for connection in server.live:
+                # Without a message yet, the first may be on the way: await it.
+                if connection.message_count or how == socket.SHUT_RDWR:
+                    shut_down(connection, how)
+        deadline = time.monotonic() + seconds
+        while server.live and (left := deadline - time.monotonic()) > 0:
+            if server.bell.wait(left, accepts=False):
+                reopen_log(server)
+
+
+def shut_down(connection: Connection, how: int) -> None:
+    """Shut down a connection's socket, which wakes the thread that waits in it.
+
+    Another thread calls it only while the server's lock keeps the connection among the
+    live ones: they are not closed.
+    """
+    with contextlib.suppress(OSError):  # the client has left
+        connection.sock.shutdown(how)
+
+
+def reopen_log(server: Server) -> None:
+    """Reopen the log after a SIGHUP, or say why not."""
+    try:
+        reopen(server.log)
+    except OSError as error:
+        reason = f"cannot reopen {server.log.path}: {error.strerror}"
+        server.terminal.warn("reopen", reason)
+
+
 # ---- Lingering, and PROXY lines ------------------------------------------------------
 
+TIMEOUTS = (BlockingIOError, TimeoutError)  # by SO_RCVTIMEO, by settimeout
+SEND_TIMEOUT_S = 30.0  # a client that reads nothing for so long is given up
+LINGER_S = 5.0  # how long a client may go on sending after an error line, ...
+LINGER_BYTES = 64 << 20  # ... and how much, before the connection is closed
+DELIVERY_S = 2.0  # at the stop, for a client's kernel to acknowledge what was sent,
+ACKNOWLEDGED_S = 0.002  # ... asked for so often
+PROXY_TIMEOUT_S = 5.0  # the specification asks for 3 s at least
 
 def linger(connection: Connection, seconds: float) -> None:
     """Drop what a client still sends until it has all that was sent, or has left.
@@ -743,7 +701,46 @@ def is_deleted(file: int) -> bool:
     return os.fstat(file).st_nlink == 0
 
 
-# ---- Other logs: on disk before the confirmation (--fsync), or a pipe ----------------
+# ---- The log's file: opened, reopened; a pipe; on disk before the confirmation -------
+
+
+def open_log(path: str, port: int, flushed: bool) -> Log:
+    """Return the log at a path, repaired as far as it may be; or raise OSError."""
+    with contextlib.suppress(OSError):
+        repair(path, port)
+    return (FlushedLog if flushed else Log)(path, port)
+
+
+def open_to_append(path: str, at_once: int = 0) -> int:
+    """Return a descriptor whose writes all go to the end; O_NONBLOCK: `at_once`."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | at_once
+    flags |= getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+    file = os.open(path, flags, 0o644)
+    if at_once:
+        os.set_blocking(file, True)
+    return file
+
+
+def reopen(log: Log) -> None:
+    """Open the log's path anew, or raise OSError and keep the old file.
+
+    Torn records in the old one are blanked now: a server that left one there, and
+    comes back, finds the new file only.
+    """
+    with log.flushing:
+        # Not waiting for somebody to read a FIFO (open(2), ENXIO).
+        new = open_to_append(log.path, getattr(os, "O_NONBLOCK", 0))
+        old = os.dup(log.file)
+        try:
+            log.is_pipe = True  # until it is known: right for a file, too
+            os.dup2(new, log.file, inheritable=False)
+            log.is_pipe = is_pipe(new)
+            with contextlib.suppress(OSError):  # where the system has no such path
+                sure = 1 if log.torn.is_set() else SURE_BYTES
+                repair(f"/proc/self/fd/{old}", 0, sure)
+        finally:
+            os.close(new)
+            os.close(old)
 
 
 class FlushedLog(Log):
@@ -755,7 +752,7 @@ class FlushedLog(Log):
 
     def __init__(self, path: str, port: int) -> None:
         super().__init__(path, port)
-        self._flushing = threading.RLock()  # held from a write to its flush
+        self.flushing = threading.RLock()  # held from a write to its flush
         self._joining = threading.Lock()  # guards the two below
         self._group: list[bytes] = []
         self._logged: concurrent.futures.Future[tuple[int, str]]
@@ -768,7 +765,7 @@ class FlushedLog(Log):
             first, logged = len(self._group), self._logged
             self._group += entries
         if leads:
-            with self._flushing:
+            with self.flushing:
                 with self._joining:
                     group, self._group = self._group, []
                 try:
@@ -783,16 +780,11 @@ class FlushedLog(Log):
     def _write_and_flush(self, group: list[bytes]) -> tuple[int, str]:
         logged, reason = super().append(group)
         try:
-            if not self._is_pipe:
-                os.fsync(self._file)
+            if not self.is_pipe:
+                os.fsync(self.file)
         except OSError as error:
             return 0, error.strerror or str(error)
         return logged, reason
-
-    def reopen(self) -> None:
-        """Do as Log.reopen does, between two groups."""
-        with self._flushing:
-            super().reopen()
 
 
 PIPE_TURN = threading.Lock()  # held while a thread writes to a pipe
@@ -820,16 +812,12 @@ def write_in_turn(file: int, data: bytes) -> int:
         return written
 
 
-def open_log(path: str, port: int, flushed: bool) -> Log:
-    """Return the log at a path, repaired as far as it may be; or raise OSError."""
-    with contextlib.suppress(OSError):
-        repair(path, port)
-    return (FlushedLog if flushed else Log)(path, port)
-
-
 # ---- Repair: what a killed server or a full disk left torn is blanked ----------------
 # When a server starts on a log, when it leaves one, and after a disk was full.
 
+MEND_BYTES = 256 << 20  # of the log's end are searched for torn records at most, ...
+BLOCK_BYTES = 4 << 20  # ... so many at once
+LINE_BYTES = 1 << 20  # no line of the log is longer, with the default --max-message
 STAMP = rb"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} - "
 SAMPLE = b"2026-11-23 14:50:15,613 - "  # to complete a stamp that is torn itself
 SURE_BYTES = len(b"2026-")  # less at the log's end may be what a person wrote
@@ -926,6 +914,18 @@ def repair(path: str, port: int, sure: int = SURE_BYTES) -> None:
         os.fsync(file.fileno())  # else a power cut now would bring the torn one back
 
 
+def blank_torn(log: Log) -> None:
+    """Blank the torn record of a full disk before anything follows, or OSError."""
+    log.torn.clear()  # first: another thread may set it anew
+    try:
+        repair(log.path, log.port, sure=1)
+    except PermissionError:  # a file that may only be appended to
+        os.write(log.file, b"\n")
+    except OSError:  # no space yet (copy-on-write): ask again
+        log.torn.set()
+        raise
+
+
 # ---- Work that is pretended (--delay, --parallel) ------------------------------------
 
 
@@ -963,6 +963,8 @@ class PretendedWork:
 
 # ---- Faults to play with (--fault) ---------------------------------------------------
 
+FAULTS = ("refuse", "hang", "reset", "slow", "close-early", "half-close")
+
 
 class FaultyConnection(Connection):
     """A connection that misbehaves as --fault says, to try the balancer."""
@@ -993,6 +995,9 @@ class FaultyConnection(Connection):
 
 
 # ---- Terminal: a stalled one must not stall the clients ------------------------------
+
+LINES_WAITING = 1_000  # for a slow terminal; later ones are dropped
+EVENTS_SHOWN = 20  # a second; the others are summed up in one line
 
 
 class Terminal:
@@ -1092,6 +1097,8 @@ def write_whole(line: str, stream: TextIO) -> None:
 
 # ---- Surroundings: streams, terminals, limits ----------------------------------------
 
+STACK_BYTES = 512 << 10  # per thread: calls here are shallow, threads many
+
 
 def open_missing_streams() -> None:
     """Open descriptors 0, 1, 2 that were closed, before a file or socket gets them."""
@@ -1141,6 +1148,8 @@ def who_listens(port: int) -> str:
 
 
 # ---- Command line --------------------------------------------------------------------
+
+VERSION = "2.0"
 
 
 def complain(text: str) -> None:
@@ -1249,6 +1258,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+LISTEN_QUEUE = 4_096  # clients that wait for accept; the kernel caps it (somaxconn)
+
+
 def open_listener(args: argparse.Namespace) -> socket.socket:
     """Return a listening socket, or raise OSError; one that is only bound refuses."""
     answers = socket.getaddrinfo(args.host, args.port, type=socket.SOCK_STREAM)
@@ -1313,6 +1325,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         except (OSError, RuntimeError) as error:  # no more threads, or descriptors
             complain(f"cannot start: {error}")
             return 2
+        name = format_address(listener.getsockname())
+        fault = f" (fault: {args.fault[0]})" if args.fault[0] else ""
+        terminal.say(f"listening on {name}{fault}")
+        if not args.quiet:
+            terminal.say(f"logging to {os.path.abspath(args.log)}")
         server.run()
     terminal.close()
     return 0

@@ -157,17 +157,12 @@ class DeadWorkers(unittest.TestCase):
         server.places_taken, board.queued, board.live = 7, 9, 11  # in mid-update
         lines = board.bury(1, load_balancer.WORKER_DIED)
         self.assertEqual(len(lines), 3)
-        self.assertTrue(all(" end=ID " in line for line in lines), lines)
+        self.assertTrue(all(" end=ID " in line for line, _ in lines), lines)
         self.assertEqual((board.live, board.queued, server.places_taken), (3, 0, 3))
         self.assertEqual([r.server for r in (alive, waiting[0], waiting[2])], [1] * 3)
         for row in (alive, waiting[0], waiting[2]):
             board.end(row, CLOSED)
         self.assertEqual((board.live, server.places_taken), (0, 0))
-
-    def test_line_that_is_written_is_not_written_again(self) -> None:
-        board = board_of(workers=2)
-        Clients(board, 1).begin().logged = 1
-        self.assertEqual(board.bury(1, load_balancer.WORKER_DIED), [])
 
     @unittest.skipUnless(hasattr(os, "fork"), "needs fork")
     def test_lock_of_a_dead_process_is_taken_from_it(self) -> None:

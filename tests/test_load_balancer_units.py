@@ -359,8 +359,9 @@ class WorkersThatDie(unittest.TestCase):
         board.servers()[0].places_taken = 17  # it died in the middle
         lines = board.bury(1, load_balancer.WORKER_DIED)
         self.assertEqual(len(lines), 2)
-        for line in lines:
+        for line, key in lines:
             self.assertIn(" end=ID its worker process died", line)
+            self.assertRegex(key, r"\A\d+\.\d+\Z")
         self.assertEqual((board.live, board.queued), (2, 0))
         self.assertEqual(board.servers()[0].places_taken, 2)
         self.assertTrue(two[1].server, "the place of the dead goes to who waits")
@@ -432,12 +433,30 @@ class LogThatCannotBeWritten(unittest.TestCase):
         self.assertEqual([line.split()[-1] for line in lines], ["before", "after"])
 
 
+    def test_connection_whose_worker_died_just_after_its_line_has_no_second(
+        self,
+    ) -> None:
+        log = load_balancer.Log(str(self.path), quiet=False)
+        log.share()
+        log.line("one end=--", "7.1000")  # handed over; its row is still taken
+        log.line("one end=ID", "7.1000")
+        log.line("the next in that row end=--", "7.2000")
+        log.line("of nobody")
+        log.line("of nobody")
+        log.start()
+        log.end()
+        log.join()
+        lines = [line[24:] for line in self.path.read_text().splitlines()]
+        expected = ["one end=--", "the next in that row end=--", *2 * ["of nobody"]]
+        self.assertEqual(lines, expected)
+
+
 class LastBytes(unittest.TestCase):
     """What a dead side had sent is delivered, but not waited for without end."""
 
     def test_sink_that_never_acknowledged_anything_is_given_up(self) -> None:
         client, server = self.pair(), self.pair()
-        cells = memoryview(array.array("q", [0] * 4))
+        cells = memoryview(array.array("q", [0] * load_balancer.Row.SIZE))
         one, two = ("client", client), ("server", server)
         cut = threading.Event()
         way = Direction(one, two, cells, load_balancer.TO_SERVER, cut)

@@ -42,7 +42,7 @@ class Appending(ScriptTestCase):
 
     def test_with_fsync_a_leader_that_fails_leaves_nobody_waiting(self) -> None:
         log = server2.FlushedLog(str(self.folder / "log.txt"), 9991)
-        self.addCleanup(os.close, log._file)
+        self.addCleanup(os.close, log.file)
         leading, plain = threading.Event(), log._write_and_flush
 
         def fail_once(group: list[bytes]) -> tuple[int, str]:
@@ -70,17 +70,17 @@ class Appending(ScriptTestCase):
     def test_whether_writers_take_turns_is_decided_at_every_opening(self) -> None:
         path = self.folder / "log.txt"
         log = server2.Log(str(path), 9991)
-        self.addCleanup(os.close, log._file)
-        self.assertFalse(log._is_pipe)
+        self.addCleanup(os.close, log.file)
+        self.assertFalse(log.is_pipe)
         path.unlink()
         os.mkfifo(path)
         reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         self.addCleanup(os.close, reader)
-        log.reopen()
-        self.assertTrue(log._is_pipe)
+        server2.reopen(log)
+        self.assertTrue(log.is_pipe)
         path.unlink()
-        log.reopen()
-        self.assertFalse(log._is_pipe)
+        server2.reopen(log)
+        self.assertFalse(log.is_pipe)
 
 
 class Mending(ScriptTestCase):
@@ -221,7 +221,7 @@ class Threads(ScriptTestCase):
 
     def serve(self, connection: mock.Mock) -> None:
         """Serve a connection on a thread of its own, which ends with it."""
-        self.server._live.add(connection)
+        self.server.live.add(connection)
         with mock.patch.object(server2, "RESTING_THREADS", 0):
             in_parallel(lambda: self.server._serve(connection))
 
@@ -242,7 +242,7 @@ class Threads(ScriptTestCase):
         connection.sock.close.side_effect = lambda: live.append(is_live())
 
         def is_live() -> bool:
-            return connection in self.server._live
+            return connection in self.server.live
 
         self.serve(connection)
         self.assertEqual(live, [True, False])
@@ -252,10 +252,10 @@ class Threads(ScriptTestCase):
         before = threading.active_count()
         for _ in range(5):
             with self.dial(self.listener.getsockname()) as client:
-                self.assertTrue(self.server._accept())
+                self.assertTrue(self.server.accept())
                 client.sendall(b"hi\n")
                 self.assertEqual(read_line(client), b"Server %d received: hi\n" % port)
-            wait_until(lambda: not self.server._live, 5, "the connection's end")
+            wait_until(lambda: not self.server.live, 5, "the connection's end")
         self.assertEqual(threading.active_count(), before + 1)
 
     def test_clients_are_served_where_sockets_inherit_o_nonblock(self) -> None:
@@ -269,11 +269,11 @@ class Threads(ScriptTestCase):
         self.listener.setblocking(False)
         with self.dial(self.listener.getsockname()) as client:
             with mock.patch.object(socket.socket, "accept", accept_like_bsd):
-                self.assertTrue(self.server._accept())
+                self.assertTrue(self.server.accept())
             client.sendall(b"hi\n")
             port = self.listener.getsockname()[1]
             self.assertEqual(read_line(client), b"Server %d received: hi\n" % port)
-        wait_until(lambda: not self.server._live, 5, "the connection's end")
+        wait_until(lambda: not self.server.live, 5, "the connection's end")
 
 
 class Work(unittest.TestCase):
