@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import operator
 import re
 import shlex
 import shutil
@@ -96,6 +98,18 @@ class TheExperiments(ScriptTestCase):
         for typed, row in zip(experiments(), rows, strict=True):
             for _, line in typed:
                 self.assertIn(f"`{line}`", row)
+
+
+class WhatIsWhere(unittest.TestCase):
+    """The table of "How it works"."""
+
+    def test_every_name_is_in_its_script(self) -> None:
+        rows = re.findall(r"\| `(\w+)\.py`: (.*) \|$", section("## How it works"), re.M)
+        self.assertGreater(len(rows), 5)
+        for script, names in rows:
+            for name in re.findall(r"`([\w.]+)`", names):
+                with self.subTest(script=script, name=name):
+                    operator.attrgetter(name)(importlib.import_module(script))
 
 
 @unittest.skipUnless(shutil.which("systemd-analyze"), "needs systemd")
