@@ -1255,7 +1255,6 @@ class Board(Cells):
                 stays = where.pop(key, None) and not (server.gone and key in others)
                 if bool(server.gone) == bool(stays):
                     server.gone = int(not stays)
-                    server.last_check = "is back" if stays else why
                     changed.append(server)
             for key in (key for key in where if key not in others):
                 if slot := self._free_slot_locked(changed):
@@ -2075,24 +2074,24 @@ class Direction:
 
     def push(self) -> bool:
         """Write what is left over; True when what to wait for changed."""
-        if self.pipe is not None and self.in_pipe:
-            self._empty_pipe(self.pipe)
-        elif self.rest:
-            self.send_rest(self.rest)
+        self.send_pending()
         if self.pending:
             return False
         return self._pass_end() if self.from_ended else True
 
-    def send_rest(self, rest: memoryview) -> None:
+    def send_pending(self) -> None:
         """Write what is left over, as far as the other side takes it."""
-        try:
-            sent = self.to_sock.send(rest)
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError as error:
-            raise SideDiedError(self.to_name, error) from None
-        self.cells[self.cell] += sent
-        self.rest = rest[sent:] or None
+        if self.pipe is not None and self.in_pipe:
+            self._empty_pipe(self.pipe)
+        elif self.rest:
+            try:
+                sent = self.to_sock.send(self.rest)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                raise SideDiedError(self.to_name, error) from None
+            self.cells[self.cell] += sent
+            self.rest = self.rest[sent:] or None
 
     def _pass_end(self) -> bool:
         """Half-close: one side's end of file becomes the other's (RFC 9293, 3.6)."""
@@ -2374,13 +2373,9 @@ class Burial:
     def _send_last(self) -> int:
         """Send what the dead side has left; return how much is not delivered yet."""
         onward = self._onward
-        if onward.pipe is not None and onward.in_pipe:
-            onward.rest = memoryview(os.read(onward.pipe.read_fd, onward.in_pipe))
-            onward.in_pipe = 0
         while True:
-            if onward.rest:
-                onward.send_rest(onward.rest)
-            if onward.rest:
+            onward.send_pending()
+            if onward.pending:
                 break
             try:
                 data = onward.from_sock.recv(BUFFER_BYTES)
@@ -2398,7 +2393,7 @@ class Burial:
             onward.cutting.wait(pause_s)  # poll would say POLLHUP for ever
             return
         mask = 0 if back.from_ended else POLLIN
-        mask |= POLLOUT if onward.rest else 0
+        mask |= POLLOUT if onward.pending else 0
         self._poll.register(onward.to_sock.fileno(), mask)
         for _, ready in self._poll.poll(pause_s * 1000):
             if ready & POLLIN:
@@ -3270,10 +3265,8 @@ class Signals:
     They become bytes of a socket (signal.set_wakeup_fd).
     """
 
-    NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGCHLD")
-
     def __init__(self) -> None:
-        numbers = [getattr(signal, n) for n in self.NAMES if hasattr(signal, n)]
+        numbers = filter(None, (signal.SIGINT, signal.SIGTERM, SIGHUP, SIGCHLD))
         self.outlives_terminal = ignores_hangups() or not has_terminal()
         self._inner, self._outer = socket.socketpair()
         self._outer.setblocking(False)
@@ -3458,7 +3451,7 @@ class Parent(Balancer):
     def _fork(self, number: int) -> None:
         """Fork a worker, or the desk; try again when that cannot be done."""
         sys.stdout.flush()
-        blocked = [signal.SIGINT, signal.SIGTERM, *([SIGHUP] if SIGHUP else [])]
+        blocked = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
         signal.pthread_sigmask(signal.SIG_BLOCK, blocked)  # until they are the child's
         self._forked[number] = time.monotonic()
         try:
