@@ -117,6 +117,7 @@ KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
 VANISHED_S = 120.0  # without any answer
 LOOK_NS = 10_000_000_000  # so often, while something is to be acknowledged
 PROXY_HEADER_TIMEOUT_S = 5.0  # at least 3 s, a retransmitted segment (proxy-protocol 2)
+RETRY_S = 1.0  # a held client tries all servers again so often (HAProxy's retries)
 BACKOFF_S = 0.1  # pause of a listener when the system has run out of something
 PENALTY_S = 10.0  # --no-checks: how long a server stays DOWN, then doubled
 PENALTY_MAX_S = 300.0
@@ -643,6 +644,7 @@ class Row(Addressed):
     before, after = Cell(), Cell()  # ... between these rows
     tries = Cell()  # connects that failed
     accepted_ns = Cell()
+    door = Cell()  # which --listen it came to
     own = Cell()  # with --algorithm source: 1 + the server that is this client's, ...
     own_version = Cell()  # ... as of a version of the servers' states
     TRIED = 62  # servers in one further cell: a bit for each that could not be reached
@@ -661,6 +663,11 @@ class Row(Addressed):
         """Tell whether it could not be connected to a server."""
         cell, bit = divmod(server.index, self.TRIED)
         return bool(self.cells[self.SIZE + cell] >> bit & 1)
+
+    def forget_tried(self) -> None:
+        """Have all servers tried again."""
+        for cell in range(self.SIZE, len(self.cells)):
+            self.cells[cell] = 0
 
     def note_tried(self, server: Server) -> None:
         """Note that it could not be connected to a server."""
@@ -696,16 +703,20 @@ class Server(Addressed):
         self.index, self.options, self.seen = index, options, 0
         self.rise, self.top_health = options.rise, options.rise + options.fall - 1
 
-    def place(self, given: int, family: int, address: SocketAddress) -> None:
-        """Make it the server at an address that --server number `given` resolves to."""
+    def place(self, given: int, family: int, address: SocketAddress | None) -> None:
+        """Make it the server at an address that --server number `given` resolves to.
+
+        Without one (its name has none yet), it is DOWN.
+        """
         last = self.version
         self.clear()
-        self.set_source(address)
-        self.scope = address[3] if len(address) > 3 else 0
+        if address:
+            self.set_source(address)
+            self.scope = address[3] if len(address) > 3 else 0
         self.family, self.given = family, given
         self.last_passed, self.penalty_s = 1, int(PENALTY_S)
         self.changed_ns = time.monotonic_ns()
-        self.health = self.top_health
+        self.health = self.top_health if address else 0
         self.version = last + 1
 
     def look(self) -> Server:
@@ -715,12 +726,15 @@ class Server(Addressed):
             given = self.options.servers[self.given]
             self.weight, self.backup = given["weight"], given["backup"]
             self.max = given["max"]
+            self.last_check = "not checked yet"  # of the process that checks
             self.address: SocketAddress = self.source()
             self.address_text = format_address(self.address)
+            if not self.family:
+                self.address_text = format_address((given["host"], given["port"]))
+                self.last_check = given["why"]
             if self.family == socket.AF_INET6:
                 host = str(as_ipv6(plain_ip(self.address[0])))
                 self.address = (host, self.port, 0, self.scope)
-            self.last_check = "not checked yet"  # of the process that checks
         return self
 
     @property
@@ -731,7 +745,8 @@ class Server(Addressed):
     @property
     def may_serve(self) -> bool:
         """Whether the operator and its name let it have new clients."""
-        return not self.gone and not self.admin and bool(self.weight)
+        here = self.family and not self.gone
+        return bool(here and not self.admin and self.weight)
 
     @property
     def state(self) -> str:
@@ -915,7 +930,7 @@ class Board(Cells):
     begun, live, failed, refused, queued = (Cell() for _ in range(5))
     to_servers, to_clients = Cell(), Cell()  # bytes, of connections that have ended
     version = Cell()  # changes when it matters for choosing: a server's state
-    stopping, cutting, over = Cell(), Cell(), Cell()
+    leaving, stopping, cutting, over = (Cell() for _ in range(4))
 
     def __init__(self, options: Options, rows_each: int) -> None:
         """Lay out the board; place the servers that options.servers resolved to."""
@@ -923,7 +938,7 @@ class Board(Cells):
         resolved = [
             (n, *where)
             for n, given in enumerate(options.servers)
-            for where in given["resolved"]
+            for where in given["resolved"] or [(0, None)] * bool(given["why"])
         ]
         moves = any(not is_literal(given["host"]) for given in options.servers)
         slots = len(resolved) + MOVED_SERVERS * moves
@@ -943,6 +958,7 @@ class Board(Cells):
         ]
         for server, where in zip(self._slots, resolved, strict=False):
             server.place(*where)
+        self.doors: list[str] = []  # the addresses of several --listen
         self.limit = options.max_connections or rows - self._heads
         self.started_ns = time.monotonic_ns()
         self._random = random.Random()
@@ -984,6 +1000,11 @@ class Board(Cells):
         """Return the server at which a row has a place."""
         return self._slots[row.server - 1].look() if row.server else None
 
+    def line_of(self, row: Row, end: End) -> str:
+        """Return the line of the log that a connection ends with."""
+        door = self.doors[row.door] if self.doors else ""
+        return end_line(row, self.server_of(row), end, door)
+
     def ring_all(self) -> None:
         """Have every process look at the board."""
         for bell in self.bells:
@@ -992,9 +1013,9 @@ class Board(Cells):
     # A connection's steps -------------------------------------------------------------
 
     def admit(
-        self, row: Row, listener: socket.socket
+        self, row: Row, listener: socket.socket, door: int = 0
     ) -> tuple[socket.socket, SocketAddress] | None:
-        """Accept a client and choose its server; None: there are too many.
+        """Accept a client at a door and choose its server; None: there are too many.
 
         Under one lock, so that servers take turns in the order of accept whichever
         process accepts. Raise OSError when nobody is there, or cannot be accepted.
@@ -1006,7 +1027,7 @@ class Board(Cells):
             client_sock, peer = listener.accept()
             self.begun += 1
             self.live += 1
-            row.taken, row.number = 1, self.begun
+            row.taken, row.number, row.door = 1, self.begun, door
             row.accepted_ns = time.monotonic_ns()
             row.set_source(peer)
             if not options.accept_proxy and not is_barred(options, peer):
@@ -1216,6 +1237,7 @@ class Board(Cells):
         options = self.options
         server.changed_ns = time.monotonic_ns()
         self.version += 1
+        self.lock.bells += [(n, LOOK) for n in range(1, len(self.bells))]  # of the held
         if options.algorithm == "source" and self.queued:
             waiting = [row for row in self.taken_rows() if row.waits]
             for row in waiting:
@@ -1246,10 +1268,13 @@ class Board(Cells):
         why = format_address((settings["host"], settings["port"])) + " has moved"
         changed, added = [], []
         with self.lock:
-            servers = self.servers()
+            servers = [s for s in self.servers() if s.family]
             others = {
                 plain_key(s.address) for s in servers if not s.gone and s.given != given
             }
+            for server in (s for s in self.servers() if not s.family):
+                if server.given == given and where:
+                    server.gone = 1  # it stood for the name without an address
             for server in (s for s in servers if s.given == given):
                 key = plain_key(server.address)
                 stays = where.pop(key, None) and not (server.gone and key in others)
@@ -1281,7 +1306,7 @@ class Board(Cells):
             rows = self.taken_rows()
             dead = [row for row in rows if row.worker == worker]
             lines = [
-                (end_line(row, self.server_of(row), row_end(row, end)), row.key)
+                (self.line_of(row, row_end(row, end)), row.key)
                 for row in dead
             ]
             self.live, self.queued = len(rows), 0
@@ -1311,7 +1336,7 @@ class Board(Cells):
             servers = [s for s in copies.values() if not s.gone or s.places_taken]
             return {
                 "uptime_s": round((now_ns - self.started_ns) / 1e9, 3),
-                "stopping": bool(self.stopping),
+                "stopping": bool(self.leaving),
                 "connections": {
                     "active": len(rows), "total": self.begun, "failed": self.failed,
                     "refused": self.refused, "queued": self.queued,
@@ -1388,6 +1413,7 @@ CUT_CONNECTING = End("KC", "closed at shutdown")
 CUT_QUEUED = End("KQ", "closed at shutdown")
 LEFT_CONNECTING = End("CC", "client left while connecting")
 LEFT_QUEUE = End("CQ", "client left the queue")
+DOWN_RESET = End("DD", "reset: its server went DOWN")
 QUEUED_TOO_LONG = End("sQ", "no place at a server in time")
 NO_SERVER = End("SC", "no server may have clients")
 WORKER_DIED = End("ID", "its worker process died")
@@ -1405,12 +1431,13 @@ def row_end(row: Row, end: End) -> End:
     return CUT_CONNECTING if row.server else CUT_QUEUED
 
 
-def end_line(row: Row, server: Server | None, end: End) -> str:
-    """Return the line of the log that a connection ends with."""
+def end_line(row: Row, server: Server | None, end: End, door: str) -> str:
+    """Return the line of the log; it names a --listen only if there are several."""
     connect_ms = f"{row.connect_ns / 1e6:.2f}" if row.connect_ns else "-"
     seconds = (time.monotonic_ns() - row.accepted_ns) / 1e9
     return (
         f"client={format_address(row.source())} "
+        f"{f'listen={door} ' if door else ''}"
         f"server={server.address_text if server else '-'} "
         f"tries={row.tries + bool(server)} "
         f"connect_ms={connect_ms} duration_ms={seconds * 1000:.1f} "
@@ -1435,8 +1462,8 @@ class OverError(Exception):
 class Session:
     """A client's connection, as its thread and its process's MainThread know it."""
 
-    __slots__ = ("client_sock", "destination", "over", "peer", "row", "server_sock",
-                 "wake")  # fmt: skip
+    __slots__ = ("client_sock", "connected_ns", "cut", "destination", "held_until",
+                 "over", "peer", "row", "server_sock", "wake")  # fmt: skip
 
     def __init__(
         self, row: Row, client_sock: socket.socket, peer: SocketAddress
@@ -1445,6 +1472,9 @@ class Session:
         self.server_sock: socket.socket | None = None
         self.destination: SocketAddress | None = None  # as its PROXY header has it
         self.wake: Wake | None = None  # while it waits for a place
+        self.held_until = 0.0  # since no server could be connected (monotonic)
+        self.connected_ns = 0
+        self.cut: End | None = None  # why it is to end: its own end of file is no more
         self.over = False  # somebody ends it
 
     def sockets(self) -> list[socket.socket]:
@@ -1462,10 +1492,10 @@ class Worker:
     """
 
     def __init__(
-        self, board: Board, listener: socket.socket, log: Log, number: int
+        self, board: Board, listeners: list[socket.socket], log: Log, number: int
     ) -> None:
         self._options, self._board, self._log = board.options, board, log
-        self._listener, self._bell = listener, board.bells[number]
+        self._bell = board.bells[number]
         self._lock = threading.Lock()
         self._turn = threading.Lock()
         self._free: list[Row] = []
@@ -1476,7 +1506,7 @@ class Worker:
         self._full = False  # the thread at accept waits for a connection to end
         self._cutting = threading.Event()
         self._leave = Bell()  # wakes the thread at accept
-        self._clients = Clients(listener, self._leave)
+        self._clients = Clients(listeners, self._leave)
 
     # One connection -------------------------------------------------------------------
 
@@ -1500,7 +1530,8 @@ class Worker:
             socks = (session.client_sock, session.server_sock)
             if self._cutting.is_set():
                 shut_down(session.server_sock, socket.SHUT_RD)
-            end = Relay(self._options, row.cells, *socks, self._cutting).run(died)
+            session.connected_ns = time.monotonic_ns()
+            end = Relay(self._options, row.cells, *socks, session).run(died)
         except OverError as over:
             end = over.end
         except Exception as error:  # a defect: say where, end this connection
@@ -1573,12 +1604,11 @@ class Worker:
     def _place(self, session: Session) -> Server:
         """Return a server with a place, waiting for one; the client may leave.
 
-        Raise OverError, or NoServerError when all that could be tried have been.
+        Or, when all have been tried in vain, for one that can be tried again, for
+        --hold. Raise OverError, or NoServerError when that time is over.
         """
         row, board, options = session.row, self._board, self._options
-        deadline = math.inf
-        if options.queue_timeout:
-            deadline = time.monotonic() + options.queue_timeout
+        queued_until = time.monotonic() + (options.queue_timeout or math.inf)
         try:
             session.wake = Wake()
         except OSError as error:
@@ -1591,27 +1621,45 @@ class Worker:
             self._waiting[row.index] = session
         try:
             while True:
-                server = board.server_of(row)
+                server, in_vain = board.server_of(row), False
                 if server is None and not row.waits:
-                    server = board.pick(row)
+                    try:
+                        server = board.pick(row)
+                    except NoServerError:
+                        in_vain = True
                 if server:
                     return server
                 if self._cutting.is_set():
                     raise OverError(CUT_QUEUED)
-                left_s = deadline - time.monotonic()
-                ready = dict(poll.poll(milliseconds(left_s)))
-                if not ready and left_s <= 0:
-                    raise OverError(QUEUED_TOO_LONG if board.may_serve() else NO_SERVER)
+                wait_s = queued_until - time.monotonic()
+                if held := in_vain or not board.may_serve():
+                    most_s = RETRY_S if in_vain else math.inf
+                    wait_s = min(self._held_s(session), most_s)
+                ready = dict(poll.poll(milliseconds(wait_s)))
+                if not ready and held and not self._held_s(session):
+                    if in_vain:
+                        raise NoServerError
+                    raise OverError(NO_SERVER)
+                if not ready and not held and wait_s <= 0:
+                    raise OverError(QUEUED_TOO_LONG)
                 if mask := ready.get(client_fd):
                     if mask & (POLLERR | POLLHUP) or has_left(session.client_sock):
                         cut = self._cutting.is_set()
                         raise OverError(CUT_QUEUED if cut else LEFT_QUEUE)
                     poll.register(client_fd, 0)  # it has sent: now only errors matter
+                elif in_vain:
+                    row.forget_tried()
                 session.wake.hear()
         finally:
             with self._lock:
                 del self._waiting[row.index]
                 session.wake.close()
+
+    def _held_s(self, session: Session) -> float:
+        """Return for how long a client is still held, with no server for it."""
+        now_s = time.monotonic()
+        session.held_until = session.held_until or now_s + self._options.hold
+        return max(0.0, session.held_until - now_s)
 
     def _finish(self, session: Session, end: End) -> None:
         """Close the sockets, then free the place: the server knows before the next."""
@@ -1624,7 +1672,7 @@ class Worker:
             sock.close()
         self._warn_of_shortage(end)
         if not self._log.silent:  # before the row is nobody's: the dead are told, too
-            line = end_line(row, board.server_of(row), end)
+            line = board.line_of(row, end)
             self._log.line(line, row.key)
         board.end(row, end)
         with self._lock:
@@ -1653,11 +1701,11 @@ class Worker:
                 if row is None:
                     self._wait_for_end(False)
                     continue
-                self._clients.wait()
-                if self._board.stopping:
-                    break
+                door, listener = self._clients.wait()
+                if listener is None:
+                    continue
                 try:
-                    accepted = self._board.admit(row, self._listener)
+                    accepted = self._board.admit(row, listener, door)
                 except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                     continue
                 except OSError as error:
@@ -1738,6 +1786,8 @@ class Worker:
                     if session and session.wake:
                         session.wake.ring()
                 live = len(self._live)
+            if LOOK in given and self._options.on_down == "reset":
+                self._reset_of_down()
             if board.stopping or self._full:
                 self._leave.ring()
             if board.stopping and not live and self._at_rest():
@@ -1764,11 +1814,27 @@ class Worker:
         self._bell.ring()
         return False
 
+    def _reset_of_down(self) -> None:
+        """End the connections of servers that have gone DOWN since (--on-down reset).
+
+        A server's socket is shut both ways, so that its thread wakes even if it waits
+        for the client to read.
+        """
+        with self._lock:
+            for session in self._live.values():
+                server = self._board.server_of(session.row)
+                if not server or server.state != DOWN or session.cut or session.over:
+                    continue
+                if session.server_sock and 0 < session.connected_ns < server.changed_ns:
+                    session.cut = DOWN_RESET
+                    shut_down(session.server_sock, socket.SHUT_RDWR)
+
     def _cut(self, how: int) -> None:
         """End all connections: their threads wake up and see `_cutting`."""
         with self._lock:
             self._cutting.set()
             for session in self._live.values():
+                session.cut = CUT
                 if not session.over:
                     for sock in session.sockets():
                         shut_down(sock, how)
@@ -1800,30 +1866,34 @@ class Worker:
 class Clients:
     """Where a worker waits for clients, so that each is told to one worker only."""
 
-    def __init__(self, listener: socket.socket, leave: Bell) -> None:
-        self._fd = listener.fileno()
-        self._exclusive = hasattr(select, "epoll") and hasattr(
-            select, "EPOLLEXCLUSIVE"
-        )
-        if self._exclusive:
-            self._poll: Any = select.epoll()
-            self._poll.register(leave.fileno(), select.EPOLLIN)
-            self._poll.register(self._fd, select.EPOLLIN | select.EPOLLEXCLUSIVE)
-        else:
-            self._poll = new_poll()
-            self._poll.register(leave.fileno(), POLLIN)
-            self._poll.register(self._fd, POLLIN)
+    def __init__(self, listeners: list[socket.socket], leave: Bell) -> None:
+        self._doors = {sock.fileno(): n for n, sock in enumerate(listeners)}
+        self._listeners, self._leave = listeners, leave
+        self._poll: Any = new_poll()
+        self._mask = POLLIN
+        if hasattr(select, "epoll") and hasattr(select, "EPOLLEXCLUSIVE"):
+            self._poll = select.epoll()
+            self._mask = select.EPOLLIN | select.EPOLLEXCLUSIVE
+        self._poll.register(leave.fileno(), POLLIN)
+        for fd in self._doors:
+            self._poll.register(fd, self._mask)
 
-    def wait(self) -> None:
-        """Wait for a client, or until `leave` rings."""
-        self._poll.poll()
+    def wait(self) -> tuple[int, socket.socket | None]:
+        """Return a listener with a client, and its number; None: `leave` has rung."""
+        ready = [fd for fd, _ in self._poll.poll()]
+        if self._leave.fileno() in ready:
+            self._leave.hear()
+            return 0, None
+        door = self._doors[random.choice(ready)]
+        return door, self._listeners[door]
 
     def stand_back(self) -> None:
         """Go to the end of the line: the kernel always wakes the first that waits."""
-        if self._exclusive:
-            with contextlib.suppress(OSError):
-                self._poll.unregister(self._fd)
-                self._poll.register(self._fd, select.EPOLLIN | select.EPOLLEXCLUSIVE)
+        if self._mask != POLLIN:
+            for fd in self._doors:
+                with contextlib.suppress(OSError):
+                    self._poll.unregister(fd)
+                    self._poll.register(fd, self._mask)
 
 
 def has_left(client_sock: socket.socket) -> bool:
@@ -1995,12 +2065,12 @@ class Direction:
         to_side: tuple[str, socket.socket],
         cells: memoryview,
         cell: int,
-        cutting: threading.Event,
+        session: Session,
     ) -> None:
         self.from_name, self.from_sock = from_side
         self.to_name, self.to_sock = to_side
         self.cells, self.cell = cells, cell  # its session's row; where bytes count
-        self.cutting = cutting  # set: an end of file is no longer the peer's own
+        self.session = session  # once it is cut, an end of file is not the peer's own
         self.rest: memoryview | None = None
         self.pipe: Pipe | None = None
         self.in_pipe = 0
@@ -2095,7 +2165,7 @@ class Direction:
 
     def _pass_end(self) -> bool:
         """Half-close: one side's end of file becomes the other's (RFC 9293, 3.6)."""
-        if self.cutting.is_set():
+        if self.session.cut:
             raise SideDiedError(self.from_name, ConnectionAbortedError())
         self.end_passed = True
         if self.other.end_passed:
@@ -2160,12 +2230,12 @@ class Relay:
         cells: memoryview,
         client_sock: socket.socket,
         server_sock: socket.socket,
-        cutting: threading.Event,
+        session: Session,
     ) -> None:
-        self._options, self._cutting = options, cutting
+        self._options, self._session = options, session
         client, server = ("client", client_sock), ("server", server_sock)
-        self.upstream = Direction(client, server, cells, TO_SERVER, cutting)
-        self.downstream = Direction(server, client, cells, TO_CLIENT, cutting)
+        self.upstream = Direction(client, server, cells, TO_SERVER, session)
+        self.downstream = Direction(server, client, cells, TO_CLIENT, session)
         self.upstream.other, self.downstream.other = self.downstream, self.upstream
         self._ways = (self.upstream, self.downstream)
         self._poll = new_poll()
@@ -2179,9 +2249,9 @@ class Relay:
                 raise SideDiedError("server", ConnectionResetError())
             return self._run() or CLOSED
         except SideDiedError as death:
-            if not self._cutting.is_set():
+            if not self._session.cut:
                 end = self._bury(death)
-                if not self._cutting.is_set():  # nor meanwhile
+                if not self._session.cut:  # nor meanwhile
                     return end
             return self._cut(death)
         finally:
@@ -2327,16 +2397,18 @@ class Relay:
         return End(code, f"{death.side} reset the connection", lost)
 
     def _cut(self, death: SideDiedError) -> End:
-        """End at shutdown; a reset, lest half a reply be taken for a whole one."""
+        """End for others' reason; a reset, lest half a reply be taken for a whole."""
+        cut = self._session.cut or CUT
         lost = sum(way.undelivered() for way in self._ways)
         # The cut's SHUT_RDWR has sent an end of file behind the bytes that are stuck:
         # `undelivered` took it for a byte, as `end_passed` does not know of it.
-        if isinstance(death.error, BrokenPipeError):
+        stuck = cut is DOWN_RESET and unacknowledged(self.upstream.to_sock)
+        if isinstance(death.error, BrokenPipeError) or stuck:
             lost -= 1
         for way in self._ways:
             if not way.end_passed:
                 reset_at_close(way.to_sock)
-        return replace(CUT, undelivered=max(0, lost))
+        return replace(cut, undelivered=max(0, lost))
 
 
 class Burial:
@@ -2364,7 +2436,7 @@ class Burial:
                 most_dropped = self._back.dropped + DROPPED_BYTES
             if now_s > quiet_until or self._back.dropped > most_dropped:
                 raise SideDiedError(onward.to_name, TimeoutError())
-            if onward.cutting.is_set():
+            if onward.session.cut:
                 raise SideDiedError(onward.to_name, ConnectionAbortedError())
             # An acknowledgement is no event: look again after 1, 2, 4 … 64 ms.
             self._wait(pause_s)
@@ -2390,7 +2462,7 @@ class Burial:
         """Wait until the survivor takes or sends something, for `pause_s` at most."""
         onward, back = self._onward, self._back
         if onward.end_passed and back.from_ended:
-            onward.cutting.wait(pause_s)  # poll would say POLLHUP for ever
+            time.sleep(pause_s)  # poll would say POLLHUP for ever
             return
         mask = 0 if back.from_ended else POLLIN
         mask |= POLLOUT if onward.pending else 0
@@ -2431,7 +2503,7 @@ class Desk:
         """Thread "desk": one for every server, or one for all; one for each name."""
         if self._options.no_checks:
             self._insist(new_thread("forgive", self._forgive))
-        self._watch(self._board.servers())
+        self._watch([server for server in self._board.servers() if server.family])
         for number, given in enumerate(self._options.servers):
             if not is_literal(given["host"]):
                 # On a daemon thread: getaddrinfo(3) cannot be interrupted.
@@ -2484,6 +2556,7 @@ class Desk:
         """Thread "name-HOST:PORT": every interval, look where the name points now."""
         given = self._options.servers[number]
         name = format_address((given["host"], given["port"]))
+        left_out: set[SocketAddress] = set()
         while not self._stopped.wait(self._options.check_interval):
             try:
                 addresses = resolve(given["host"], given["port"])
@@ -2491,6 +2564,12 @@ class Desk:
                 words = f"cannot resolve {name}: {say_why(error)}; addresses kept"
                 self._log.warn(name, words)
                 continue
+            own = {a for _, a in addresses if is_own(a, self._options.own)}
+            for address in own - left_out:
+                text = f"{format_address(address)} is this balancer itself: left out"
+                self._log.line(f"{name}: {text}")
+            left_out = own
+            addresses = [place for place in addresses if place[1] not in own]
             added, lines = self._board.move_name(number, addresses)
             for line in lines:
                 self._log.line(line)
@@ -3108,7 +3187,7 @@ class StatusHandler(http.server.BaseHTTPRequestHandler):
             self._reply(200, "text/plain; version=0.0.4", text)
         elif path == "/healthz":
             words = "ok\n" if board.is_up() else "no server is UP\n"
-            if board.stopping:
+            if board.leaving:
                 words = "stopping\n"
             self._reply(200 if words == "ok\n" else 503, "text/plain", words)
         else:
@@ -3312,19 +3391,19 @@ class Signals:
 class Balancer:
     """All that runs, in this process: one worker, and the desk's threads.
 
-    From the first signal on: `stopping`, then for --grace seconds nothing, then
-    `cutting`; a second one ends it at once.
+    From the first signal on: `leaving`, for --stop-delay seconds; `stopping`, for
+    --grace seconds; `cutting`. A second one ends it at once.
     """
 
     def __init__(
         self,
         board: Board,
-        listener: socket.socket,
+        listeners: list[socket.socket],
         log: Log,
         status: StatusServer | None,
         signals: Signals,
     ) -> None:
-        self._options, self._board, self._listener = board.options, board, listener
+        self._options, self._board, self._listeners = board.options, board, listeners
         self._log, self._status, self._signals = log, status, signals
         self._stops = 0
         self._deadline = math.inf  # of the grace, then of the cut
@@ -3336,6 +3415,8 @@ class Balancer:
         print(first_line, flush=True)  # before any line of the log
         workers = count(self._options.workers, "worker")
         self._log.line(f"{first_line.partition(' (')[0]} with {workers}")
+        for note in self._options.notes:
+            self._log.line(note)
         self._start_desk()
         notify("READY=1")
         while not self._is_over():
@@ -3349,19 +3430,33 @@ class Balancer:
             if time.monotonic() >= self._deadline:
                 if self._board.cutting:  # stopped by SIGSTOP, for one
                     break
+                if not self._board.stopping:
+                    self._close()
+                    continue
                 self._board.cutting = 1
                 self._board.ring_all()
                 self._deadline = time.monotonic() + 3 * CUT_S
         self._end()
 
     def _stop(self) -> None:
+        """Say that clients should go elsewhere; accept for --stop-delay."""
         self._stops += 1
         if self._stops > 1:
             return
         notify("STOPPING=1")
+        self._board.leaving = 1
+        if delay_s := self._options.stop_delay:
+            self._log.line(f"leaving: clients are accepted for {delay_s:g} s more")
+            self._deadline = time.monotonic() + delay_s
+        else:
+            self._close()
+
+    def _close(self) -> None:
+        """Accept nobody any more; let live connections end, for --grace."""
         self._board.stopping = 1
-        if self._options.owns_listener:  # nobody comes who is not accepted
-            shut_down(self._listener, socket.SHUT_RDWR)
+        if self._options.owns_listeners:  # nobody comes who is not accepted
+            for listener in self._listeners:
+                shut_down(listener, socket.SHUT_RDWR)
         self._board.ring_all()
         live, grace_s = self._board.live, self._options.grace
         text = "stopping"
@@ -3376,7 +3471,7 @@ class Balancer:
     # With one worker ------------------------------------------------------------------
 
     def _start_workers(self) -> None:
-        worker = Worker(self._board, self._listener, self._log, 1)
+        worker = Worker(self._board, self._listeners, self._log, 1)
         self._at_rest = threading.Event()  # the worker has ended
         new_thread("bell", self._work, worker).start()
 
@@ -3407,7 +3502,7 @@ class Balancer:
         self._desk.stop()
         for row in self._board.taken_rows():
             end = row_end(row, CUT)
-            self._log.line(end_line(row, self._board.server_of(row), end), row.key)
+            self._log.line(self._board.line_of(row, end), row.key)
         if self._status and self._stops < 2:
             self._status.stop()
         self._log.line("stopped")
@@ -3491,11 +3586,12 @@ class Parent(Balancer):
         do_not_preempt()
         if self._status:  # the desk's
             self._status.socket.close()
-        Worker(self._board, self._listener, self._log, number).run(self._life[0])
+        Worker(self._board, self._listeners, self._log, number).run(self._life[0])
 
     def _be_desk(self) -> None:
         board, bell = self._board, self._board.bells[0]
-        self._listener.close()
+        for listener in self._listeners:
+            listener.close()
         super()._start_desk()
         poll = new_poll()
         poll.register(bell.fileno(), POLLIN)
@@ -3592,6 +3688,16 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print one line on standard error; exit with status 2."""
         self.exit(2, f"{self.prog}: {message} (see --help)\n")
+
+
+def parse_listen(text: str) -> tuple[str, int]:
+    """Return (host, port) of "HOST:PORT" or ":PORT", all addresses as "::"."""
+    every = "::" if socket.has_dualstack_ipv6() else "0.0.0.0"
+    host, port = parse_address(f"[{every}]{text}" if text[:1] == ":" else text)
+    with contextlib.suppress(ValueError):
+        if not int(ipaddress.IPv6Address(host.partition("%")[0])):
+            host = "::"  # in its many forms
+    return host, port
 
 
 def parse_seconds(text: str) -> float:
@@ -3697,14 +3803,13 @@ class OptionGroup:
 
 def add_addresses(group: OptionGroup) -> None:
     """Add the options that say where clients come from and where they go."""
-    shown, form = "127.0.0.1:9990", "HOST:PORT"
-    usual, parse = parse_address(shown), parse_address
-    text = "accept clients here"
-    group.add("--listen", text, shown, type=parse, default=usual, metavar=form)
+    form, many = "HOST:PORT", {"action": "append"}
+    text = "accept clients here, :PORT for all addresses; repeat for more"
+    shown = "127.0.0.1:9990"
+    group.add("--listen", text, shown, type=parse_listen, metavar=form, **many)
     form += "[,weight=N][,backup][,max=N]"
-    shown = "127.0.0.1:9991, :9992, :9993"
+    shown, many["dest"] = "127.0.0.1:9991, :9992, :9993", "servers"
     text = "send clients to this server; repeat for more"
-    many: dict[str, Any] = {"action": "append", "dest": "servers"}
     group.add("--server", text, shown, type=parse_server, metavar=form, **many)
     text = "choose the next server by this rule; random: the less loaded of two"
     shown = ALGORITHMS[0]
@@ -3724,6 +3829,8 @@ def add_checks(group: OptionGroup) -> None:
     group.number("--check-timeout", seconds, 2.0, "let a check fail after S seconds")
     text = "judge servers by clients' connects alone"
     group.add("--no-checks", text, action="store_true")
+    text = "let live connections of a server that goes DOWN go on, or reset them"
+    group.add("--on-down", text, "keep", choices=("keep", "reset"), default="keep")
 
 
 def add_limits(group: OptionGroup) -> None:
@@ -3734,6 +3841,10 @@ def add_limits(group: OptionGroup) -> None:
     group.number("--idle-timeout", parse_seconds, 3600.0, text)
     text = "close after S seconds without a byte once one side has ended; 0: never"
     group.number("--half-close-timeout", parse_seconds, 300.0, text)
+    text = "let a client wait for S seconds while no server can be connected"
+    group.number("--hold", parse_seconds, 3.0, text)
+    text = "accept for S seconds more at a stop, while /healthz says 503"
+    group.number("--stop-delay", parse_seconds, 0.0, text)
     text = "let live connections end for S seconds at a stop"
     group.number("--grace", parse_seconds, 30.0, text)
     text = "close after S seconds in the queue for a place at a server; 0: never"
@@ -3786,26 +3897,40 @@ def parse_args(argv: Sequence[str] | None) -> Options:
     alone = why or is_free_threaded()
     options.workers = options.workers or (1 if alone else usable_cores())
     given = options.servers or [parse_server(f"127.0.0.1:{p}") for p in DEFAULT_PORTS]
-    known: set[tuple[Any, ...]] = set()
+    options.notes = []
+    known: dict[tuple[Any, ...], str] = {}  # by address, whose it is
     for server in given:
-        server["resolved"] = resolve_server(parser, server)
-        for _, address in server["resolved"]:
-            if plain_key(address) in known:
-                text = format_address((str(plain_ip(address[0])), address[1]))
+        name = format_address((server["host"], server["port"]))
+        server["resolved"], server["why"] = resolve_server(parser, server)
+        if server["why"]:
+            words = f"{server['why']}; DOWN until it has an address"
+            options.notes.append(f"{name}: {words}")
+        for where in list(server["resolved"]):
+            first = known.setdefault(plain_key(where[1]), name)
+            if first is name:
+                continue
+            text = format_address((str(plain_ip(where[1][0])), where[1][1]))
+            if is_literal(server["host"]) and first == text:
                 parser.error(f"--server: {text} is given more than once")
-            known.add(plain_key(address))
+            server["resolved"].remove(where)
+            options.notes.append(f"{name} is {text}, as {first}: with its settings")
     options.servers = given
+    places = [place for place in options.listen or [] if place[1]]
+    if len(set(places)) < len(places):
+        parser.error("--listen: an address is given more than once")
     return options
 
 
 def resolve_server(
     parser: Parser, given: dict[str, Any]
-) -> list[tuple[int, SocketAddress]]:
-    """Return the addresses of a --server; exit 2 if it has none."""
+) -> tuple[list[tuple[int, SocketAddress]], str]:
+    """Return the addresses of a --server, or none and why; exit 2: it can have none."""
     try:
-        return resolve(given["host"], given["port"])
-    except (OSError, UnicodeError) as error:
+        return resolve(given["host"], given["port"]), ""
+    except UnicodeError as error:
         parser.error(f"--server: cannot resolve {given['host']!r}: {error.args[-1]}")
+    except OSError as error:
+        return [], f"cannot resolve: {say_why(error)}"
 
 
 def why_one_process() -> str:
@@ -3891,20 +4016,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(options: Options, log: Log, signals: Signals) -> None:
     """Open the ports, run until a stop; raise StartError."""
-    where = format_address(options.listen)
-    with start_step(f"--listen: cannot listen on {where}", port=options.listen[1]):
-        listener = open_listener(options)
-    with listener:
-        listener.setblocking(False)
+    with contextlib.ExitStack() as stack:
+        listeners = [stack.enter_context(sock) for sock in open_listeners(options)]
+        doors = [format_address(sock.getsockname()) for sock in listeners]
+        options.own = [sock.getsockname() for sock in listeners]
+        for given in options.servers:
+            for _, address in given["resolved"]:
+                if is_own(address, options.own):
+                    text = f"{format_address(address)} is this balancer itself"
+                    listens = f"--listen {', '.join(doors)}"
+                    raise StartError(2, f"--server: {text} ({listens})")
         descriptors = raise_descriptor_limit() or MAX_ROWS
         pipes = min(64, descriptors // 32)  # two descriptors each
         Pipe.budget = threading.Semaphore(pipes)
         own = OWN_DESCRIPTORS + len(options.servers) + 2 * options.workers
+        own += len(listeners)
         own += STATUS_CONNECTIONS + 2 if options.status else 0
         each = max(1, (descriptors - own) // 2 - pipes)
         each = min(each, MAX_ROWS // options.workers)
         board = Board(options, each)
-        where = format_address(listener.getsockname())
+        board.doors, where = doors if len(doors) > 1 else [], ", ".join(doors)
         about, status = f"up to {board.limit:,} connections", None
         if options.status:
             on = format_address(options.status)
@@ -3915,27 +4046,55 @@ def run(options: Options, log: Log, signals: Signals) -> None:
         kind = Balancer if options.workers == 1 else Parent
         with start_step("cannot start"):
             first_line = f"listening on {where} ({about})"
-            kind(board, listener, log, status, signals).run(first_line)
+            kind(board, listeners, log, status, signals).run(first_line)
 
 
-def open_listener(options: Options) -> socket.socket:
-    """Return the listening socket: systemd's, or a new one; raise OSError.
+def open_listeners(options: Options) -> list[socket.socket]:
+    """Return the listening sockets: systemd's, or new ones; raise StartError.
 
-    A socket of systemd's (sd_listen_fds(3)) outlives us: a restart refuses nobody.
+    Sockets of systemd's (sd_listen_fds(3)) outlive us: a restart refuses nobody.
     """
-    host, port = options.listen
     ours = os.environ.pop("LISTEN_PID", "") == str(os.getpid())
-    options.owns_listener = not (os.environ.pop("LISTEN_FDS", "0") != "0" and ours)
-    if not options.owns_listener:
-        listener = socket.socket(fileno=3)
-    else:
-        family, address = resolve(host, port)[0]
-        both = host == "::" and socket.has_dualstack_ipv6()
-        listener = socket.create_server(
-            address[:2], family=family, backlog=LISTEN_QUEUE, dualstack_ipv6=both
-        )
-    prepare(listener)  # accepted sockets inherit it
-    return listener
+    given = int(os.environ.pop("LISTEN_FDS", "0")) if ours else 0
+    options.owns_listeners = not given
+    if given and options.listen:
+        raise StartError(2, "--listen: systemd's sockets take its place, leave it out")
+    listeners = [socket.socket(fileno=3 + number) for number in range(given)]
+    for host, port in [] if given else options.listen or [("127.0.0.1", 9990)]:
+        where = format_address((host, port))
+        with start_step(f"--listen: cannot listen on {where}", port=port):
+            family, address = resolve(host, port)[0]
+            both = host == "::" and socket.has_dualstack_ipv6()
+            listener = socket.create_server(
+                address, family=family, backlog=LISTEN_QUEUE, dualstack_ipv6=both
+            )
+        listeners.append(listener)
+    for listener in listeners:
+        listener.setblocking(False)
+        prepare(listener)  # accepted sockets inherit it
+    return listeners
+
+
+def is_own(address: SocketAddress, own: Iterable[SocketAddress]) -> bool:
+    """Tell whether a server's address is one of the listening addresses `own`."""
+    ip, port = plain_ip(address[0]), address[1]
+    if ip.is_unspecified:  # a connect to it goes to this machine (ip(7))
+        ip = plain_ip("127.0.0.1" if ip.version == 4 else "::1")
+    for host, own_port, *_ in own:
+        listens = plain_ip(host)
+        covers = listens.is_unspecified and listens.version >= ip.version
+        if port == own_port and (listens == ip or (covers and is_local(ip))):
+            return True
+    return False
+
+
+def is_local(ip: Address) -> bool:
+    """Tell whether an address is one of this machine's: only those can be bound."""
+    family = socket.AF_INET if ip.version == 4 else socket.AF_INET6
+    with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as sock:
+        sock.bind((str(ip), 0))
+        return True
+    return False
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ import os
 import signal
 import socket
 import tempfile
-import threading
 import time
 import unittest
 from collections.abc import Iterator
@@ -458,9 +457,9 @@ class LastBytes(unittest.TestCase):
         client, server = self.pair(), self.pair()
         cells = memoryview(array.array("q", [0] * load_balancer.Row.SIZE))
         one, two = ("client", client), ("server", server)
-        cut = threading.Event()
-        way = Direction(one, two, cells, load_balancer.TO_SERVER, cut)
-        way.other = Direction(two, one, cells, load_balancer.TO_CLIENT, cut)
+        session = mock.Mock(cut=None)
+        way = Direction(one, two, cells, load_balancer.TO_SERVER, session)
+        way.other = Direction(two, one, cells, load_balancer.TO_CLIENT, session)
         way.other.other = way
         start = time.monotonic()
 
