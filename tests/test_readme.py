@@ -6,9 +6,6 @@ import importlib
 import operator
 import re
 import shlex
-import shutil
-import subprocess
-import sys
 import unittest
 from functools import partial
 
@@ -110,28 +107,3 @@ class WhatIsWhere(unittest.TestCase):
             for name in re.findall(r"`([\w.]+)`", names):
                 with self.subTest(script=script, name=name):
                     operator.attrgetter(name)(importlib.import_module(script))
-
-
-@unittest.skipUnless(shutil.which("systemd-analyze"), "needs systemd")
-class TheUnitFiles(ScriptTestCase):
-    """Two units for systemd, side by side."""
-
-    def test_systemd_finds_nothing_to_say_against_them(self) -> None:
-        text = section("## In front of something real")
-        rows = text[text.index("[Socket]") :].split("\n```")[0].splitlines()
-        at = rows[0].index("[Service]")
-        units = {
-            "socket": "\n".join(row[:at] for row in rows),
-            "service": "\n".join(row[at:] for row in rows),
-        }
-        paths = [self.folder / f"lab.{kind}" for kind in units]
-        for path, unit in zip(paths, units.values(), strict=True):
-            path.write_text(unit.replace("/usr/bin/python3", sys.executable))
-        result = subprocess.run(
-            ["systemd-analyze", "verify", *paths],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        self.assertEqual((result.returncode, result.stderr), (0, ""), units)
