@@ -892,6 +892,33 @@ class Itself(Surrounded):
                 self.assertEqual(client.recv(1), b".")
 
 
+    def test_loop_through_another_balancer_ends_by_its_proxy_header(self) -> None:
+        ports = [free_port(), free_port()]
+        both = [
+            self.start(
+                "load_balancer.py",
+                f"--listen=127.0.0.1:{own}",
+                f"--server=127.0.0.1:{other}",
+                "--accept-proxy=127.0.0.0/8",
+                "--send-proxy=v1",
+                "--no-checks",
+                "--hold=0",
+                f"--workers={self.WORKERS}",
+            )
+            for own, other in (ports, reversed(ports))
+        ]
+        client = self.dial(both[0], 60)
+        client.sendall(b"PROXY TCP4 192.0.2.1 192.0.2.2 4000 80\r\n")
+        with contextlib.suppress(ConnectionError):
+            self.assertEqual(client.recv(1), b"")
+
+        def refused() -> list[str]:
+            lines = [line for b in both for line in b.stdout_lines()]
+            return [line for line in lines if "end=PC refused: a loop" in line]
+
+        wait_until(refused, what="a loop that is refused")
+
+
 # ---- 7: several --listen ---------------------------------------------------------
 
 
