@@ -4047,7 +4047,7 @@ def add_output(group: OptionGroup) -> None:
     group.add("--status-host", text, action="append", metavar="NAME")
     text = "obey drain, ready and maint on any address, not on loopback alone"
     group.add("--status-control", text, action="store_true")
-    text = "append the log to FILE"
+    text = "append the log to FILE; -: standard output"
     group.add("--log", text, "standard output", metavar="FILE")
     text = "print nothing but the first line; a --log FILE is still written"
     group.add("--quiet", text, action="store_true")
@@ -4057,6 +4057,7 @@ def parse_args(argv: Sequence[str] | None) -> Options:
     """Return the options; exit with status 2 and one line when they are wrong."""
     parser = Parser(
         prog="load_balancer.py",
+        usage="%(prog)s [options]",
         description="Hand TCP connections to servers in turn, and relay their bytes.",
         epilog="SIGTERM or Ctrl-C: stop accepting, let live connections end for "
         "--grace seconds; a second one: exit at once. SIGHUP: reopen --log.",
@@ -4092,6 +4093,7 @@ def parse_args(argv: Sequence[str] | None) -> Options:
             server["resolved"].remove(where)
             options.notes.append(f"{name} is {text}, as {first}: with its settings")
     options.servers = given
+    options.log = None if options.log == "-" else options.log
     places = [place for place in options.listen or [] if place[1]]
     if len(set(places)) < len(places):
         parser.error("--listen: an address is given more than once")

@@ -584,6 +584,11 @@ class RollingRestartWithTwoWorkers(RollingRestart):
 class Log(BalancerTestCase):
     """One line per connection, one per change of state, in the written format."""
 
+    def test_a_minus_is_standard_output(self) -> None:
+        balancer = self.balance([self.backend(echo)], "--log=-")
+        balancer.wait_for_line("listening on .* with")
+        self.assertFalse(Path(self.folder, "-").exists())
+
     def test_lines_have_the_literal_format(self) -> None:
         backend = self.backend(echo)
         balancer = self.balance([backend])
