@@ -148,11 +148,11 @@ DEFAULT_PORTS = (9991, 9992, 9993)  # server2.py's, one after the other
 ALGORITHMS = ("roundrobin", "leastconn", "source", "random")
 UP, DOWN, DRAIN, MAINT = "UP", "DOWN", "DRAIN", "MAINT"
 ADMIN = ("ready", "drain", "maint")  # what an operator can set a server to
-CONNECT_BUCKETS_S = (
+BUCKETS_S = (  # of the histograms
     *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
-    *(0.1, 0.25, 0.5, 1, 2.5, 5),
+    *(0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 3600),
 )
-CONNECT_BOUNDS = (*map(str, CONNECT_BUCKETS_S), "+Inf")
+BOUNDS = (*map(str, BUCKETS_S), "+Inf")
 LOCAL_SHORTAGE = {  # what the system, not the server, has run out of
     *(errno.EMFILE, errno.ENFILE),  # descriptors
     *(errno.ENOBUFS, errno.ENOMEM),  # memory
@@ -629,6 +629,15 @@ class Addressed(Cells):
         (self.host, self.host2), self.port = struct.unpack("qq", packed), address[1]
 
 
+HISTOGRAM_CELLS = 1 + len(BOUNDS)
+
+
+def count_time(histogram: memoryview, time_ns: int) -> None:
+    """Count a time in a histogram: the sum, then how many are in each of BOUNDS."""
+    histogram[0] += time_ns
+    histogram[1 + bisect.bisect_left(BUCKETS_S, time_ns / 1e9)] += 1
+
+
 # Where the relay of a row counts: the next cells of Row.
 TO_SERVER, TO_CLIENT, LAST_NS = range(3, 6)
 
@@ -639,13 +648,13 @@ class Row(Addressed):
     to_server, to_client = Cell(), Cell()  # bytes
     last_ns = Cell()  # when the last byte came
     connect_ns = Cell()  # how long the connect took; 0: not connected
-    taken = Cell()  # 1 from accept to the end
-    number = Cell()  # by which those who wait are in order
+    number = Cell()  # in the order of accept; 0: it is nobody's
     server = Cell()  # 1 + index of the server at which it has a place; 0: none
     waits = Cell()  # 1: for a place, in the ring `own`, ...
     before, after = Cell(), Cell()  # ... between these rows
     tries = Cell()  # connects that failed
     accepted_ns = Cell()
+    queued_ns = Cell()  # since when it waits; 0: not
     door = Cell()  # which --listen it came to
     own = Cell()  # with --algorithm source: 1 + the server that is this client's, ...
     own_version = Cell()  # ... as of a version of the servers' states
@@ -698,10 +707,10 @@ class Server(Addressed):
     to_server, to_client = Cell(), Cell()  # bytes, of connections that have ended
     penalty_s = Cell()  # for how long it stays DOWN, without checks
     changed_ns = Cell()
-    connects_ns = Cell()  # the sum; behind it, how many in each of CONNECT_BOUNDS
 
     def __init__(self, cells: memoryview, index: int, options: Options) -> None:
         super().__init__(cells)
+        self.connects = cells[self.SIZE :]  # a histogram
         self.index, self.options, self.seen = index, options, 0
         self.rise, self.top_health = options.rise, options.rise + options.fall - 1
 
@@ -791,9 +800,7 @@ class Server(Addressed):
         self.to_client += row.to_client
         if row.connect_ns:
             self.total += 1
-            self.connects_ns += row.connect_ns
-            bucket = bisect.bisect_left(CONNECT_BUCKETS_S, row.connect_ns / 1e9)
-            self.cells[self.SIZE + bucket] += 1
+            count_time(self.connects, row.connect_ns)
 
 
 def candidates(servers: Iterable[Server]) -> tuple[list[Server], bool]:
@@ -947,22 +954,27 @@ class Board(Cells):
         self._heads = 1 + slots * (options.algorithm == "source")
         self._rows_each = rows_each
         self._row_size = Row.SIZE + -(-slots // Row.TRIED)
-        server_size = Server.SIZE + len(CONNECT_BOUNDS)
+        server_size = Server.SIZE + HISTOGRAM_CELLS
         rows = self._heads + rows_each * options.workers
-        first_row = self.SIZE + slots * server_size
+        first = self.SIZE + 2 * HISTOGRAM_CELLS + len(END_CODES)
+        first_row = first + slots * server_size
         size = first_row + rows * self._row_size
         cells = memoryview(mmap.mmap(-1, 8 * size)).cast("q")
         super().__init__(cells[: self.SIZE])
+        histograms = cells[self.SIZE : self.SIZE + 2 * HISTOGRAM_CELLS]
+        self._queue_times = histograms[:HISTOGRAM_CELLS]
+        self._connection_times = histograms[HISTOGRAM_CELLS:]
+        self._ends = cells[self.SIZE + len(histograms) : first]
         self._rows = cells[first_row:]
         self._slots = [
             Server(cells[at : at + server_size], index, options)
-            for index, at in enumerate(range(self.SIZE, first_row, server_size))
+            for index, at in enumerate(range(first, first_row, server_size))
         ]
         for server, where in zip(self._slots, resolved, strict=False):
             server.place(*where)
         self.doors: list[str] = []  # the addresses of several --listen
         self.limit = options.max_connections or rows - self._heads
-        self.started_ns = time.monotonic_ns()
+        self.started_ns, self.started_s = time.monotonic_ns(), time.time()
         self._random = random.Random()
         self._seen = -1  # the version that these are of:
         self._candidates: list[Server] = []
@@ -984,9 +996,9 @@ class Board(Cells):
 
     def taken_rows(self) -> list[Row]:
         """Return the rows of live connections, the oldest first."""
-        taken = enumerate(self._column("taken", len(self._rows)))
-        rows = [self.row(index) for index, is_taken in taken if is_taken]
-        return sorted(rows, key=lambda row: row.number)
+        numbers = enumerate(self._column("number", len(self._rows)))
+        taken = sorted((number, index) for index, number in numbers if number)
+        return [self.row(index) for _, index in taken]
 
     def _column(self, name: str, end: int) -> list[int]:
         """Return one cell of all rows, up to a cell."""
@@ -1029,7 +1041,7 @@ class Board(Cells):
             client_sock, peer = listener.accept()
             self.begun += 1
             self.live += 1
-            row.taken, row.number, row.door = 1, self.begun, door
+            row.number, row.door = self.begun, door
             row.accepted_ns = time.monotonic_ns()
             row.set_source(peer)
             if not options.accept_proxy and not is_barred(options, peer):
@@ -1124,6 +1136,9 @@ class Board(Cells):
             self._end_locked(row, end)
 
     def _end_locked(self, row: Row, end: End) -> None:
+        self._ends[END_CODES.index(end.code)] += 1
+        count_time(self._connection_times, time.monotonic_ns() - row.accepted_ns)
+        self._count_wait_locked(row)
         self._leave_queue_locked(row)
         if server := self.server_of(row):
             row.server = 0
@@ -1151,6 +1166,7 @@ class Board(Cells):
         after = self.row(before.after)
         row.before, row.after, row.waits = before.index, after.index, 1
         before.after = after.before = row.index
+        row.queued_ns = row.queued_ns or time.monotonic_ns()
         self.queued += 1
 
     def _leave_queue_locked(self, row: Row) -> None:
@@ -1159,6 +1175,12 @@ class Board(Cells):
             self.row(row.after).before = row.before
             row.waits = 0
             self.queued -= 1
+
+    def _count_wait_locked(self, row: Row) -> None:
+        """Count how long a row has waited in the queue, if it has."""
+        if row.queued_ns:
+            count_time(self._queue_times, time.monotonic_ns() - row.queued_ns)
+            row.queued_ns = 0
 
     def _hand_out_locked(self) -> None:
         """Give places to those who wait, in order, and have them told."""
@@ -1174,10 +1196,11 @@ class Board(Cells):
                 except NoServerError:
                     told = True  # it asks again, to hear so
                 if told:
+                    self._count_wait_locked(row)
                     self._leave_queue_locked(row)
                     self.lock.bells.append((row.worker, row.index))
-                elif ring or not any(s.has_place for s in self._candidates):
-                    break
+                elif not row.tries:
+                    break  # those behind it will get none, either
                 row = after
 
     # Health, the operator, names ------------------------------------------------------
@@ -1196,7 +1219,7 @@ class Board(Cells):
         server.count_result(passed)
         return self._say_change_locked(server, before, result)
 
-    def set_admin(self, address_text: str, admin: str) -> str | None:
+    def set_admin(self, address_text: str, admin: str, whence: str) -> str | None:
         """Set a server ready, drain or maint; return a line if its state changed.
 
         None when there is no such server.
@@ -1205,7 +1228,7 @@ class Board(Cells):
             for server in self.servers():
                 if server.address_text == address_text and not server.gone:
                     before, server.admin = server.state, ADMIN.index(admin)
-                    why = f"set to {admin} by the operator"
+                    why = f"set to {admin} by the operator at {whence}"
                     return self._say_change_locked(server, before, why)
         return None
 
@@ -1329,7 +1352,7 @@ class Board(Cells):
         return lines
 
     def snapshot(self) -> dict[str, Any]:
-        """Return a moment's figures as /status.json has them, and connect times."""
+        """Return a moment's figures as /status.json has them, and "more"."""
         with self.lock:
             now_ns = time.monotonic_ns()
             rows = self.taken_rows()
@@ -1355,9 +1378,19 @@ class Board(Cells):
                     describe_live(row, self.server_of(row), now_ns)
                     for row in rows[:LIVE_LISTED]
                 ],
-                "connects": {
-                    s.address_text: (s.cells[s.SIZE :].tolist(), s.connects_ns / 1e9)
-                    for s in servers
+                "more": {
+                    "ends": dict(zip(END_CODES, self._ends.tolist(), strict=True)),
+                    "queue": self._queue_times.tolist(),
+                    "connections": self._connection_times.tolist(),
+                    "started_s": round(self.started_s, 3),
+                    "servers": [
+                        {
+                            "checks_failed": s.checks_failed,
+                            "connects": s.connects.tolist(),
+                            "up": s.state == UP,
+                        }
+                        for s in servers
+                    ],
                 },
             }  # fmt: skip
 
@@ -1380,6 +1413,12 @@ def is_barred(options: Options, source: SocketAddress) -> bool:
 
 
 # ---- Ends ----------------------------------------------------------------------------
+
+
+END_CODES = (  # README's table
+    *("--", "CD", "SD", "cD", "sD", "CL", "cL", "KD", "KC", "KQ", "DD"),
+    *("SC", "sC", "CC", "CQ", "sQ", "PC", "RC", "ID"),
+)
 
 
 @dataclass(frozen=True)
@@ -2911,61 +2950,94 @@ def describe_live(row: Row, server: Server | None, now_ns: int) -> dict[str, Any
     }
 
 
-METRICS = (  # name after "load_balancer_", its kind, what it says
-    ("connections_total", "counter", "Connections accepted."),
-    ("connections_active", "gauge", "Connections that are live now."),
-    ("connections_failed_total", "counter", "Connections no server could take."),
-    ("server_up", "gauge", "1 while the server is UP."),
-    ("server_connections_active", "gauge", "Connections at the server now."),
-    ("server_connections_total", "counter", "Connections made to the server."),
-    ("server_connect_failures_total", "counter", "Connects that failed."),
-    ("server_bytes_total", "counter", "Bytes relayed."),
-    ("server_connect_seconds", "histogram", "Time of a TCP connect."),
+# Of metrics: the name after "load_balancer_", its kind, the figure, what it says
+TOTALS = (
+    ("connections_total", "counter", "total", "Connections accepted."),
+    ("connections_active", "gauge", "active", "Connections that are live now."),
+    ("connections_failed_total", "counter", "failed", "No server could take them."),
+    ("refused_total", "counter", "refused", "Connections refused."),
+    ("queued", "gauge", "queued", "Connections that wait for a place at a server."),
+    ("stopping", "gauge", "stopping", "1 once it was told to stop."),
+    ("start_time_seconds", "gauge", "started_s", "When it began, in Unix time."),
+)
+PER_SERVER = (
+    ("up", "gauge", "up", "1 while the server is UP."),
+    ("backup", "gauge", "backup", "1 for a backup."),
+    ("weight", "gauge", "weight", "Its share of new connections."),
+    ("max", "gauge", "max", "Its places; 0: no limit."),
+    ("connections_active", "gauge", "active", "Connections at the server now."),
+    ("connections_total", "counter", "total", "Connections made to the server."),
+    ("connect_failures_total", "counter", "connect_failures", "Connects that failed."),
+    ("retries_total", "counter", "retries", "Connections that went on to another."),
+    ("checks_failed_total", "counter", "checks_failed", "Checks that failed."),
+    ("last_change_seconds", "gauge", "last_change_s", "How long it is in its state."),
 )
 
 
-def render_metrics(figures: dict[str, Any]) -> str:
+def render_metrics(figures: dict[str, Any], workers: int) -> str:
     """Return the figures in Prometheus' text exposition format, version 0.0.4."""
-    connections = figures["connections"]
-    samples: dict[str, list[str]] = {name: [] for name, _, _ in METRICS}
-    samples["connections_total"] = [f" {connections['total']}"]
-    samples["connections_active"] = [f" {connections['active']}"]
-    samples["connections_failed_total"] = [f" {connections['failed']}"]
-    for s in figures["servers"]:
-        label = f'server="{s["address"]}"'
-        for name, value in (
-            ("up", int(s["state"] == UP)),
-            ("connections_active", s["active"]),
-            ("connections_total", s["total"]),
-            ("connect_failures_total", s["connect_failures"]),
-        ):
-            samples[f"server_{name}"].append(f"{{{label}}} {value}")
-    for way in ("to_server", "to_client"):
-        samples["server_bytes_total"] += [
-            f'{{server="{s["address"]}",direction="{way}"}} {s[f"bytes_{way}"]}'
-            for s in figures["servers"]
-        ]
-    for address, (counts, total_s) in figures["connects"].items():
-        samples["server_connect_seconds"] += histogram(address, counts, total_s)
-    lines = []
-    for name, kind, text in METRICS:
+    lines: list[str] = []
+
+    def add(name: str, kind: str, text: str, samples: Iterable[str]) -> None:
         full = f"load_balancer_{name}"
-        lines += [f"# HELP {full} {text}", f"# TYPE {full} {kind}"]
-        lines += [full + sample for sample in samples[name]]
+        lines.extend([f"# HELP {full} {text}", f"# TYPE {full} {kind}"])
+        lines.extend(full + sample for sample in samples)
+
+    more = figures["more"]
+    totals = figures | figures["connections"] | more
+    for name, kind, key, text in TOTALS:
+        add(name, kind, text, [f" {+totals[key]}"])
+    ends = more["ends"].items()
+    text = "Connections that have ended, by how."
+    add("ends_total", "counter", text, (f'{{code="{k}"}} {n}' for k, n in ends))
+    ways = figures["bytes"].items()
+    text = "Bytes relayed."
+    samples = [f'{{direction="{way[:-1]}"}} {amount}' for way, amount in ways]
+    add("bytes_total", "counter", text, samples)
+    text = "Time in the queue."
+    add("queue_seconds", "histogram", text, histogram(more["queue"]))
+    text = "Time from accept to end."
+    add("connection_seconds", "histogram", text, histogram(more["connections"]))
+    python = ".".join(map(str, sys.version_info[:3]))
+    info = f'version="{VERSION}",python="{python}",workers="{workers}"'
+    info += f',free_threaded="{"yes" if is_free_threaded() else "no"}"'
+    add("build_info", "gauge", "What runs here.", [f"{{{info}}} 1"])
+
+    servers = [
+        (f'server="{one["address"]}"', one | extra)
+        for one, extra in zip(figures["servers"], more["servers"], strict=True)
+    ]
+    for name, kind, key, text in PER_SERVER:
+        samples = [f"{{{label}}} {+one[key]}" for label, one in servers]
+        add(f"server_{name}", kind, text, samples)
+    samples = [
+        f'{{{label},state="{state}"}} {int(one["state"] == state)}'
+        for label, one in servers
+        for state in (UP, DOWN, DRAIN, MAINT)
+    ]
+    add("server_state", "gauge", "1 for the state that the server is in.", samples)
+    samples = [
+        f'{{{label},direction="{way}"}} {one[f"bytes_{way}"]}'
+        for label, one in servers
+        for way in ("to_server", "to_client")
+    ]
+    add("server_bytes_total", "counter", "Bytes relayed.", samples)
+    samples = [s for label, one in servers for s in histogram(one["connects"], label)]
+    add("server_connect_seconds", "histogram", "Time of a TCP connect.", samples)
     return "\n".join(lines) + "\n"
 
 
-def histogram(address: str, counts: list[int], total_s: float) -> list[str]:
-    """Return a server's connect times: of each bound, how many were not above it."""
-    label = f'server="{address}"'
-    totals = list(itertools.accumulate(counts))
+def histogram(cells: list[int], label: str = "") -> list[str]:
+    """Return its samples: of each bound, how many times were not above it."""
+    totals = list(itertools.accumulate(cells[1:]))
+    front, alone = (f"{label},", f"{{{label}}}") if label else ("", "")
     return [
         *(
-            f'_bucket{{{label},le="{bound}"}} {total}'
-            for bound, total in zip(CONNECT_BOUNDS, totals, strict=True)
+            f'_bucket{{{front}le="{bound}"}} {total}'
+            for bound, total in zip(BOUNDS, totals, strict=True)
         ),
-        f"_sum{{{label}}} {total_s:.9f}",
-        f"_count{{{label}}} {totals[-1]}",
+        f"_sum{alone} {cells[0] / 1e9:.9f}",
+        f"_count{alone} {totals[-1]}",
     ]
 
 
@@ -3039,6 +3111,9 @@ tr + tr td { border-top: 1px solid var(--line) }
 <div class="scroll"><table><thead><tr><th scope="col">client<th scope="col">server
 <th scope="col">age<th scope="col">idle<th scope="col">to server
 <th scope="col">to client</tr></thead><tbody id="live"></tbody></table></div>
+<template id="buttons"><button data-admin="ready">Ready</button>
+<button data-admin="drain">Drain</button>
+<button data-admin="maint">Maint</button></template>
 <script>
 "use strict";
 const KEEP = 90, cards = new Map(), byId = id => document.getElementById(id);
@@ -3092,10 +3167,10 @@ function card(address) {
   const rates = plot(["connections/s"]), bytes = plot(["to server/s", "to client/s"]);
   const lines = [make("p"), make("p", "", "soft")];
   const actions = make("div", undefined, "actions"), buttons = {};
-  for (const admin of ["ready", "drain", "maint"]) {
-    const button = make("button", admin[0].toUpperCase() + admin.slice(1));
-    buttons[admin] = actions.appendChild(button);
-    button.dataset.admin = admin;
+  if (byId("buttons")) actions.append(byId("buttons").content.cloneNode(true));
+  for (const button of actions.children) {
+    const admin = button.dataset.admin;
+    buttons[admin] = button;
     button.setAttribute("aria-label", admin + " " + address);
     button.onclick = async () => {
       button.disabled = true;
@@ -3185,6 +3260,9 @@ refresh();
 """
 
 
+BUTTONS = PAGE[PAGE.index("<template") : PAGE.index("<script>")]
+
+
 def policy(page: str) -> str:
     """Return a Content-Security-Policy for the page's own script and style only."""
     hashes = {}
@@ -3212,16 +3290,17 @@ class StatusHandler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Answer /, /status.json, /metrics, /healthz."""
-        if not self._is_own_host():
-            return
         path, board = self.path.partition("?")[0], self.server.board
+        if path not in ("/healthz", "/metrics") and not self._is_own_host():
+            return
         if path == "/":
-            self._reply(200, "text/html; charset=utf-8", PAGE)
+            page = PAGE if self._may_control() else PAGE.replace(BUTTONS, "")
+            self._reply(200, "text/html; charset=utf-8", page)
         elif path == "/status.json":
             text = json.dumps(self._status(board.snapshot()))
             self._reply(200, "application/json", text)
         elif path == "/metrics":
-            text = render_metrics(board.snapshot())
+            text = render_metrics(board.snapshot(), board.options.workers)
             self._reply(200, "text/plain; version=0.0.4", text)
         elif path == "/healthz":
             words = "ok\n" if board.is_up() else "no server is UP\n"
@@ -3245,14 +3324,19 @@ class StatusHandler(http.server.BaseHTTPRequestHandler):
             words = "POST /servers/HOST:PORT/drain|ready|maint\n"
             self._reply(404, "text/plain", words)
             return
+        if not self._may_control():
+            words = "servers are set on a loopback address only, or anywhere with "
+            self._reply(403, "text/plain", words + "--status-control\n")
+            return
         address_text, admin = urllib.parse.unquote(path[1]), path[2]
-        if self.server.set_admin(address_text, admin):
+        whence = str(plain_ip(self.client_address[0]))
+        if self.server.set_admin(address_text, admin, whence):
             self._reply(200, "text/plain", f"{address_text}: {admin}\n")
         else:
             self._reply(404, "text/plain", f"no server {address_text}\n")
 
     def _status(self, figures: dict[str, Any]) -> dict[str, Any]:
-        shown = {key: value for key, value in figures.items() if key != "connects"}
+        shown = {key: value for key, value in figures.items() if key != "more"}
         return {"version": 1, "listen": self.server.listen_text, **shown}
 
     def _is_own_host(self) -> bool:
@@ -3262,11 +3346,21 @@ class StatusHandler(http.server.BaseHTTPRequestHandler):
             return True  # no browser: those always name it (RFC 9112, 3.2)
         with contextlib.suppress(ValueError):  # "[" is none
             host = urllib.parse.urlsplit(f"//{given or ''}").hostname
-        address = str(plain_ip(self.connection.getsockname()[0]))
-        if host in (address, "localhost", self.server.host.lower()):
+        known = {"localhost", self._own_ip(), *self.server.names}
+        if host in known:
             return True
-        self._reply(421, "text/plain", "this is not the host that you asked for\n")
+        words = "not a known name of this host: ask by its address, or start with "
+        self._reply(421, "text/plain", words + "--status-host NAME\n")
         return False
+
+    def _own_ip(self) -> str:
+        """Return the address that the client has connected to."""
+        return str(plain_ip(self.connection.getsockname()[0]))
+
+    def _may_control(self) -> bool:
+        """Tell whether a server may be set from here."""
+        is_near = ipaddress.ip_address(self._own_ip()).is_loopback
+        return is_near or bool(self.server.board.options.status_control)
 
     def _is_own_page(self) -> bool:
         """Refuse a foreign page: it can neither claim our origin nor add a header."""
@@ -3310,8 +3404,9 @@ class StatusServer(http.server.ThreadingHTTPServer):
         self, where: tuple[str, int], listen_text: str, board: Board, log: Log
     ) -> None:
         """Listen for status clients; raise OSError."""
-        self.host, self.listen_text = where[0], listen_text
-        self.board, self._log = board, log
+        names = (where[0], *(board.options.status_host or ()))
+        self.names = [name.lower() for name in names]
+        self.listen_text, self.board, self._log = listen_text, board, log
         self._lock = threading.Lock()
         self._open: dict[socket.socket, None] = {}
         family, address = resolve(*where)[0]
@@ -3364,9 +3459,9 @@ class StatusServer(http.server.ThreadingHTTPServer):
         if not isinstance(sys.exc_info()[1], OSError):
             traceback.print_exc()
 
-    def set_admin(self, address_text: str, admin: str) -> bool:
+    def set_admin(self, address_text: str, admin: str, whence: str) -> bool:
         """Set a server ready, drain or maint; False when there is none there."""
-        line = self.board.set_admin(address_text, admin)
+        line = self.board.set_admin(address_text, admin, whence)
         if line is None:
             return False
         self._log.line(line)
@@ -3451,8 +3546,8 @@ class Balancer:
         """Run until a stop has come to its end; raise RuntimeError without threads."""
         self._start_workers()
         print(first_line, flush=True)  # before any line of the log
-        workers = count(self._options.workers, "worker")
-        self._log.line(f"{first_line.partition(' (')[0]} with {workers}")
+        what = f"{count(self._options.workers, 'worker')}, version {VERSION}"
+        self._log.line(f"{first_line.partition(' (')[0]} with {what}")
         for note in self._options.notes:
             self._log.line(note)
         self._start_desk()
@@ -3584,25 +3679,25 @@ class Parent(Balancer):
     def _fork(self, number: int) -> None:
         """Fork a worker, or the desk; try again when that cannot be done."""
         sys.stdout.flush()
-        blocked = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
-        signal.pthread_sigmask(signal.SIG_BLOCK, blocked)  # until they are the child's
+        # Until they are the child's
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         self._forked[number] = time.monotonic()
         try:
             pid = os.fork()
             if not pid:
-                self._become(number, blocked)
+                self._become(number, mask)
             self._children[pid] = number
         except OSError as error:
             self._log.warn("fork", f"cannot fork: {say_why(error)}")
             self._waiting[number] = time.monotonic() + FORK_PAUSE_S
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
-    def _become(self, number: int, blocked: list[signal.Signals]) -> NoReturn:
+    def _become(self, number: int, mask: Iterable[int]) -> NoReturn:
         """Be a worker, or the desk (0), to the end."""
         who = f"worker-{number}" if number else "desk"
         try:
             self._signals.leave()
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked)
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             os.close(self._life[1])
             self._board.lock.me = os.getpid()
             with contextlib.suppress(OSError), open("/proc/self/comm", "w") as file:
@@ -3936,6 +4031,10 @@ def add_output(group: OptionGroup) -> None:
     """Add the options that say what an operator sees."""
     text = "serve a live page, /status.json, /metrics and /healthz here"
     group.add("--status", text, type=parse_address, metavar="HOST:PORT")
+    text = "answer a browser that asks for this name, too; repeat for more"
+    group.add("--status-host", text, action="append", metavar="NAME")
+    text = "obey drain, ready and maint on any address, not on loopback alone"
+    group.add("--status-control", text, action="store_true")
     text = "append the log to FILE"
     group.add("--log", text, "standard output", metavar="FILE")
     text = "print nothing but the first line; a --log FILE is still written"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import unittest
 from unittest import mock
 
@@ -181,6 +182,20 @@ class DeadWorkers(unittest.TestCase):
                 os.waitpid(child, 0)
                 with board.lock:  # it is free, once
                     self.assertFalse(board.lock._lock.acquire(False))
+
+    @unittest.skipUnless(hasattr(os, "fork"), "needs fork")
+    def test_stopped_process_that_has_the_lock_is_killed(self) -> None:
+        board = board_of(workers=2)
+        child = os.fork()
+        if not child:
+            board.lock.me = os.getpid()
+            board.lock.__enter__()
+            os.kill(os.getpid(), signal.SIGSTOP)
+            os._exit(0)
+        os.waitid(os.P_PID, child, os.WSTOPPED)
+        with mock.patch.object(load_balancer, "STALL_S", 0.1), board.lock:
+            self.assertEqual(board.holder, os.getpid())
+        self.assertEqual(os.waitpid(child, 0)[1], signal.SIGKILL)
 
 
 class Bells(unittest.TestCase):

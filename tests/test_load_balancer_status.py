@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import socket
+import subprocess
 import time
 from typing import Any
 
@@ -21,6 +23,7 @@ from tests.balancer import (
     wait_for_endings,
 )
 from tests.support import (
+    ROOT,
     Backend,
     Running,
     dial,
@@ -156,14 +159,31 @@ class Figures(BalancerTestCase):
         self.assertEqual(value("connections_total"), connections["total"])
         self.assertEqual(value("connections_active"), connections["active"])
         self.assertEqual(value("connections_failed_total"), connections["failed"])
+        self.assertEqual(value("refused_total"), connections["refused"])
+        self.assertEqual(value("queued"), connections["queued"])
+        self.assertEqual(value("stopping"), document["stopping"])
+        for direction in ("to_server", "to_client"):
+            expected = document["bytes"][f"{direction}s"]
+            self.assertEqual(value("bytes_total", direction=direction), expected)
+        ended = connections["total"] - connections["active"]
+        self.assertEqual(value("ends_total", code="--"), ended)
+        self.assertEqual(value("connection_seconds_count"), ended)
+        self.assertEqual(value("queue_seconds_count"), 0)
         for entry in document["servers"]:
             name = entry["address"]
             up = 1 if entry["state"] == "UP" else 0
             self.assertEqual(value("server_up", server=name), up)
+            for state in ("UP", "DOWN", "DRAIN", "MAINT"):
+                got = value("server_state", server=name, state=state)
+                self.assertEqual(got, entry["state"] == state)
             for metric, key in (
                 ("connections_active", "active"),
                 ("connections_total", "total"),
                 ("connect_failures_total", "connect_failures"),
+                ("retries_total", "retries"),
+                ("weight", "weight"),
+                ("max", "max"),
+                ("backup", "backup"),
             ):
                 self.assertEqual(value(f"server_{metric}", server=name), entry[key])
             for direction in ("to_server", "to_client"):
@@ -240,8 +260,84 @@ class Formats(BalancerTestCase):
             "server_connect_failures_total": "counter",
             "server_bytes_total": "counter",
             "server_connect_seconds": "histogram",
+            "queued": "gauge",
+            "refused_total": "counter",
+            "ends_total": "counter",
+            "queue_seconds": "histogram",
+            "connection_seconds": "histogram",
+            "server_state": "gauge",
+            "server_weight": "gauge",
+            "server_max": "gauge",
+            "server_retries_total": "counter",
+            "server_checks_failed_total": "counter",
+            "start_time_seconds": "gauge",
+            "build_info": "gauge",
         }.items():
             self.assertEqual(parsed.types.get(f"load_balancer_{name}"), kind, name)
+
+    def test_wait_in_the_queue_and_each_end_are_counted_once(self) -> None:
+        server = self.backend(named)
+        balancer = self.balance([f"{server.address},max=1"], "--queue-timeout=0.2")
+        holder, waiter, late = (self.dial(balancer) for _ in range(3))
+        read_exactly(holder, 5)
+        self.assertEqual((waiter.recv(1), late.recv(1)), (b"", b""))
+        holder.close()
+        wait_for_endings(balancer, 3)
+        parsed = metrics(balancer)
+        self.assertEqual(parsed.value("ends_total", code="sQ"), 2)
+        self.assertEqual(parsed.value("ends_total", code="--"), 1)
+        self.assertEqual(parsed.value("queue_seconds_count"), 2)
+        self.assertEqual(parsed.value("queue_seconds_bucket", le="0.1"), 0)
+        self.assertGreaterEqual(parsed.value("queue_seconds_sum"), 0.4)
+        self.assertEqual(parsed.value("connection_seconds_count"), 3)
+
+    def test_build_and_start_are_told(self) -> None:
+        balancer = self.balance([self.backend(named)])
+        parsed = metrics(balancer)
+        self.assertAlmostEqual(
+            parsed.value("start_time_seconds"), time.time(), delta=60
+        )
+        ((_, labels),) = (k for k in parsed.samples if k[0].endswith("_build_info"))
+        found = dict(labels)
+        self.assertEqual((found["version"], found["workers"]), ("2.0", "1"))
+        self.assertRegex(found["python"], r"\A3\.\d+\.\d+\Z")
+        self.assertIn(found["free_threaded"], ("yes", "no"))
+
+    def test_client_of_prometheus_itself_reads_the_metrics(self) -> None:
+        python = os.environ.get("LAB_PROMETHEUS_PYTHON")
+        if not python:
+            self.skipTest("LAB_PROMETHEUS_PYTHON names no Python that has it")
+        balancer = self.balance([self.backend(named)])
+        visit_once(balancer)
+        wait_for_endings(balancer, 1)
+        text = http_request(status_address(balancer), "/metrics")[2]
+        program = (
+            "import sys; from prometheus_client.parser import *\n"
+            "for f in text_string_to_metric_families(sys.stdin.read()):\n"
+            "    print(f.name, f.type, len(f.samples))\n"
+        )
+        result = subprocess.run(
+            [python, "-c", program], input=text, capture_output=True, check=False
+        )
+        self.assertEqual((result.returncode, result.stderr), (0, b""))
+        families = result.stdout.decode().splitlines()
+        for family in (
+            "load_balancer_connections counter 1",
+            "load_balancer_ends counter 19",
+            "load_balancer_server_state gauge 4",
+            "load_balancer_queue_seconds histogram 23",
+            "load_balancer_build_info gauge 1",
+        ):
+            self.assertIn(family, families)
+
+    def test_each_end_of_readme_has_its_counter(self) -> None:
+        readme = (ROOT / "README.md").read_text(encoding="utf-8")
+        rows = re.findall(r"(?m)^\| `[A-Za-z-]{2}` .*", readme)
+        codes = re.findall(r"`([A-Za-z-]{2})`", " ".join(rows))
+        self.assertGreater(len(codes), 15)
+        parsed = metrics(self.balance([self.backend(named)]))
+        for code in codes:
+            self.assertEqual(parsed.value("ends_total", code=code), 0)
 
     def test_failed_and_refused_connections_are_counted_apart(self) -> None:
         with refusing_address() as dead:
@@ -385,11 +481,22 @@ class Page(BalancerTestCase):
     def test_foreign_host_is_refused(self) -> None:
         port = split_address(self.where)[1]
         for host in ("evil.example", f"evil.example:{port}", "", "127.0.0.1.evil:80"):
-            for path in ("/", "/status.json", "/metrics"):
+            for path in ("/", "/status.json"):
                 with self.subTest(host=host, path=path):
-                    self.assertIn(self.ask(path, Host=host)[0], (400, 403, 421))
+                    status, _, body = self.ask(path, Host=host)
+                    self.assertEqual(status, 421)
+                    self.assertIn(b"--status-host NAME", body)
         for host in (self.where, f"localhost:{port}"):
             self.assertEqual(self.ask("/status.json", Host=host)[0], 200)
+
+    def test_probe_and_prometheus_are_answered_whatever_their_host(self) -> None:
+        for host in ("evil.example", "10.1.2.3:8080", "", "[::1"):
+            for path in ("/healthz", "/metrics"):
+                with self.subTest(host=host, path=path):
+                    self.assertEqual(self.ask(path, Host=host)[0], 200)
+
+    def test_page_on_a_loopback_address_has_buttons(self) -> None:
+        self.assertIn(b'<button data-admin="drain">', self.ask("/")[2])
 
     def test_health_is_told_to_who_names_no_host_as_no_browser_does(self) -> None:
         with dial(self.where) as client:
@@ -507,3 +614,67 @@ class Page(BalancerTestCase):
         self.assertEqual((status, headers["content-type"]), (200, "application/json"))
         self.assertIsInstance(json.loads(body), dict)
         self.assertEqual(int(headers["content-length"]), len(body))
+
+
+def public_address() -> str:
+    """Return an address of this machine that is not a loopback one, "" without."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        if sock.connect_ex(("192.0.2.1", 9)):  # sends nothing (udp(7)); RFC 5737
+            return ""
+        host = str(sock.getsockname()[0])
+        return "" if host.startswith("127.") else host
+
+
+class InPublic(BalancerTestCase):
+    """A status address that others can reach: names that are known, and no commands."""
+
+    def reach(self, *options: str) -> tuple[Backend, Running, str]:
+        """Return a server, a balancer, and its status on an address that is public."""
+        host = public_address()
+        if not host:
+            self.skipTest("this machine has loopback addresses only")
+        server = self.backend(named)
+        balancer = self.balance([server], "--status=0.0.0.0:0", *options)
+        port = split_address(status_address(balancer))[1]
+        return server, balancer, f"{host}:{port}"
+
+    def drain(self, where: str, server: Backend, **headers: str) -> tuple[int, bytes]:
+        """Ask for a drain; return the status and the answer."""
+        path = f"/servers/{server.address}/drain"
+        fields = {**SAME_ORIGIN, **headers}
+        status, _, body = http_request(where, path, "POST", fields, b"")
+        return status, body
+
+    def test_post_is_refused_with_the_remedy_and_the_page_has_no_buttons(self) -> None:
+        server, balancer, where = self.reach()
+        status, body = self.drain(where, server)
+        self.assertEqual(status, 403)
+        self.assertIn(b"--status-control", body)
+        status, _, page = http_request(where, "/")
+        self.assertEqual(status, 200)
+        self.assertNotIn(b"<button", page)
+        near = f"127.0.0.1:{split_address(where)[1]}"
+        self.assertEqual(self.drain(near, server)[0], 200)
+        self.assertIn("at 127.0.0.1", balancer.wait_for_line("state=DRAIN"))
+
+    def test_post_is_obeyed_where_control_was_given(self) -> None:
+        server, balancer, where = self.reach("--status-control")
+        self.assertIn(b"<button", http_request(where, "/")[2])
+        self.assertEqual(self.drain(where, server)[0], 200)
+        by_hand = f"by the operator at {split_address(where)[0]}"
+        self.assertIn(by_hand, balancer.wait_for_line("state=DRAIN"))
+
+    def test_names_that_are_given_are_known_in_any_case(self) -> None:
+        names = ("--status-host=lb.example", "--status-host=Other.Example")
+        balancer = self.balance([self.backend(named)], *names)
+        where = status_address(balancer)
+        for host, expected in {
+            "lb.example": 200,
+            "LB.example:8080": 200,
+            "other.example": 200,
+            "lb.example.evil": 421,
+            "notlb.example": 421,
+        }.items():
+            with self.subTest(host):
+                got = http_request(where, "/status.json", "GET", {"Host": host})[0]
+                self.assertEqual(got, expected)

@@ -227,7 +227,7 @@ class NamesThatMove(unittest.TestCase):
         lab.board.move_name(0, [self.HERE])
         (server,) = lab.servers
         self.assertEqual(lab.server_of(lab.admit()), 9991)
-        lab.board.set_admin("127.0.0.1:9991", "maint")
+        lab.board.set_admin("127.0.0.1:9991", "maint", "::1")
         (new,), lines = lab.board.move_name(0, [self.THERE])
         self.assertEqual(self.states(lines), ["state=DRAIN", "state=UP"])
         added, lines = lab.board.move_name(0, [self.HERE])
@@ -235,7 +235,7 @@ class NamesThatMove(unittest.TestCase):
         self.assertEqual(self.states(lines), ["state=MAINT", "state=DRAIN"])
         self.assertEqual(lab.servers, [server])
         self.assertTrue(new.gone)
-        lab.board.set_admin("127.0.0.1:9991", "ready")
+        lab.board.set_admin("127.0.0.1:9991", "ready", "::1")
         self.assertEqual(lab.server_of(lab.admit()), 0, "a second place at max=1")
 
     def test_names_that_take_each_others_addresses_keep_servers(self) -> None:

@@ -191,6 +191,7 @@ def among_deaths(
     )  # fmt: skip
     everyone = partial(has_workers, balancer, WORKERS)
     wait_until(everyone, what="all workers")
+    wait_until(partial(answers, status_address(balancer)), what="the desk")
     before = held(balancer)
     lab.begin()
     knockers = Knockers(lab, balancer.address, 8)
