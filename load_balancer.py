@@ -1402,12 +1402,12 @@ def plain_key(address: SocketAddress) -> tuple[Any, ...]:
 
 
 def is_literal(host: str) -> bool:
-    """Tell whether the host is an address already, in whatever form (inet_aton(3))."""
-    try:
-        socket.getaddrinfo(host, None, flags=socket.AI_NUMERICHOST)
-    except (OSError, UnicodeError):
-        return False
-    return True
+    """Tell whether the host is an address already, be it "127.1" (inet_aton(3))."""
+    with contextlib.suppress(ValueError):
+        return bool(plain_ip(host))
+    with contextlib.suppress(OSError, UnicodeError):
+        return bool(socket.inet_aton(host))
+    return False
 
 
 def is_barred(options: Options, source: SocketAddress) -> bool:
