@@ -1402,9 +1402,9 @@ def plain_key(address: SocketAddress) -> tuple[Any, ...]:
 
 
 def is_literal(host: str) -> bool:
-    """Tell whether the host is an address already."""
-    with contextlib.suppress(ValueError):
-        return bool(plain_ip(host))
+    """Tell whether the host is an address already, in any form: 127.1, too."""
+    with contextlib.suppress(OSError, UnicodeError):
+        return bool(socket.getaddrinfo(host, None, flags=socket.AI_NUMERICHOST))
     return False
 
 
@@ -4088,7 +4088,7 @@ def parse_args(argv: Sequence[str] | None) -> Options:
             if first is name:
                 continue
             text = format_address((str(plain_ip(where[1][0])), where[1][1]))
-            if is_literal(server["host"]) and first == text:
+            if is_literal(server["host"]) and is_literal(parse_address(first)[0]):
                 parser.error(f"--server: {text} is given more than once")
             server["resolved"].remove(where)
             options.notes.append(f"{name} is {text}, as {first}: with its settings")
