@@ -3623,11 +3623,10 @@ class Signals:
         return number in (signal.SIGINT, signal.SIGTERM)
 
     def leave(self) -> None:
-        """In a child: the parent hears what a terminal sends to all."""
+        """In a child: the parent hears what a terminal or systemd sends to all."""
         self.close()
         for number in self._old:
-            is_parents = number in (signal.SIGINT, SIGHUP)
-            signal.signal(number, signal.SIG_IGN if is_parents else signal.SIG_DFL)
+            signal.signal(number, signal.SIG_IGN)
 
     def close(self) -> None:
         """Handle signals as before."""
@@ -3877,9 +3876,12 @@ class Parent(Balancer):
             cause = f"signal {-code}" if code < 0 else f"exit code {code}"
             who = f"worker={number}" if number else "desk"
             with_what = f" with {count(len(lines), 'connection')}" if number else ""
-            self._log.line(f"{who} died by {cause}{with_what}, and is replaced")
-            at = max(time.monotonic(), self._forked[number] + FORK_PAUSE_S)
-            self._waiting[number] = at
+            text = f"{who} died by {cause}{with_what}"
+            if not (number and self._board.stopping):
+                text += ", and is replaced"
+                at = max(time.monotonic(), self._forked[number] + FORK_PAUSE_S)
+                self._waiting[number] = at
+            self._log.line(text)
         for line, key in lines:
             self._log.line(line, key)
 
