@@ -4299,7 +4299,8 @@ dt { color: var(--soft); font-size: .85rem }
 dd { margin: 0; font-size: 1.35rem; font-weight: 600 }
 h3 { display: flex; flex-wrap: wrap; justify-content: space-between; gap: 0 .5rem;
   margin: 0; font-size: 1rem; overflow-wrap: anywhere }
-.state { font-weight: 700; white-space: nowrap } .state::before { content: "\25CF\00A0" }
+.state { font-weight: 700; white-space: nowrap }
+.state::before { content: "\25CF\00A0" }
 .UP { color: var(--up) } .DOWN { color: var(--down) }
 .DRAIN { color: var(--drain) } .MAINT { color: var(--maint) }
 p { margin: .15rem 0; font-size: .88rem; overflow-wrap: anywhere }
