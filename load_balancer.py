@@ -4329,16 +4329,18 @@ li { display: flex; gap: 0 .8rem; overflow-wrap: anywhere; font-size: .9rem }
 time { color: var(--soft); white-space: nowrap }
 table { border-collapse: collapse; width: 100%; font-size: .88rem }
 th, td { text-align: right; padding: .35rem .5rem; vertical-align: top }
+td:nth-child(n+3) { white-space: nowrap }
 th:nth-child(-n+2), td:nth-child(-n+2) { text-align: left; overflow-wrap: anywhere }
 th { color: var(--soft); font-weight: 500 }
 tr + tr td { border-top: 1px solid var(--line) }
 @media (max-width: 40rem) { body { padding: .75rem } .box { padding: .5rem }
   table { font-size: .75rem } th, td { padding: .3rem .2rem } }
 body.large { max-width: none }
-.large .big { display: block; font-size: clamp(2.5rem, 7vw, 5rem); line-height: 1.1;
-  font-weight: 700 }
+.large article { container-type: inline-size }  /* its width: 100cqw */
+.large .big { display: block; font-size: clamp(1.5rem, 11cqw, 6rem);
+  line-height: 1.1; font-weight: 700 }
 .large .small { display: none }
-.large h3 { font-size: clamp(1.5rem, 3.2vw, 2.6rem) }
+.large h3 { font-size: clamp(1.2rem, 9cqw, 4rem); line-height: 1.2 }
 .large figure { font-size: 1.15rem; grid-template-columns: 6.5rem 1fr }
 .large svg { height: 8rem } .large polyline { stroke-width: 4 }
 .large #servers { grid-template-columns:
@@ -4369,6 +4371,11 @@ function make(tag, text, name) {
   const node = document.createElement(tag);
   if (text !== undefined) node.textContent = text;
   if (name) node.className = name;
+  return node;
+}
+function place(tag, address) {  // may be broken before its port
+  const node = make(tag), port = address.lastIndexOf(":") + 1;
+  node.append(address.slice(0, port), make("wbr"), address.slice(port));
   return node;
 }
 function amount(n) {
@@ -4440,7 +4447,7 @@ function card(address) {
       refresh();
     };
   }
-  head.append(make("span", address), state);
+  head.append(place("span", address), state);
   box.append(head, ...lines, ...plots.map(p => p.box), actions);
   lines[1].classList.add("small");
   plots[2].box.classList.add("small");
@@ -4505,9 +4512,10 @@ function show(s, h) {
     : "the oldest " + s.live.length + " of " + count(c.active);
   byId("live").replaceChildren(...s.live.map(x => {
     const row = make("tr");
-    const cells = [x.client, x.server || "–", time(x.age_s), time(x.idle_s),
-      amount(x.to_server), amount(x.to_client)];
-    row.append(...cells.map(text => make("td", text)));
+    const cells = [time(x.age_s), time(x.idle_s), amount(x.to_server),
+      amount(x.to_client)];
+    row.append(place("td", x.client), place("td", x.server || "–"),
+      ...cells.map(text => make("td", text)));
     return row;
   }));
 }
