@@ -118,6 +118,7 @@ KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
 VANISHED_S = 120.0  # without any answer
 LOOK_NS = 10_000_000_000  # so often, while something is to be acknowledged
 PROXY_HEADER_TIMEOUT_S = 5.0  # at least 3 s, a retransmitted segment (proxy-protocol 2)
+LOOP_ROUNDS = 128  # as many live connections of one client's port are a loop
 RETRY_S = 1.0  # a held client tries all servers again so often (HAProxy's retries)
 BACKOFF_S = 0.1  # pause of a listener when the system has run out of something
 PENALTY_S = 10.0  # --no-checks: how long a server stays DOWN, then doubled
@@ -1507,14 +1508,15 @@ class Session:
     """A client's connection, as its thread and its process's MainThread know it."""
 
     __slots__ = ("client_sock", "connected_ns", "cut", "destination", "held_until",
-                 "over", "peer", "row", "server_sock", "wake")  # fmt: skip
+                 "over", "peer", "row", "server_sock", "source", "wake")  # fmt: skip
 
     def __init__(
         self, row: Row, client_sock: socket.socket, peer: SocketAddress
     ) -> None:
         self.row, self.client_sock, self.peer = row, client_sock, peer
         self.server_sock: socket.socket | None = None
-        self.destination: SocketAddress | None = None  # as its PROXY header has it
+        self.source: SocketAddress | None = None  # as its PROXY header has it, ...
+        self.destination: SocketAddress | None = None  # ... and where it came to
         self.wake: Wake | None = None  # while it waits for a place
         self.held_until = 0.0  # since no server could be connected (monotonic)
         self.connected_ns = 0
@@ -1529,10 +1531,10 @@ class Session:
 class Worker:
     """Threads that take turns at accepting, each for one connection at a time.
 
-    `_lock` guards `_free`, `_unused`, `_full`, `_live`, `_waiting`, `_spare` and
-    `_threads`. `_turn` is had by the thread that accepts; the others wait for it. The
-    MainThread, in `run`, starts threads, wakes those that have been given a place, and
-    cuts.
+    `_lock` guards `_free`, `_unused`, `_full`, `_live`, `_sources`, `_waiting`,
+    `_spare` and `_threads`. `_turn` is had by the thread that accepts; the others wait
+    for it. The MainThread, in `run`, starts threads, wakes those that have been given a
+    place, and cuts.
     """
 
     def __init__(
@@ -1545,6 +1547,7 @@ class Worker:
         self._free: list[Row] = []
         self._unused = board.rows_of(number)  # rows that were never used
         self._live: dict[int, Session] = {}
+        self._sources: collections.Counter[SocketAddress] = collections.Counter()
         self._waiting: dict[int, Session] = {}  # those that wait for a place
         self._spare = self._threads = 0
         self._full = False  # the thread at accept waits for a connection to end
@@ -1601,8 +1604,13 @@ class Worker:
             raise OverError(refuse(f"bad PROXY header: {words}")) from None
         session.client_sock.setblocking(False)
         if route:
-            source, session.destination = route
-            row.set_source(source)
+            session.source, session.destination = route
+            row.set_source(session.source)
+            with self._lock:
+                self._sources[session.source] += 1
+                loops = self._sources[session.source] > LOOP_ROUNDS
+            if loops:
+                raise OverError(refuse("a loop: it has come here again and again"))
         if is_barred(options, row.source()):
             raise OverError(refuse("not in --allow"))
 
@@ -1720,6 +1728,10 @@ class Worker:
             self._log.line(line, row.key)
         board.end(row, end)
         with self._lock:
+            if session.source:
+                self._sources[session.source] -= 1
+                if not self._sources[session.source]:
+                    del self._sources[session.source]
             del self._live[row.index]  # the last step: without any, the process ends
             self._free.append(row)
             rings = self._full or board.stopping
@@ -4035,7 +4047,7 @@ def add_output(group: OptionGroup) -> None:
     group.add("--status-host", text, action="append", metavar="NAME")
     text = "obey drain, ready and maint on any address, not on loopback alone"
     group.add("--status-control", text, action="store_true")
-    text = "append the log to FILE"
+    text = "append the log to FILE; -: standard output"
     group.add("--log", text, "standard output", metavar="FILE")
     text = "print nothing but the first line; a --log FILE is still written"
     group.add("--quiet", text, action="store_true")
@@ -4045,6 +4057,7 @@ def parse_args(argv: Sequence[str] | None) -> Options:
     """Return the options; exit with status 2 and one line when they are wrong."""
     parser = Parser(
         prog="load_balancer.py",
+        usage="%(prog)s [options]",
         description="Hand TCP connections to servers in turn, and relay their bytes.",
         epilog="SIGTERM or Ctrl-C: stop accepting, let live connections end for "
         "--grace seconds; a second one: exit at once. SIGHUP: reopen --log.",
@@ -4080,6 +4093,7 @@ def parse_args(argv: Sequence[str] | None) -> Options:
             server["resolved"].remove(where)
             options.notes.append(f"{name} is {text}, as {first}: with its settings")
     options.servers = given
+    options.log = None if options.log == "-" else options.log
     places = [place for place in options.listen or [] if place[1]]
     if len(set(places)) < len(places):
         parser.error("--listen: an address is given more than once")

@@ -93,8 +93,8 @@ class Connecting(BalancerTestCase):
 
     def test_no_server_reachable_ends_each_client_with_the_reason(self) -> None:
         with black_hole() as hole, refusing_address() as dead:
-            refusing = self.balance([dead])
-            hanging = self.balance([hole], "--connect-timeout=0.5")
+            refusing = self.balance([dead], "--hold=0")
+            hanging = self.balance([hole], "--hold=0", "--connect-timeout=0.5")
             for balancer, code in ((refusing, "SC"), (hanging, "sC")):
                 with self.subTest(code):
                     client = self.dial(balancer)
@@ -108,7 +108,7 @@ class Connecting(BalancerTestCase):
 
     def test_each_server_is_tried_at_most_once(self) -> None:
         with refusing_address() as one, refusing_address() as two:
-            balancer = self.balance([one, two])
+            balancer = self.balance([one, two], "--hold=0")
             client = self.dial(balancer)
             name = local_address(client)
             with contextlib.suppress(ConnectionResetError):
