@@ -1402,10 +1402,12 @@ def plain_key(address: SocketAddress) -> tuple[Any, ...]:
 
 
 def is_literal(host: str) -> bool:
-    """Tell whether the host is an address already."""
-    with contextlib.suppress(ValueError):
-        return bool(plain_ip(host))
-    return False
+    """Tell whether the host is an address already, in whatever form (inet_aton(3))."""
+    try:
+        socket.getaddrinfo(host, None, flags=socket.AI_NUMERICHOST)
+    except (OSError, UnicodeError):
+        return False
+    return True
 
 
 def is_barred(options: Options, source: SocketAddress) -> bool:
@@ -4076,7 +4078,7 @@ def parse_args(argv: Sequence[str] | None) -> Options:
     options.workers = options.workers or (1 if alone else usable_cores())
     given = options.servers or [parse_server(f"127.0.0.1:{p}") for p in DEFAULT_PORTS]
     options.notes = []
-    known: dict[tuple[Any, ...], str] = {}  # by address, whose it is
+    known: dict[tuple[Any, ...], dict[str, Any]] = {}  # by address, whose it is
     for server in given:
         name = format_address((server["host"], server["port"]))
         server["resolved"], server["why"] = resolve_server(parser, server)
@@ -4084,14 +4086,15 @@ def parse_args(argv: Sequence[str] | None) -> Options:
             words = f"{server['why']}; DOWN until it has an address"
             options.notes.append(f"{name}: {words}")
         for where in list(server["resolved"]):
-            first = known.setdefault(plain_key(where[1]), name)
-            if first is name:
+            first = known.setdefault(plain_key(where[1]), server)
+            if first is server:
                 continue
             text = format_address((str(plain_ip(where[1][0])), where[1][1]))
-            if is_literal(server["host"]) and first == text:
+            if is_literal(server["host"]) and is_literal(first["host"]):
                 parser.error(f"--server: {text} is given more than once")
             server["resolved"].remove(where)
-            options.notes.append(f"{name} is {text}, as {first}: with its settings")
+            whose = format_address((first["host"], first["port"]))
+            options.notes.append(f"{name} is {text}, as {whose}: with its settings")
     options.servers = given
     options.log = None if options.log == "-" else options.log
     places = [place for place in options.listen or [] if place[1]]
