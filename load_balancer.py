@@ -85,6 +85,7 @@ import shutil
 import socket
 import socketserver
 import struct
+import textwrap
 import threading
 import time
 import traceback
@@ -133,6 +134,8 @@ FORK_PAUSE_S = 1.0  # a process that dies at once is not replaced more often
 LOG_BATCH_S = 0.02  # a busy log is written in batches, not a wake-up for each line:
 LOG_BURST_WRITES = 10  # ... busy after so many writes, each so soon after the last
 LOG_BATCH_LINES = 256  # at most, by one write
+SCREEN_COLUMNS = 80
+SCREEN_LINES = 20  # of connections that end, each second; more are summed up
 LOG_BACKLOG_LINES = 100_000  # beyond that a stalled terminal or disk loses lines
 OWN_DESCRIPTORS = 24  # standard streams, listeners, log, bells, what wakes the threads
 STATUS_CONNECTIONS = 16  # at once; the oldest makes way for the newest
@@ -1402,12 +1405,12 @@ def plain_key(address: SocketAddress) -> tuple[Any, ...]:
 
 
 def is_literal(host: str) -> bool:
-    """Tell whether the host is an address already, in whatever form (inet_aton(3))."""
-    try:
-        socket.getaddrinfo(host, None, flags=socket.AI_NUMERICHOST)
-    except (OSError, UnicodeError):
-        return False
-    return True
+    """Tell whether the host is an address already, be it "127.1" (inet_aton(3))."""
+    with contextlib.suppress(ValueError):
+        return bool(plain_ip(host))
+    with contextlib.suppress(OSError, UnicodeError):
+        return bool(socket.inet_aton(host))
+    return False
 
 
 def is_barred(options: Options, source: SocketAddress) -> bool:
@@ -2710,9 +2713,96 @@ def hear(sock: socket.socket, expected: bytes, deadline: float) -> str:
 # connection up. Processes hand theirs to the desk's through a pipe, which keeps them
 # when the process that wrote them is killed (pipe(7): whole, or not at all).
 
+ARROW = "->" if os.name == "nt" else "→"  # its console may not be UTF-8
+YELLOW = 33
+COLOURS = {UP: 32, DOWN: 31, DRAIN: YELLOW, MAINT: 36}  # green, red, yellow, cyan
+STATE_LINE = re.compile(
+    r'server=(\S+) state=(\S+) reason="(.*)" checks=(\S+) up=(\d+)/(\d+)'
+)
+HANGING: dict[str, Any] = {"subsequent_indent": " " * 9, "break_on_hyphens": False}
+
+class Screen:
+    """What a terminal is shown: short lines, and one a second when there are many.
+
+    Used by one thread. Colours are for terminals that have said so, by TERM.
+    """
+
+    def __init__(self) -> None:
+        plain = os.environ.get("TERM", "dumb") == "dumb" or "NO_COLOR" in os.environ
+        self._has_colours = not plain
+        self._second = 0  # what follows is of this second of the clock:
+        self._is_busy = False  # in the one before there were too many to be shown
+        self._ended: collections.Counter[str] = collections.Counter()  # by server
+        self._codes: collections.Counter[str] = collections.Counter()  # other than "--"
+
+    def format(self, at: float, text: str) -> str:
+        """Return what to show for a line of the log, with what is due before it."""
+        before = self.sum_up(at)
+        clock = time.strftime("%H:%M:%S", time.localtime(at))
+        if text.startswith("client="):
+            return before + self._end(clock, text)
+        if match := STATE_LINE.fullmatch(text):
+            server, state, why, checks, up, all_servers = match.groups()
+            name = self._paint(f"{short_address(server)} is {state}", COLOURS[state])
+            text = f"{name}: {why}; {checks} checks, {up} of {all_servers} UP"
+        wide = SCREEN_COLUMNS + 9 * ("\x1b" in text)
+        return before + textwrap.fill(f"{clock} {text}", wide, **HANGING) + "\n"
+
+    def wait_s(self) -> float | None:
+        """Return in how many seconds a sum is due, None: none is."""
+        is_due = self._ended.total() > SCREEN_LINES or self._is_busy
+        return max(0.0, self._second + 1 - time.time()) if is_due else None
+
+    def sum_up(self, now: float) -> str:
+        """Return the line about the last second, if it is over and had many ends."""
+        if now < self._second + 1:
+            return ""
+        clock = time.strftime("%H:%M:%S", time.localtime(self._second))
+        ended, codes = sorted(self._ended.items()), self._codes.most_common()
+        total, was_busy = self._ended.total(), self._is_busy
+        self._is_busy = total > SCREEN_LINES
+        self._second = int(now)
+        self._ended.clear()
+        self._codes.clear()
+        if not (total and (self._is_busy or was_busy)):
+            return ""
+        parts = [f"{name}\u00a0{n}/s" for name, n in ended]
+        parts += [self._paint(f"{code}\u00a0{n}", YELLOW) for code, n in codes]
+        text = textwrap.fill("  ".join([clock, *parts]), SCREEN_COLUMNS, **HANGING)
+        return text + "\n"
+
+    def _end(self, clock: str, text: str) -> str:
+        """Return the line of a connection's end, nothing when there are too many."""
+        fields = dict(word.partition("=")[::2] for word in text.split(" "))
+        server, code = short_address(fields["server"]), fields["end"]
+        self._ended[server] += 1
+        if code != "--":
+            self._codes[code] += 1
+        if self._is_busy or self._ended.total() > SCREEN_LINES:
+            return ""
+        how = "ok" if code == "--" else text.partition(" end=")[2]
+        line = (
+            f"{clock} client {short_address(fields['client'])} {ARROW} {server}  "
+            f"{float(fields['duration_ms']):.1f} ms  "
+            f"{fields['to_server']}/{fields['to_client']} bytes  {how}"
+        )
+        if len(line) > SCREEN_COLUMNS:
+            line = line[: SCREEN_COLUMNS - 1] + "…"
+        return (line if code == "--" else self._paint(line, YELLOW)) + "\n"
+
+    def _paint(self, text: str, colour: int) -> str:
+        return f"\x1b[{colour}m{text}\x1b[0m" if self._has_colours else text
+
+
+def short_address(text: str) -> str:
+    """Return an address without its host, where that is this machine's usual one."""
+    return "no server" if text == "-" else text.removeprefix("127.0.0.1:")
+
 
 class Log:
     """Lines with their time, written whole by thread "log", many at once if busy.
+
+    On a terminal they are shortened (`Screen`).
 
     `_lock` guards `_lost`, `_said` and `_ended`. The file needs none: only thread "log"
     writes, and dup2(2) puts another file behind the descriptor at once.
@@ -2724,6 +2814,7 @@ class Log:
         self.silent = quiet and path is None
         self._lock = threading.Lock()
         self._file = open_to_append(path) if path else 1
+        self._screen = Screen() if not path and os.isatty(1) else None
         self._torn = False  # the last line in the file is cut short: a full disk
         self._lost = 0
         self._said: dict[str, float] = {}  # by kind of warning, when it was said last
@@ -2862,17 +2953,29 @@ class Log:
         """Thread "log": write until `close` was called and no line is left."""
         written_s, burst = -1.0, 0
         while not (self._closing.is_set() and self._lines.empty()):
-            entry = self._lines.get()
+            entry = self._next()
             burst = burst + 1 if time.monotonic() - written_s < LOG_BATCH_S else 0
             if burst > LOG_BURST_WRITES:
                 self._closing.wait(LOG_BATCH_S)  # more come, for one write
             batch = [entry]
             while len(batch) < LOG_BATCH_LINES and not self._lines.empty():
                 batch.append(self._lines.get())
-            self._write([self._format(*entry) for entry in batch if entry])
+            lines = [self._format(*entry) for entry in batch if entry]
+            if self._screen:
+                lines.append(self._screen.sum_up(time.time()))
+            self._write(lines)
             written_s = time.monotonic()
 
+    def _next(self) -> tuple[float, str] | None:
+        """Wait for a line, or until the screen has a sum to show."""
+        with contextlib.suppress(queue.Empty):
+            wait_s = self._screen.wait_s() if self._screen else None
+            return self._lines.get(timeout=wait_s)
+        return None
+
     def _format(self, at: float, text: str) -> str:
+        if self._screen:
+            return self._screen.format(at, text)
         second, stamp = self._stamp
         if int(at) != second:
             second = int(at)
@@ -3520,11 +3623,10 @@ class Signals:
         return number in (signal.SIGINT, signal.SIGTERM)
 
     def leave(self) -> None:
-        """In a child: the parent hears what a terminal sends to all."""
+        """In a child: the parent hears what a terminal or systemd sends to all."""
         self.close()
         for number in self._old:
-            is_parents = number in (signal.SIGINT, SIGHUP)
-            signal.signal(number, signal.SIG_IGN if is_parents else signal.SIG_DFL)
+            signal.signal(number, signal.SIG_IGN)
 
     def close(self) -> None:
         """Handle signals as before."""
@@ -3774,9 +3876,12 @@ class Parent(Balancer):
             cause = f"signal {-code}" if code < 0 else f"exit code {code}"
             who = f"worker={number}" if number else "desk"
             with_what = f" with {count(len(lines), 'connection')}" if number else ""
-            self._log.line(f"{who} died by {cause}{with_what}, and is replaced")
-            at = max(time.monotonic(), self._forked[number] + FORK_PAUSE_S)
-            self._waiting[number] = at
+            text = f"{who} died by {cause}{with_what}"
+            if not (number and self._board.stopping):
+                text += ", and is replaced"
+                at = max(time.monotonic(), self._forked[number] + FORK_PAUSE_S)
+                self._waiting[number] = at
+            self._log.line(text)
         for line, key in lines:
             self._log.line(line, key)
 
@@ -4049,8 +4154,8 @@ def add_output(group: OptionGroup) -> None:
     group.add("--status-host", text, action="append", metavar="NAME")
     text = "obey drain, ready and maint on any address, not on loopback alone"
     group.add("--status-control", text, action="store_true")
-    text = "append the log to FILE; -: standard output"
-    group.add("--log", text, "standard output", metavar="FILE")
+    text = "append the log to FILE; a terminal gets shorter lines"
+    group.add("--log", text, "standard output, -", metavar="FILE")
     text = "print nothing but the first line; a --log FILE is still written"
     group.add("--quiet", text, action="store_true")
 

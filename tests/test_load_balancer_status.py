@@ -8,9 +8,15 @@ import os
 import re
 import socket
 import subprocess
+import sys
+import tempfile
 import time
+import unittest
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import load_balancer
 from tests.balancer import (
     SAME_ORIGIN,
     BalancerTestCase,
@@ -36,6 +42,7 @@ from tests.support import (
     split_address,
     wait_until,
 )
+from tests.test_surroundings import Terminal
 
 SAMPLE = re.compile(r"([a-zA-Z_:][\w:]*)(?:\{(.*)\})? (\S+)")
 LABEL = re.compile(r'([a-zA-Z_]\w*)="((?:[^"\\]|\\.)*)"(?:,|\Z)')
@@ -678,3 +685,95 @@ class InPublic(BalancerTestCase):
             with self.subTest(host):
                 got = http_request(where, "/status.json", "GET", {"Host": host})[0]
                 self.assertEqual(got, expected)
+
+
+# ---- The log on a terminal -------------------------------------------------------
+
+AT_S = time.mktime((2026, 11, 23, 14, 27, 45, 0, 0, -1))
+
+
+def ended(server: str, code: str = "-- closed by both sides") -> str:
+    """Return a line of the log."""
+    return (
+        f"client=127.0.0.1:38824 server={server} tries=1 connect_ms=0.21"
+        f" duration_ms=8.1 to_server=21 to_client=43 undelivered=0 end={code}"
+    )
+
+
+class OnScreen(unittest.TestCase):
+    """Short lines; sums when there are many; changes of state always."""
+
+    def setUp(self) -> None:
+        """Begin with an empty screen without colours."""
+        with mock.patch.dict(os.environ, {"TERM": "dumb"}):
+            self.screen = load_balancer.Screen()
+
+    def show(self, *texts: str, at_s: float = 0.0) -> str:
+        """Return what the screen shows for lines of a moment."""
+        return "".join(self.screen.format(AT_S + at_s, text) for text in texts)
+
+    def test_connection_has_a_short_line(self) -> None:
+        self.assertEqual(
+            self.show(ended("127.0.0.1:9992")),
+            "14:27:45 client 38824 → 9992  8.1 ms  21/43 bytes  ok\n",
+        )
+        self.assertEqual(
+            self.show(ended("-", "SC connection refused")),
+            "14:27:45 client 38824 → no server  8.1 ms  21/43 bytes"
+            "  SC connection refused\n",
+        )
+
+    def test_no_line_is_wider_than_80_columns(self) -> None:
+        servers = [f"192.168.100.{n}:9991" for n in range(100, 130)]
+        shown = self.show(*(ended(s, "cD " + "idle " * 20) for s in servers))
+        shown += self.show(
+            'server=10.0.0.1:1 state=DOWN reason="' + "no answer " * 9
+            + '" checks=3/3 up=2/3',
+            at_s=1,
+        )
+        self.assertEqual({len(line) > 80 for line in shown.splitlines()}, {False})
+
+    def test_change_of_state_is_said_in_words_and_colour(self) -> None:
+        text = 'server=127.0.0.1:9992 state=DOWN reason="refused" checks=3/3 up=2/3'
+        self.assertEqual(
+            self.show(text),
+            "14:27:45 9992 is DOWN: refused; 3/3 checks, 2 of 3 UP\n",
+        )
+        with mock.patch.dict(os.environ, {"TERM": "xterm"}):
+            os.environ.pop("NO_COLOR", None)
+            self.screen = load_balancer.Screen()
+        self.assertIn("\x1b[31m9992 is DOWN\x1b[0m", self.show(text))
+
+    def test_many_connections_are_summed_up_once_a_second(self) -> None:
+        texts = [ended(f"127.0.0.1:999{n % 2}") for n in range(50)]
+        shown = self.show(*texts, ended("-", "sQ no place"))
+        self.assertEqual(shown.count("client"), 20)
+        change = 'server=127.0.0.1:9990 state=UP reason="ok" checks=2/2 up=2/2'
+        self.assertEqual(
+            self.show(ended("127.0.0.1:9991"), change, at_s=1.5),
+            "14:27:45  9990\xa025/s  9991\xa025/s  no server\xa01/s  sQ\xa01\n"
+            "14:27:46 9990 is UP: ok; 2/2 checks, 2 of 2 UP\n",
+        )
+        self.assertEqual(
+            self.show(ended("127.0.0.1:9991"), at_s=2),
+            "14:27:46  9991\xa01/s\n14:27:47 client 38824 → 9991  8.1 ms"
+            "  21/43 bytes  ok\n",
+        )
+
+    @unittest.skipUnless(hasattr(os, "openpty"), "needs pseudo-terminals")
+    def test_terminal_gets_short_lines_and_a_sum_without_a_further_line(self) -> None:
+        with Backend(named) as server, tempfile.TemporaryDirectory() as folder:
+            terminal = Terminal(
+                [
+                    *(sys.executable, str(ROOT / "load_balancer.py"), "--no-checks"),
+                    *("--listen=127.0.0.1:0", f"--server={server.address}"),
+                ],
+                Path(folder),
+            )
+            self.addCleanup(terminal.finish)
+            where = terminal.wait_for(r"listening on (\S+) ")[1]
+            for _ in range(300):  # more than 20 a second, on a slow machine too
+                with dial(where) as client:
+                    read_exactly(client, 5)
+            terminal.wait_for(r"\d\d:\d\d:\d\d client \d+ → \d+  \S+ ms  0/5 bytes  ok")
+            terminal.wait_for(r"  \d+\xa0\d+/s")

@@ -253,6 +253,23 @@ class Deaths(Several):
             return bool(figures(balancer))
         return False
 
+    def test_stop_that_all_processes_hear_lets_live_connections_end(self) -> None:
+        backend = self.backend(named)
+        balancer = self.balance_with(2, servers=[backend])
+        wait_until(lambda: self.answers(balancer), what="the desk")
+        client = self.dial(balancer)
+        served_by(client)
+        for pid in reversed(family(balancer.pid)):  # as systemd stops a service
+            os.kill(pid, signal.SIGTERM)
+        balancer.wait_for_line("stopping: 1 live connection")
+        client.sendall(b"x")
+        self.assertEqual(client.recv(1), b"x")
+        name = local_address(client)
+        client.close()
+        self.assertEqual(balancer.wait(), 0)
+        self.assertEqual(self.ending(balancer, name).code, "--")
+        self.assertNotIn(" died ", balancer.stdout_text())
+
     def test_killed_parent_leaves_no_process(self) -> None:
         balancer = self.balance_with(4, servers=[self.backend(named)])
         clients = [self.dial(balancer) for _ in range(8)]
