@@ -10,7 +10,8 @@ A connection's life, in this order, on one thread ("connection-N"):
     Worker._accept       wait for the turn, accept; the next thread has the turn
     Worker._serve        tells all the rest:
       _meet              may it come? with --accept-proxy, its PROXY header
-      _connected         pick a server, or wait for a place; connect, or the next server
+      _connected         pick a server, or wait for a place (_place); connect, or the
+                         next server; when all have failed, again, for --hold seconds
                          (nothing is retried once a byte was forwarded)
       Relay.run          bytes both ways, until both sides have ended; an end of file
                          is passed on (Direction._pass_end), and when one side dies its
@@ -32,8 +33,9 @@ What they share stands on the `Board`: numbers in shared memory, under one lock.
 live connections are the truth; other counts can be made from them anew, and are when a
 worker has died. With one worker, all of this is in one process.
 
-To stop: `stopping`, nobody accepts; --grace seconds for live connections; `cutting`,
-those left are reset (closed, if not connected yet); then processes end.
+To stop: `leaving`, for --stop-delay seconds clients still come, though /healthz says
+503; `stopping`, nobody accepts, --grace seconds for live connections; `cutting`, those
+left are reset (closed, if not connected yet); then processes end.
 
 Bytes are never looked at. A direction that has moved much is spliced inside the kernel
 (splice(2)) where the system can. An end of file is passed on as an end of file, a reset
