@@ -10,7 +10,8 @@ A connection's life, in this order, on one thread ("connection-N"):
     Worker._accept       wait for the turn, accept; the next thread has the turn
     Worker._serve        tells all the rest:
       _meet              may it come? with --accept-proxy, its PROXY header
-      _connected         pick a server, or wait for a place; connect, or the next server
+      _connected         pick a server, or wait for a place (_place); connect, or the
+                         next server; when all have failed, again, for --hold seconds
                          (nothing is retried once a byte was forwarded)
       Relay.run          bytes both ways, until both sides have ended; an end of file
                          is passed on (Direction._pass_end), and when one side dies its
@@ -32,8 +33,9 @@ What they share stands on the `Board`: numbers in shared memory, under one lock.
 live connections are the truth; other counts can be made from them anew, and are when a
 worker has died. With one worker, all of this is in one process.
 
-To stop: `stopping`, nobody accepts; --grace seconds for live connections; `cutting`,
-those left are reset (closed, if not connected yet); then processes end.
+To stop: `leaving`, for --stop-delay seconds clients still come, though /healthz says
+503; `stopping`, nobody accepts, --grace seconds for live connections; `cutting`, those
+left are reset (closed, if not connected yet); then processes end.
 
 Bytes are never looked at. A direction that has moved much is spliced inside the kernel
 (splice(2)) where the system can. An end of file is passed on as an end of file, a reset
@@ -172,6 +174,7 @@ SPLICE_FLAGS = getattr(os, "SPLICE_F_MOVE", 0) | getattr(os, "SPLICE_F_NONBLOCK"
 SIGHUP = getattr(signal, "SIGHUP", None)  # Windows has none
 SIGCHLD = getattr(signal, "SIGCHLD", None)
 
+FAMILIES = (socket.AF_INET, socket.AF_INET6)
 SocketAddress = tuple[Any, ...]  # (host, port) or, for IPv6, (host, port, flow, scope)
 Options = argparse.Namespace
 Address = Union[ipaddress.IPv4Address, ipaddress.IPv6Address]  # noqa: UP007 - Python 3.8
@@ -182,9 +185,13 @@ Network = Union[ipaddress.IPv4Network, ipaddress.IPv6Network]  # noqa: UP007
 # Small helpers that know nothing of sessions.
 
 
-def parse_address(text: str) -> tuple[str, int]:
-    """Return (host, port) of "HOST:PORT" or "[IPv6]:PORT" (RFC 3986, 3.2.2)."""
-    host, _, port = text.rpartition(":")
+def parse_address(text: str, usual: str = "") -> tuple[str, int]:
+    """Return (host, port) of "HOST:PORT" or "[IPv6]:PORT" (RFC 3986, 3.2.2).
+
+    ":PORT" has the usual host, if there is one.
+    """
+    host, colon, port = text.rpartition(":")
+    host = host or (usual and colon and f"[{usual}]")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     elif ":" in host:
@@ -195,8 +202,11 @@ def parse_address(text: str) -> tuple[str, int]:
 
 
 def format_address(address: tuple[Any, ...]) -> str:
-    """Return "host:port" of a socket address, an IPv6 host in brackets."""
+    """Return "host:port" of a socket address, or "[IPv6%zone]:port"."""
     host, port = address[:2]
+    if any(address[3:]) and "%" not in host:
+        with contextlib.suppress(OSError):  # the interface may be gone
+            host += f"%{socket.if_indextoname(address[3])}"
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
@@ -746,7 +756,7 @@ class Server(Addressed):
             self.max, self.check_at = given["max"], given["check"]
             self.last_check = "not checked yet"  # of the process that checks
             self.address: SocketAddress = self.source()
-            self.address_text = format_address(self.address)
+            self.address_text = format_address((*self.address, 0, self.scope))
             if not self.family:
                 self.address_text = format_address((given["host"], given["port"]))
                 self.last_check = given["why"]
@@ -3403,7 +3413,7 @@ class StatusServer(http.server.ThreadingHTTPServer):
         self._open: dict[socket.socket, None] = {}
         family, address = resolve(*where)[0]
         self.address_family = family
-        super().__init__(address[:2], StatusHandler)
+        super().__init__(address, StatusHandler)
 
     def server_bind(self) -> None:
         """Bind without asking the DNS for our own name, as HTTPServer would."""
@@ -3626,9 +3636,10 @@ class Balancer:
     def _end(self) -> None:
         """End what is still live, and say so in the log."""
         self._desk.stop()
-        for row in self._board.taken_rows():
-            end = row_end(row, CUT)
-            self._log.line(self._board.line_of(row, end), row.key)
+        with self._board.lock:  # threads go on ending theirs
+            for row in self._board.taken_rows():
+                end = row_end(row, CUT)
+                self._log.line(self._board.line_of(row, end), row.key)
         if self._status and self._stops < 2:
             self._status.stop()
         self._log.line("stopped")
@@ -3822,7 +3833,7 @@ class Parser(argparse.ArgumentParser):
 def parse_listen(text: str) -> tuple[str, int]:
     """Return (host, port) of "HOST:PORT" or ":PORT", all addresses as "::"."""
     every = "::" if socket.has_dualstack_ipv6() else "0.0.0.0"
-    host, port = parse_address(f"[{every}]{text}" if text[:1] == ":" else text)
+    host, port = parse_address(text, every)
     with contextlib.suppress(ValueError):
         if not int(ipaddress.IPv6Address(host.partition("%")[0])):
             host = "::"  # in its many forms
@@ -4219,11 +4230,15 @@ def open_listeners(options: Options) -> list[socket.socket]:
     Sockets of systemd's (sd_listen_fds(3)) outlive us: a restart refuses nobody.
     """
     ours = os.environ.pop("LISTEN_PID", "") == str(os.getpid())
-    given = int(os.environ.pop("LISTEN_FDS", "0")) if ours else 0
+    number = os.environ.pop("LISTEN_FDS", "")
+    given = int(number) if ours and number.isdigit() else 0
     options.owns_listeners = not given
     if given and options.listen:
         raise StartError(2, "--listen: systemd's sockets take its place, leave it out")
-    listeners = [socket.socket(fileno=3 + number) for number in range(given)]
+    with start_step("LISTEN_FDS: no sockets from systemd", 2):
+        listeners = [socket.socket(fileno=3 + number) for number in range(given)]
+    if any(s.family not in FAMILIES or s.type != socket.SOCK_STREAM for s in listeners):
+        raise StartError(2, "LISTEN_FDS: only TCP sockets are listened on (HOST:PORT)")
     for host, port in [] if given else options.listen or [("127.0.0.1", 9990)]:
         where = format_address((host, port))
         with start_step(f"--listen: cannot listen on {where}", port=port):
@@ -4247,16 +4262,19 @@ def is_own(address: SocketAddress, own: Iterable[SocketAddress]) -> bool:
     for host, own_port, *_ in own:
         listens = plain_ip(host)
         covers = listens.is_unspecified and listens.version >= ip.version
-        if port == own_port and (listens == ip or (covers and is_local(ip))):
+        here = listens == ip or (covers and is_local(ip, address[2:]))
+        if port == own_port and here:
             return True
     return False
 
 
-def is_local(ip: Address) -> bool:
+def is_local(ip: Address, flow_and_zone: tuple[int, ...]) -> bool:
     """Tell whether an address is one of this machine's: only those can be bound."""
-    family = socket.AF_INET if ip.version == 4 else socket.AF_INET6
+    family, rest = socket.AF_INET6, flow_and_zone
+    if ip.version == 4:
+        family, rest = socket.AF_INET, ()
     with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as sock:
-        sock.bind((str(ip), 0))
+        sock.bind((str(ip), 0, *rest))
         return True
     return False
 
