@@ -4360,6 +4360,7 @@ body.large { max-width: none }
 .large .small { display: none }
 .large h3 { font-size: clamp(1.2rem, 9cqw, 4rem); line-height: 1.2 }
 .large figure { font-size: 1.15rem; grid-template-columns: 6.5rem 1fr }
+.large li { font-size: 1.3rem }
 .large svg { height: 8rem } .large polyline { stroke-width: 4 }
 .large #servers { grid-template-columns:
   repeat(auto-fit, minmax(min(24rem, 100%), 1fr)) }
@@ -4410,7 +4411,7 @@ function time(s) {
 const count = n => n < 10 && n % 1 ? n.toFixed(1) : Math.round(n).toLocaleString("en");
 // The next of 1, 2, 4, 6, 8, 10, 20, 40 …: all plots of a kind get the same
 function scale(series) {
-  const most = Math.max(1, ...series.flat()), ten = 10 ** Math.floor(Math.log10(most));
+  const most = Math.max(2, ...series.flat()), ten = 10 ** Math.floor(Math.log10(most));
   return [1, 2, 4, 6, 8, 10].find(step => step * ten >= most) * ten;
 }
 function plot(name, format) {
@@ -4424,7 +4425,7 @@ function plot(name, format) {
   return { box, show(values, ages, length, top) {
     svg.setAttribute("viewBox", "0 0 " + length + " 100");
     numbers.replaceChildren(...[top, top / 2, 0].map(v => make("span", format(v))));
-    const labels = [length + " s ago", length * 2 / 3, length / 3, "now"];
+    const labels = ["−" + length + " s", "−" + length * 2 / 3, "−" + length / 3, "now"];
     times.replaceChildren(...labels.map(text => make("span", text)));
     const lines = [];
     let points = [];
