@@ -4364,6 +4364,8 @@ body.large { max-width: none }
 .large svg { height: 8rem } .large polyline { stroke-width: 4 }
 .large #servers { grid-template-columns:
   repeat(auto-fit, minmax(min(24rem, 100%), 1fr)) }
+@media (max-width: 40rem) {
+  .large figure { font-size: 1rem; grid-template-columns: 4.5rem 1fr } }
 </style>
 </head>
 <body>
