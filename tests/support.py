@@ -188,9 +188,9 @@ def free_port(host: str = "127.0.0.1") -> int:
     None of those that the system gives to others for port 0 (RFC 6335, 6; Linux).
     """
     while True:
-        with contextlib.suppress(OSError):
-            with socket.create_server((host, random.randrange(20_000, 32_000))) as probe:
-                return int(probe.getsockname()[1])
+        where = (host, random.randrange(20_000, 32_000))
+        with contextlib.suppress(OSError), socket.create_server(where) as probe:
+            return int(probe.getsockname()[1])
 
 
 def localhost_resolves() -> bool:
