@@ -143,7 +143,6 @@ SCARCE = {errno.EADDRNOTAVAIL: "local ports", errno.EMFILE: "descriptors",
 READ_BYTES = 1 << 16
 LONGEST_REPLY = 64 << 20  # with --any-reply
 SILENCE_S = 0.02  # ends a reply of several lines, with --any-reply
-SAME_CLOCK_NS = 20_000  # readings of two clocks differ by less
 
 TICK_S = 0.25  # a group reports so often, and the progress line moves
 BEAT_S = 0.01  # a group looks so often whether it stood still
@@ -441,7 +440,7 @@ class Distribution:
     values: array[int] | None = field(default_factory=lambda: array("q"))
     slices: Slices = field(default_factory=Slices)
     read: dict[str, list[float]] = field(default_factory=dict)
-    known: dict[Any, Any] = field(default_factory=dict)  # parts that were asked for
+    known: tuple[int, list[Counter[int]]] = (0, [])  # at which count; the parts then
 
     def extend(self, values: Sequence[int], moments: Sequence[int] = ()) -> list[int]:
         """Add durations, and when each was; return their levels, if that is known."""
@@ -515,16 +514,14 @@ class Distribution:
         """
         if self.read:
             return self.read[name]
-        if self.known.get("count") != self.count:
-            self.known = {"count": self.count, "parts": self.parts()}
-        if name not in self.known:
-            p, parts = PERCENTILES[name], self.known["parts"]
-            enough = sum(part.total() for part in parts) * (1 - p) > PARTS - 1e-9
-            rich = [part for part in parts if part.total() * (1 - p) > 0.5 - 1e-9]
-            values = [percentile_of(part, p) for part in rich if enough]
-            self.known[name] = [min(self.maximum, max(self.minimum, v)) for v in values]
-        found: list[float] = self.known[name]
-        return found
+        if self.known[0] != self.count:
+            self.known = self.count, self.parts()
+        p, (_, parts) = PERCENTILES[name], self.known
+        if sum(part.total() for part in parts) * (1 - p) <= PARTS - 1e-9:
+            return []
+        rich = [part for part in parts if part.total() * (1 - p) > 0.5 - 1e-9]
+        values = [percentile_of(part, p) for part in rich]
+        return [min(self.maximum, max(self.minimum, value)) for value in values]
 
     def tenths(self, name: str) -> tuple[float, float] | None:
         """Return the least and the greatest of the parts, None if they are too few."""
@@ -1138,7 +1135,6 @@ class Clients:
         self.go = threading.Event()
         self.start_mono_ns = 0  # a schedule must not follow a clock step
         self.end_mono_ns = sys.maxsize  # nothing is sent after it
-        self.to_realtime_ns = 0  # CLOCK_REALTIME less CLOCK_MONOTONIC at the start
         self.exchanges: deque[Exchange] = deque()  # made, not reported yet
         self.left_over: deque[int] = deque()  # clients whose connection had more bytes
         # Of each client how its first connect went (words, or ""), and at its end 1 and
@@ -1247,8 +1243,8 @@ def serve_group(pipe: Any, options: argparse.Namespace, numbers: range, k: int) 
     first = [clients.events.get() for _ in numbers if options.connects_first]
     pipe.send(Counter(map(str, first)))
     clients.go.wait()
+    start_ns = clients.start_mono_ns + clock_offset()
     used_s, left = time.process_time(), len(numbers)
-    start_ns = clients.start_mono_ns + clients.to_realtime_ns
     while left > 0:
         ended = clients.wait(left)
         left -= len(ended)
@@ -1270,7 +1266,6 @@ def follow_orders(pipe: Any, clients: Clients) -> None:
         # 0 instead of the two moments: a stop came before the start.
         order = pipe.recv()
         clients.start_mono_ns, clients.end_mono_ns = order or (time.monotonic_ns(), 0)
-        clients.to_realtime_ns = clock_offset()
         clients.go.set()
         if order:
             pipe.recv()  # the order to end at once, or the end of the main process
@@ -2167,6 +2162,12 @@ def knee_words(runs: Sequence[Results]) -> str:
     return f"the knee: the target holds {digits(good[-1].rate)}/s; {least}"
 
 
+def named(runs: Sequence[Results]) -> list[tuple[str, Results]]:
+    """Return several runs with what tells them apart: their rate, or their number."""
+    return [(f"{digits(run.rate)}/s" if run.rate else f"run {k}", run)
+            for k, run in enumerate(runs, 1)]  # fmt: skip
+
+
 def series_lines(runs: Sequence[Results]) -> Iterator[str]:
     """Yield a table of several runs, with p50 and p99 drawn beside each other."""
     first = runs[0]
@@ -2175,9 +2176,8 @@ def series_lines(runs: Sequence[Results]) -> Iterator[str]:
     yield ""
     yield f"{'rate':>9}{'confirmed/s':>13}{'response p50':>14}{'tenths':>17}{'p99':>10}"
     most = max((run.response_time.reported(0.5) or 1 for run in runs), default=1)
-    for k, run in enumerate(runs, 1):
-        metric, name = run.response_time, f"{digits(run.rate)}/s"
-        line = f"{name if run.rate else f'run {k}':>9}{digits(run.per_s):>13}"
+    for name, run in named(runs):
+        metric, line = run.response_time, f"{name:>9}{digits(run.per_s):>13}"
         line += f"{with_unit(metric.reported(0.5)):>14}"
         line += f"{from_to(metric.tenths('p50')):>17}"
         line += f"{with_unit(metric.reported(0.99)):>10}"
@@ -2185,8 +2185,7 @@ def series_lines(runs: Sequence[Results]) -> Iterator[str]:
     yield ""
     if words := knee_words(runs):
         yield from wrapped("", words)
-    for k, run in enumerate(runs, 1):
-        name = f"{digits(run.rate)}/s" if run.rate else f"run {k}"
+    for name, run in named(runs):
         for reason in run.reasons:
             yield from wrapped(name, reason)
     confirmed, failed = sum(r.confirmed for r in runs), sum(r.failed for r in runs)
@@ -3036,9 +3035,8 @@ def render_report(
         when = format_utc(theirs[0].started)[:16].replace("T", " ")
         what = f"{html.escape(files)}, {when} UTC"
         content.append(f"<h2>Baseline</h2><p>{what}<ul>{lines}</ul>")
-    for k, run in enumerate(runs, 1):
+    for name, run in named(runs):
         body = "".join(sections(run, theirs[0] if theirs else None))
-        name = f"{digits(run.rate)}/s" if run.rate else f"run {k}"
         summary = f"<details><summary>{name}: {run.verdict}</summary>{body}</details>"
         content.append(summary if several else body)
     machine = (
@@ -3202,10 +3200,13 @@ def results_from_json(data: dict[str, Any]) -> Results:
             medians=[float(v) for v in figures.get("connections", ())],
         )
     direct, failures, counts = data.get("direct"), data["failures"], data["exchanges"]
+    known: dict[str, Any] = {"target": data["target"]}
+    known |= {name: data.get(name, "") for name in ("title", "load")}
+    known = {name: safe_text(str(text).encode()) for name, text in known.items()}
+    for name, own in METRICS.items():
+        known[own] = Distribution.from_json(data[name])
     return Results(
-        latency=Distribution.from_json(data["latency_ns"]),
-        response_time=Distribution.from_json(data["response_time_ns"]),
-        connect_time=Distribution.from_json(data["connect_ns"]),
+        **known,
         difference=Distribution.from_json(direct) if direct else Distribution(),
         servers=servers,
         failures=Counter({name: int(failures.get(name, 0)) for name in FAILURES}),
@@ -3215,14 +3216,11 @@ def results_from_json(data: dict[str, Any]) -> Results:
         planned=int(counts["planned"]),
         command=list(map(str, data["command"])),
         started=parse_utc(data["started"]),
-        target=safe_text(data["target"].encode()),
-        title=safe_text(str(data.get("title", "")).encode()),
         clients=int(data["clients"]),
         workers=int(data.get("workers", 1)),
         rate=data.get("rate") and float(data["rate"]),
         arrivals=data.get("arrivals") and safe_text(data["arrivals"].encode()),
         seed=data.get("seed") and int(data["seed"]),
-        load=safe_text(str(data.get("load", "")).encode()),
         warmup_s=float(data.get("warmup_s", 0)),
         wall_s=float(data["wall_s"]),
         timestamps=data["timestamps"],
