@@ -459,9 +459,8 @@ class Distribution:
         self.slices.merge(other.slices)
         for name, values in other.read.items():
             self.read[name] = self.read.get(name, []) + values
-        self._include(
-            other.count, other.total, other.minimum, other.maximum, other.values
-        )
+        self._include(other.count, other.total, other.minimum, other.maximum,
+                      other.values)  # fmt: skip
 
     def _include(self, count: int, total: int, minimum: int, maximum: int,
                  values: Sequence[int] | None) -> None:  # fmt: skip
@@ -919,9 +918,8 @@ def clock_offset() -> int:
 class Client(threading.Thread):
     """One client: its thread, its connection; hands its exchanges to the group."""
 
-    def __init__(
-        self, number: int, options: argparse.Namespace, clients: Clients
-    ) -> None:
+    def __init__(self, number: int, options: argparse.Namespace,
+                 clients: Clients) -> None:  # fmt: skip
         super().__init__(name=f"client-{number}", daemon=True)
         self.number, self.options, self.clients = number, options, clients
         self.connection = Connection(options)
@@ -1229,10 +1227,9 @@ def serve_group(pipe: Any, options: argparse.Namespace, numbers: range, k: int) 
         return
     finally:
         threading.stack_size(0)
-    orders = threading.Thread(
+    threading.Thread(
         target=follow_orders, args=(pipe, clients), name="orders", daemon=True
-    )
-    orders.start()
+    ).start()
     if options.workers > 1:
         note_continuations()
     first = [clients.events.get() for _ in numbers if options.connects_first]
@@ -1839,7 +1836,7 @@ def judge(results: Results, options: argparse.Namespace) -> None:
     if r.timestamps == "kernel" and r.unstamped > 0.01 * max(1, r.confirmed):
         doubt(f"{counted(r.unstamped, 'reply')} had no kernel timestamp: client2's own"
             " time was taken")  # fmt: skip
-    for (outcome, words), _ in r.examples.items():
+    for outcome, words in r.examples:
         if outcome == "local":
             doubt(f"{words}: {counted(r.failures['local'], 'message')} could not be"
                 " sent, and that is not the target's failure")  # fmt: skip
@@ -2016,12 +2013,10 @@ def exit_status(results: Results, broken: list[str]) -> tuple[int, str]:
         return 130, "interrupted"
     if broken:
         return 99, "a limit is broken"
-    if results.lost:
-        return 1, f"{counted(results.lost, 'client')} lost"
-    if results.failed:
-        return 1, f"{grouped(results.failed)} failed"
-    if not results.confirmed:
-        return 1, "none confirmed"
+    if results.lost or results.failed or not results.confirmed:
+        lost = results.lost and f"{counted(results.lost, 'client')} lost"
+        failed = results.failed and f"{grouped(results.failed)} failed"
+        return 1, lost or failed or "none confirmed"
     return 0, "all confirmed" if results.confirmed == results.planned else "none failed"
 
 
@@ -2353,8 +2348,7 @@ def server_lines(results: Results) -> Iterator[str]:
 
 def servers_words(results: Results) -> str:
     """Say how the servers compare: in their share, and in their speed."""
-    words = (split_words(results), slower_words(results))
-    return "; ".join(part for part in words if part)
+    return "; ".join(filter(None, (split_words(results), slower_words(results))))
 
 
 def split_words(results: Results) -> str:
@@ -2396,10 +2390,8 @@ def slower_words(results: Results) -> str:
 
 def failure_lines(results: Results) -> Iterator[str]:
     """Yield what failed, by outcome, with examples, and how long it was noticed."""
-    counts = [
-        f"{grouped(results.failures[n])} {n}" for n in FAILURES if results.failures[n]
-    ]
-    if counts:
+    found = results.failures
+    if counts := [f"{grouped(found[n])} {n}" for n in FAILURES if found[n]]:
         yield from wrapped("failed", ", ".join(counts).replace("_", " "))
     for (outcome, words), where in list(results.examples.items())[:20]:
         places = ", ".join(where[:3]) + (" …" if len(where) > 3 else "")
@@ -2697,9 +2689,8 @@ def brief(duration_ns: float) -> str:
 
 def user_metric(results: Results) -> tuple[str, Distribution]:
     """Return the metric that users feel: response time in an open loop."""
-    if results.rate:
-        return "response time", results.response_time
-    return "latency", results.latency
+    name = "response time" if results.rate else "latency"
+    return name, getattr(results, name.replace(" ", "_"))
 
 
 def columns_of(
@@ -2791,8 +2782,8 @@ def draw_heat(
 def plot_spectrum(results: Results, baseline: Results | None) -> str:
     """Plot latency and response time by percentile, the tail stretched."""
     plot = Plot("Percentiles", 300)
-    drawn = [("response time", results.response_time, "c1", "t1")]
-    drawn.append(("latency", results.latency, "c0", "t0"))
+    drawn = [("response time", results.response_time, "c1", "t1"),
+             ("latency", results.latency, "c0", "t0")]  # fmt: skip
     if baseline:
         drawn.append(("baseline latency", baseline.latency, "ink dash", ""))
     y = duration_scale([metric for _, metric, _, _ in drawn], plot.bottom, TOP)
@@ -2804,8 +2795,7 @@ def plot_spectrum(results: Results, baseline: Results | None) -> str:
     plot.left_axis(y, brief)
     plot.bottom_axis(x, "percentile", {m: w for m, w in marks.items() if m <= most})
     name, metric = user_metric(results)
-    parts = [part for part in metric.parts() if part]
-    band = []
+    parts, band = metric.parts(), []
     for k in range(2, 81, 2):
         odds = max(2, metric.count) ** (k / 80)
         rich = [percentile_of(p, 1 - 1 / odds) for p in parts if p.total() >= odds]
@@ -2968,20 +2958,15 @@ def sections(results: Results, baseline: Results | None) -> Iterator[str]:
     """Yield what a page shows of a run."""
     r = results
     yield figures_table(r)
-    if has_time := bool(r.events.counts):
-        yield plot_exchanges(r)
-    if r.latency.count:
-        yield plot_spectrum(r, baseline)
-    if has_time:
-        yield plot_rate(r)
-    if r.servers:
-        yield plot_servers(r)
-    if r.failed:
-        yield failures_table(r)
+    has_time = bool(r.events.counts)
+    yield plot_exchanges(r) if has_time else ""
+    yield plot_spectrum(r, baseline) if r.latency.count else ""
+    yield plot_rate(r) if has_time else ""
+    yield plot_servers(r) if r.servers else ""
+    yield failures_table(r) if r.failed else ""
     if r.difference.count:
         yield f"<p>The balancer {html.escape(cost_words(r))}."
-    if r.slowest:
-        yield slowest_table(r)
+    yield slowest_table(r) if r.slowest else ""
 
 
 def tiles_of(results: Results) -> Iterator[tuple[str, str]]:
@@ -3013,9 +2998,8 @@ def render_report(
         body = "".join(sections(run, theirs[0] if theirs else None))
         summary = f"<details><summary>{name}: {run.verdict}</summary>{body}</details>"
         content.append(summary if several else body)
-    machine = (
-        f"{platform.node()}, {platform.platform()}, Python {platform.python_version()}"
-    )
+    machine = f"{platform.node()}, {platform.platform()}"
+    machine += f", Python {platform.python_version()}"
     doubts = list(dict.fromkeys(w for run in runs for w in run.reasons + run.notices))
     checked = "" if any(run.reasons for run in runs) else f" ({checks_of(r)})"
     verdict = "doubtful" if any(run.reasons for run in runs) else "valid"
@@ -3148,13 +3132,8 @@ def read_results(path: str) -> list[Results]:
         return [results_from_json(run) for run in data.get("runs", [data])]
     except OSError as error:
         raise InputError(f"cannot read {path}: {say_why(error)}") from None
-    except (
-        LookupError,
-        TypeError,
-        AttributeError,
-        ValueError,
-        ArithmeticError,
-    ) as error:
+    except (LookupError, TypeError, AttributeError, ValueError,
+            ArithmeticError) as error:  # fmt: skip
         words = safe_text(str(error).encode(), 60)
         raise InputError(f"{path} was not written by --json: {words}") from None
 
@@ -3229,9 +3208,7 @@ def merge_files(paths: list[str]) -> Results:
     rates = [part.rate for part in parts if part.rate]
     merged.rate = sum(rates) if len(rates) == len(parts) else None
     merged.interrupted = any(part.interrupted for part in parts)
-    merged.timestamps = min(
-        (part.timestamps for part in parts), key=("user", "kernel").index
-    )
+    merged.timestamps = max(part.timestamps for part in parts)  # "user", if any is
     merged.load = f"merged from {counted(len(parts), 'run')}"
     for k, part in enumerate(parts, 1):
         merged.reasons += [f"file {k}: {reason}" for reason in part.reasons]
@@ -3280,10 +3257,9 @@ def start_child(
     assert child.stdout
     for line in child.stdout:
         if match := re.match(r"listening on (\S+:\d+)", line):
-            drain = threading.Thread(
+            threading.Thread(  # what else it prints must not fill the pipe
                 target=child.stdout.read, name=f"demo-{path.stem}", daemon=True
-            )
-            drain.start()  # what else it prints must not fill the pipe
+            ).start()
             return match[1]
     if not port:
         raise OSError(f"{script} did not start")
@@ -3337,11 +3313,6 @@ def parse_address(text: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def parse_addresses(text: str) -> list[tuple[str, int]]:
-    """Return the addresses of a comma-separated list."""
-    return [parse_address(part) for part in text.split(",")]
-
-
 def format_address(address: tuple[Any, ...]) -> str:
     """Return "host:port" of a socket address, an IPv6 host in brackets."""
     host, port = address[:2]
@@ -3363,9 +3334,9 @@ def number(convert: Callable[[str], Any], least: float) -> Callable[[str], Any]:
 whole, seconds = number(int, 1), number(float, 1e-6)
 
 
-def rates(text: str) -> list[float]:
-    """Return the rates of a comma-separated list."""
-    return [seconds(part) for part in text.split(",")]
+def listed(parse: Callable[[str], Any]) -> Callable[[str], list[Any]]:
+    """Return a parser of comma-separated lists."""
+    return lambda text: [parse(part) for part in text.split(",")]
 
 
 def workers(text: str) -> int:
@@ -3403,7 +3374,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
             help="send so many per client (default: 1; with --duration, no limit)"),
         add("--duration", metavar="S", type=seconds, default=0.0,
             help="send for so many seconds (default: until all messages are sent)"),
-        add("--rate", metavar="R,...", type=rates, default=[],
+        add("--rate", metavar="R,...", type=listed(seconds), default=[],
             help="send R messages per second, all clients together, on a fixed"
             " schedule: an open loop; several rates are run one after the other"
             " (default: a closed loop, each client sends when its last reply came)"),
@@ -3434,7 +3405,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         add("--workers", metavar="COUNT", type=workers, default=0,
             help='spread the clients over processes; "auto": as many as it takes'
             " (default: auto)"),
-        add("--direct", metavar="HOST:PORT,...", type=parse_addresses, default=[],
+        add("--direct", metavar="HOST:PORT,...", type=listed(parse_address), default=[],
             help="pair each exchange with one directly with the same server: what the"
             " balancer costs (default: off)"),
         add("--reconnect", action="store_true",
@@ -3547,10 +3518,9 @@ def prepare(options: argparse.Namespace, rate: float) -> argparse.Namespace:
     o.connects_first = not (o.ramp or (o.rate and o.reconnect))
     if o.seed is None:
         o.seed = random.randrange(10**6)
-    o.planned = o.clients * o.messages
-    if rate and (o.planned or o.duration):
+    o.planned = by_count = o.clients * o.messages
+    if rate and (by_count or o.duration):
         o.planned = sum(1 for _ in arrivals(o))
-    by_count = o.clients * o.messages
     few = o.clients <= CLIENTS_SHOWN and 0 < by_count <= EXCHANGES_SHOWN
     o.keep = not o.quiet and (few or o.verbose) and o.is_single
     return o
