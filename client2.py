@@ -149,7 +149,7 @@ BEAT_S = 0.01  # a group looks so often whether it stood still
 STILL_S = 0.02  # beats later than this can be that
 STILL_SHARE = 0.05  # of the run: then its figures are doubtful
 CLOCK_STEP_NS = 500_000_000  # slewing and a late thread stay below this
-GAP_SHOWN_S = 0.5  # a gap without a good reply is worth a line from here on
+GAP_SHOWN_NS = 500_000_000  # a gap without a good reply is worth a line from here on
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.05, 1.0  # after a connect that failed
 STACK_BYTES = 256 * 1024  # a client's thread needs little, and there may be thousands
 CLIENTS_PER_WORKER = 12  # one interpreter lock serves so many well
@@ -2373,12 +2373,11 @@ def slower_words(results: Results) -> str:
     if len(results.servers) < 2:
         return ""
     slower, absent = results.slower_servers()
-    words = []
-    for found in slower:
-        low, high = (f"{value - 1:+.0%}" for value in found.tenths)
-        around = f"({low} to {high} in the tenths)"
-        line = f"{found.server} is slower than {found.than}: p50"
-        words.append(f"{line} {found.ratio - 1:+.0%} {around}")
+    words = [
+        f"{server} is slower than {than}: p50 {ratio - 1:+.0%}"
+        f" ({low - 1:+.0%} to {high - 1:+.0%} in the tenths)"
+        for server, than, ratio, (low, high) in slower
+    ]
     if absent and results.latency.tenths("p50"):
         words.append(f"{', '.join(absent)} was not there all the time: not compared")
     elif absent:
@@ -2402,8 +2401,7 @@ def failure_lines(results: Results) -> Iterator[str]:
 def gap_words(results: Results) -> str:
     """Say how long a client waited for a confirmed reply, if it failed or took long."""
     length, client, since, is_open = results.gap
-    usual = results.response_time.percentile(0.5)
-    is_long = length > max(GAP_SHOWN_S * 1e9, 10 * usual)
+    is_long = length > max(GAP_SHOWN_NS, 10 * results.response_time.percentile(0.5))
     if not (results.failed or is_long) or not length:
         return ""
     rest = ", and none came" if is_open else ""
@@ -3001,8 +2999,8 @@ def render_report(
     machine = f"{platform.node()}, {platform.platform()}"
     machine += f", Python {platform.python_version()}"
     doubts = list(dict.fromkeys(w for run in runs for w in run.reasons + run.notices))
-    checked = "" if any(run.reasons for run in runs) else f" ({checks_of(r)})"
-    verdict = "doubtful" if any(run.reasons for run in runs) else "valid"
+    is_doubtful = any(run.reasons for run in runs)
+    verdict = "doubtful" if is_doubtful else f"valid ({checks_of(r)})"
     title = r.title or f"{counted(r.clients, 'client')} → {r.target}"
     what = f"{len(runs)} runs" if several else r.load
     ran = f"ran {with_unit(r.wall_s * 1e9)} · " if not several else ""
@@ -3012,7 +3010,7 @@ def render_report(
         tiles="" if several else "".join(
             f"<div><b>{v}</b><small>{what}</small></div>" for v, what in tiles_of(r)
         ),
-        verdict=f"{verdict}{checked}. {html.escape(ending)}",
+        verdict=f"{verdict}. {html.escape(ending)}",
         reasons="".join(f"<li>{html.escape(w)}" for w in doubts),
         content="".join(content),
         command=html.escape(shlex.join(r.command)),
