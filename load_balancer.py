@@ -10,7 +10,8 @@ A connection's life, in this order, on one thread ("connection-N"):
     Worker._accept       wait for the turn, accept; the next thread has the turn
     Worker._serve        tells all the rest:
       _meet              may it come? with --accept-proxy, its PROXY header
-      _connected         pick a server, or wait for a place; connect, or the next server
+      _connected         pick a server, or wait for a place (_place); connect, or the
+                         next server; when all have failed, again, for --hold seconds
                          (nothing is retried once a byte was forwarded)
       Relay.run          bytes both ways, until both sides have ended; an end of file
                          is passed on (Direction._pass_end), and when one side dies its
@@ -24,15 +25,17 @@ fails. Processes, with --workers N above 1 (auto: one per core):
                 threads
     worker-1…N  MainThread "hears the bell"; connection-…, one thread per connection
     desk        check-HOST:PORT, one per server (with --no-checks: forgive);
-                name-HOST:PORT, one per name that may move; status, and status-N for its
-                client at port N; log, and log-pipe that brings it the others' lines
+                name-HOST:PORT, one per name that may move; status, status-N for its
+                client at port N, and history for its plots; log, and log-pipe that
+                brings it the others' lines
 
 What they share stands on the `Board`: numbers in shared memory, under one lock. Rows of
 live connections are the truth; other counts can be made from them anew, and are when a
 worker has died. With one worker, all of this is in one process.
 
-To stop: `stopping`, nobody accepts; --grace seconds for live connections; `cutting`,
-those left are reset (closed, if not connected yet); then processes end.
+To stop: `leaving`, for --stop-delay seconds clients still come, though /healthz says
+503; `stopping`, nobody accepts, --grace seconds for live connections; `cutting`, those
+left are reset (closed, if not connected yet); then processes end.
 
 Bytes are never looked at. A direction that has moved much is spliced inside the kernel
 (splice(2)) where the system can. An end of file is passed on as an end of file, a reset
@@ -85,6 +88,7 @@ import shutil
 import socket
 import socketserver
 import struct
+import textwrap
 import threading
 import time
 import traceback
@@ -92,7 +96,7 @@ import urllib.parse
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NoReturn, Union
+from typing import Any, NamedTuple, NoReturn, Union
 
 try:
     import resource  # Unix only: how many descriptors this process may have
@@ -133,10 +137,14 @@ FORK_PAUSE_S = 1.0  # a process that dies at once is not replaced more often
 LOG_BATCH_S = 0.02  # a busy log is written in batches, not a wake-up for each line:
 LOG_BURST_WRITES = 10  # ... busy after so many writes, each so soon after the last
 LOG_BATCH_LINES = 256  # at most, by one write
+SCREEN_COLUMNS = 80
+SCREEN_LINES = 20  # of connections that end, each second; more are summed up
 LOG_BACKLOG_LINES = 100_000  # beyond that a stalled terminal or disk loses lines
 OWN_DESCRIPTORS = 24  # standard streams, listeners, log, bells, what wakes the threads
 STATUS_CONNECTIONS = 16  # at once; the oldest makes way for the newest
 STATUS_TIMEOUT_S = 5.0
+HISTORY_S = 90  # kept for the status page, a sample a second
+EVENTS = 10  # ... and the last things that happened
 LIVE_LISTED = 200  # live connections listed by the status page, oldest first
 CHECK_SHOWN_BYTES = 40  # of an answer that was not the expected one
 BELL_BYTES = 65536  # what a pipe holds: if so much is heard, more may be lost
@@ -166,6 +174,7 @@ SPLICE_FLAGS = getattr(os, "SPLICE_F_MOVE", 0) | getattr(os, "SPLICE_F_NONBLOCK"
 SIGHUP = getattr(signal, "SIGHUP", None)  # Windows has none
 SIGCHLD = getattr(signal, "SIGCHLD", None)
 
+FAMILIES = (socket.AF_INET, socket.AF_INET6)
 SocketAddress = tuple[Any, ...]  # (host, port) or, for IPv6, (host, port, flow, scope)
 Options = argparse.Namespace
 Address = Union[ipaddress.IPv4Address, ipaddress.IPv6Address]  # noqa: UP007 - Python 3.8
@@ -176,9 +185,13 @@ Network = Union[ipaddress.IPv4Network, ipaddress.IPv6Network]  # noqa: UP007
 # Small helpers that know nothing of sessions.
 
 
-def parse_address(text: str) -> tuple[str, int]:
-    """Return (host, port) of "HOST:PORT" or "[IPv6]:PORT" (RFC 3986, 3.2.2)."""
-    host, _, port = text.rpartition(":")
+def parse_address(text: str, usual: str = "") -> tuple[str, int]:
+    """Return (host, port) of "HOST:PORT" or "[IPv6]:PORT" (RFC 3986, 3.2.2).
+
+    ":PORT" has the usual host, if there is one.
+    """
+    host, colon, port = text.rpartition(":")
+    host = host or (usual and colon and f"[{usual}]")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     elif ":" in host:
@@ -189,8 +202,11 @@ def parse_address(text: str) -> tuple[str, int]:
 
 
 def format_address(address: tuple[Any, ...]) -> str:
-    """Return "host:port" of a socket address, an IPv6 host in brackets."""
+    """Return "host:port" of a socket address, or "[IPv6%zone]:port"."""
     host, port = address[:2]
+    if any(address[3:]) and "%" not in host:
+        with contextlib.suppress(OSError):  # the interface may be gone
+            host += f"%{socket.if_indextoname(address[3])}"
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
@@ -740,7 +756,7 @@ class Server(Addressed):
             self.max, self.check_at = given["max"], given["check"]
             self.last_check = "not checked yet"  # of the process that checks
             self.address: SocketAddress = self.source()
-            self.address_text = format_address(self.address)
+            self.address_text = format_address((*self.address, 0, self.scope))
             if not self.family:
                 self.address_text = format_address((given["host"], given["port"]))
                 self.last_check = given["why"]
@@ -1402,9 +1418,11 @@ def plain_key(address: SocketAddress) -> tuple[Any, ...]:
 
 
 def is_literal(host: str) -> bool:
-    """Tell whether the host is an address already, in whatever form (inet_aton(3))."""
+    """Tell whether the host is an address already, be it "127.1" (inet_aton(3))."""
+    with contextlib.suppress(ValueError):
+        return bool(plain_ip(host))
     with contextlib.suppress(OSError, UnicodeError):
-        return bool(socket.getaddrinfo(host, None, flags=socket.AI_NUMERICHOST))
+        return bool(socket.inet_aton(host))
     return False
 
 
@@ -2708,12 +2726,99 @@ def hear(sock: socket.socket, expected: bytes, deadline: float) -> str:
 # connection up. Processes hand theirs to the desk's through a pipe, which keeps them
 # when the process that wrote them is killed (pipe(7): whole, or not at all).
 
+ARROW = "->" if os.name == "nt" else "→"  # its console may not be UTF-8
+YELLOW = 33
+COLOURS = {UP: 32, DOWN: 31, DRAIN: YELLOW, MAINT: 36}  # green, red, yellow, cyan
+STATE_LINE = re.compile(
+    r'server=(\S+) state=(\S+) reason="(.*)" checks=(\S+) up=(\d+)/(\d+)'
+)
+HANGING: dict[str, Any] = {"subsequent_indent": " " * 9, "break_on_hyphens": False}
+
+class Screen:
+    """What a terminal is shown: short lines, and one a second when there are many.
+
+    Used by one thread. Colours are for terminals that have said so, by TERM.
+    """
+
+    def __init__(self) -> None:
+        plain = os.environ.get("TERM", "dumb") == "dumb" or "NO_COLOR" in os.environ
+        self._has_colours = not plain
+        self._second = 0  # what follows is of this second of the clock:
+        self._is_busy = False  # in the one before there were too many to be shown
+        self._ended: collections.Counter[str] = collections.Counter()  # by server
+        self._codes: collections.Counter[str] = collections.Counter()  # other than "--"
+
+    def format(self, at: float, text: str) -> str:
+        """Return what to show for a line of the log, with what is due before it."""
+        before = self.sum_up(at)
+        clock = time.strftime("%H:%M:%S", time.localtime(at))
+        if text.startswith("client="):
+            return before + self._end(clock, text)
+        if match := STATE_LINE.fullmatch(text):
+            server, state, why, checks, up, all_servers = match.groups()
+            name = self._paint(f"{short_address(server)} is {state}", COLOURS[state])
+            text = f"{name}: {why}; {checks} checks, {up} of {all_servers} UP"
+        wide = SCREEN_COLUMNS + 9 * ("\x1b" in text)
+        return before + textwrap.fill(f"{clock} {text}", wide, **HANGING) + "\n"
+
+    def wait_s(self) -> float | None:
+        """Return in how many seconds a sum is due, None: none is."""
+        is_due = self._ended.total() > SCREEN_LINES or self._is_busy
+        return max(0.0, self._second + 1 - time.time()) if is_due else None
+
+    def sum_up(self, now: float) -> str:
+        """Return the line about the last second, if it is over and had many ends."""
+        if now < self._second + 1:
+            return ""
+        clock = time.strftime("%H:%M:%S", time.localtime(self._second))
+        ended, codes = sorted(self._ended.items()), self._codes.most_common()
+        total, was_busy = self._ended.total(), self._is_busy
+        self._is_busy = total > SCREEN_LINES
+        self._second = int(now)
+        self._ended.clear()
+        self._codes.clear()
+        if not (total and (self._is_busy or was_busy)):
+            return ""
+        parts = [f"{name}\u00a0{n}/s" for name, n in ended]
+        parts += [self._paint(f"{code}\u00a0{n}", YELLOW) for code, n in codes]
+        text = textwrap.fill("  ".join([clock, *parts]), SCREEN_COLUMNS, **HANGING)
+        return text + "\n"
+
+    def _end(self, clock: str, text: str) -> str:
+        """Return the line of a connection's end, nothing when there are too many."""
+        fields = dict(word.partition("=")[::2] for word in text.split(" "))
+        server, code = short_address(fields["server"]), fields["end"]
+        self._ended[server] += 1
+        if code != "--":
+            self._codes[code] += 1
+        if self._is_busy or self._ended.total() > SCREEN_LINES:
+            return ""
+        how = "ok" if code == "--" else text.partition(" end=")[2]
+        line = (
+            f"{clock} client {short_address(fields['client'])} {ARROW} {server}  "
+            f"{float(fields['duration_ms']):.1f} ms  "
+            f"{fields['to_server']}/{fields['to_client']} bytes  {how}"
+        )
+        if len(line) > SCREEN_COLUMNS:
+            line = line[: SCREEN_COLUMNS - 1] + "…"
+        return (line if code == "--" else self._paint(line, YELLOW)) + "\n"
+
+    def _paint(self, text: str, colour: int) -> str:
+        return f"\x1b[{colour}m{text}\x1b[0m" if self._has_colours else text
+
+
+def short_address(text: str) -> str:
+    """Return an address without its host, where that is this machine's usual one."""
+    return "no server" if text == "-" else text.removeprefix("127.0.0.1:")
+
 
 class Log:
     """Lines with their time, written whole by thread "log", many at once if busy.
 
-    `_lock` guards `_lost`, `_said` and `_ended`. The file needs none: only thread "log"
-    writes, and dup2(2) puts another file behind the descriptor at once.
+    On a terminal they are shortened (`Screen`).
+
+    `_lock` guards `_lost`, `_said`, `_events` and `_ended`. The file needs none: only
+    thread "log" writes, and dup2(2) puts another file behind the descriptor at once.
     """
 
     def __init__(self, path: str | None, quiet: bool) -> None:
@@ -2722,9 +2827,13 @@ class Log:
         self.silent = quiet and path is None
         self._lock = threading.Lock()
         self._file = open_to_append(path) if path else 1
+        self._screen = Screen() if not path and os.isatty(1) else None
         self._torn = False  # the last line in the file is cut short: a full disk
         self._lost = 0
         self._said: dict[str, float] = {}  # by kind of warning, when it was said last
+        # The last lines that no connection has ended with, and when
+        self._events: collections.deque[tuple[float, str]]
+        self._events = collections.deque(maxlen=EVENTS)
         self._ended: dict[str, str] = {}  # by row, the connection that ended there last
         self._stamp = (0, "")  # a second, and how it is written
         self._lines: queue.SimpleQueue[tuple[float, str] | None] = queue.SimpleQueue()
@@ -2782,7 +2891,7 @@ class Log:
         With a row's key it is the last line of that connection, and a second one is
         none: a worker may be killed when it has just handed over the first.
         """
-        if not text or self.silent:
+        if not text or (self.silent and key != "-"):
             return
         if self._writes or not self._pipe:
             self._put(time.time(), text, key)
@@ -2796,7 +2905,7 @@ class Log:
 
     def write_rest(self) -> None:
         """Write what the desk has left in the pipe: it died; called by the parent."""
-        if self._pipe:
+        if self._pipe and not self.silent:
             os.set_blocking(self._pipe[0], False)
             with contextlib.suppress(BlockingIOError):
                 while data := os.read(self._pipe[0], PIPE_BYTES):
@@ -2816,11 +2925,25 @@ class Log:
     def _put(self, at: float, text: str, key: str) -> None:
         if not self._is_first(key):
             return
+        if key == "-":
+            self.note(at, text)
+        if self.silent:
+            return
         if self._lines.qsize() < LOG_BACKLOG_LINES:
             self._lines.put((at, text))
         else:
             with self._lock:
                 self._lost += 1
+
+    def note(self, at: float, text: str) -> None:
+        """Keep an event for the status page."""
+        with self._lock:
+            self._events.append((at, text))
+
+    def events(self) -> list[tuple[float, str]]:
+        """Return the last events, oldest first, each with its Unix time."""
+        with self._lock:
+            return list(self._events)
 
     def warn(self, kind: str, text: str) -> None:
         """Log a line that may come often: once per second and kind at most."""
@@ -2860,17 +2983,29 @@ class Log:
         """Thread "log": write until `close` was called and no line is left."""
         written_s, burst = -1.0, 0
         while not (self._closing.is_set() and self._lines.empty()):
-            entry = self._lines.get()
+            entry = self._next()
             burst = burst + 1 if time.monotonic() - written_s < LOG_BATCH_S else 0
             if burst > LOG_BURST_WRITES:
                 self._closing.wait(LOG_BATCH_S)  # more come, for one write
             batch = [entry]
             while len(batch) < LOG_BATCH_LINES and not self._lines.empty():
                 batch.append(self._lines.get())
-            self._write([self._format(*entry) for entry in batch if entry])
+            lines = [self._format(*entry) for entry in batch if entry]
+            if self._screen:
+                lines.append(self._screen.sum_up(time.time()))
+            self._write(lines)
             written_s = time.monotonic()
 
+    def _next(self) -> tuple[float, str] | None:
+        """Wait for a line, or until the screen has a sum to show."""
+        with contextlib.suppress(queue.Empty):
+            wait_s = self._screen.wait_s() if self._screen else None
+            return self._lines.get(timeout=wait_s)
+        return None
+
     def _format(self, at: float, text: str) -> str:
+        if self._screen:
+            return self._screen.format(at, text)
         second, stamp = self._stamp
         if int(at) != second:
             second = int(at)
@@ -2972,6 +3107,13 @@ TOTALS = (
     ("stopping", "gauge", "stopping", "1 once it was told to stop."),
     ("start_time_seconds", "gauge", "started_s", "When it began, in Unix time."),
 )
+NOTED_ENDS = {  # events of the status page
+    "PC": "refused",
+    "RC": "ended by a shortage of this machine",
+    "SC": "found no server that could be connected",
+    "sC": "found no server that answered in time",
+    "sQ": "found no place at a server in time",
+}
 PER_SERVER = (
     ("up", "gauge", "up", "1 while the server is UP."),
     ("backup", "gauge", "backup", "1 for a backup."),
@@ -3053,243 +3195,87 @@ def histogram(cells: list[int], label: str = "") -> list[str]:
     ]
 
 
-PAGE = r"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Load balancer</title>
-<link rel="icon" href="data:,">
-<style>
-:root { color-scheme: light dark; --ink: #1b2430; --soft: #5c6b7d; --line: #dbe1e8;
-  --page: #f5f7f9; --card: #fff; --up: #11734b; --down: #b3261e; --drain: #8a5a00;
-  --maint: #55606e; --c1: #2563a8; --c2: #b45f06; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6ebf1; --soft: #9aa8b8;
-  --line: #2c3744; --page: #11171e; --card: #1a222c; --up: #4cc38a; --down: #ff8a80;
-  --drain: #f0b429; --maint: #a3b0bf; --c1: #6cb0f5; --c2: #f0a35a; } }
-* { box-sizing: border-box }
-body { margin: 0 auto; padding: 1.25rem; max-width: 72rem; color: var(--ink);
-  background: var(--page); font: 15px/1.45 system-ui, sans-serif;
-  font-variant-numeric: tabular-nums }
-header { display: flex; flex-wrap: wrap; align-items: baseline; gap: .25rem 1rem;
-  margin-bottom: 1rem }
-h1 { font-size: 1.35rem; margin: 0 }
-h2 { font-size: 1.05rem; margin: 1.5rem 0 .5rem }
-.soft { color: var(--soft) }
-#note { margin-left: auto }
-#note.bad { color: var(--down); font-weight: 600 }
-dl, #servers { display: grid; gap: .75rem; margin: 0 }
-dl { grid-template-columns: repeat(auto-fit, minmax(7.5rem, 1fr)) }
-#servers { grid-template-columns: repeat(auto-fit, minmax(min(19rem, 100%), 1fr)) }
-dl div, article, .scroll { background: var(--card); border: 1px solid var(--line);
-  border-radius: .6rem }
-dl div, article { padding: .7rem .9rem }
-dt { color: var(--soft); font-size: .85rem }
-dd { margin: 0; font-size: 1.35rem; font-weight: 600 }
-article h3, figcaption { display: flex; justify-content: space-between }
-article h3 { gap: .5rem; margin: 0; font-size: 1rem }
-.state { font-weight: 700 } .state::before { content: "\25CF\00A0" }
-.UP { color: var(--up) } .DOWN { color: var(--down) }
-.DRAIN { color: var(--drain) } .MAINT { color: var(--maint) }
-article p { margin: .15rem 0; font-size: .88rem }
-figure { margin: .5rem 0 0 } figcaption { font-size: .82rem }
-svg { display: block; width: 100%; height: 2.6rem;
-  border-bottom: 1px solid var(--line) }
-polyline { fill: none; stroke: var(--c1); stroke-width: 1.5;
-  vector-effect: non-scaling-stroke }
-polyline.second { stroke: var(--c2); stroke-dasharray: 4 2 }
-.k1 { color: var(--c1) } .k2 { color: var(--c2) }
-.actions { display: flex; gap: .4rem; margin-top: .6rem }
-button { flex: 1; font: inherit; font-size: .88rem; padding: .35rem .5rem;
-  color: inherit; background: none; border: 1px solid var(--line);
-  border-radius: .4rem; cursor: pointer }
-button:hover { border-color: var(--soft) }
-button:disabled { opacity: .45; cursor: default }
-.scroll { overflow-x: auto }
-table { border-collapse: collapse; width: 100%; font-size: .88rem }
-th, td { text-align: right; padding: .35rem .8rem; white-space: nowrap }
-th:nth-child(-n+2), td:nth-child(-n+2) { text-align: left }
-th { color: var(--soft); font-weight: 500 }
-tr + tr td { border-top: 1px solid var(--line) }
-</style>
-</head>
-<body>
-<header><h1>Load balancer</h1><span class="soft" id="where"></span>
-<span id="note" role="status">…</span></header>
-<dl id="totals"></dl>
-<h2>Servers</h2>
-<div id="servers"></div>
-<h2>Live connections <span class="soft" id="count"></span></h2>
-<div class="scroll"><table><thead><tr><th scope="col">client<th scope="col">server
-<th scope="col">age<th scope="col">idle<th scope="col">to server
-<th scope="col">to client</tr></thead><tbody id="live"></tbody></table></div>
-<template id="buttons"><button data-admin="ready">Ready</button>
-<button data-admin="drain">Drain</button>
-<button data-admin="maint">Maint</button></template>
-<script>
-"use strict";
-const KEEP = 90, cards = new Map(), byId = id => document.getElementById(id);
-let before = null;
-function make(tag, text, name) {
-  const node = document.createElement(tag);
-  if (text !== undefined) node.textContent = text;
-  if (name) node.className = name;
-  return node;
-}
-function amount(n) {
-  const units = ["B", "kB", "MB", "GB", "TB"];
-  let u = 0;
-  while (n >= 1000 && u < 4) { n /= 1000; u++; }
-  return (u && n < 100 ? n.toFixed(1) : Math.round(n)) + " " + units[u];
-}
-function time(s) {
-  if (s < 60) return s.toFixed(1) + " s";
-  if (s < 3600) return Math.floor(s / 60) + " min " + Math.floor(s % 60) + " s";
-  return Math.floor(s / 3600) + " h " + Math.floor(s % 3600 / 60) + " min";
-}
-const count = n => n.toLocaleString("en");
-function plot(names) {
-  const ns = "http://www.w3.org/2000/svg", svg = document.createElementNS(ns, "svg");
-  const box = make("figure"), words = make("figcaption");
-  svg.setAttribute("viewBox", "0 0 " + (KEEP - 1) + " 40");
-  svg.setAttribute("preserveAspectRatio", "none");
-  svg.setAttribute("aria-hidden", "true");
-  const lines = names.map((_, i) => {
-    const line = document.createElementNS(ns, "polyline");
-    if (i) line.setAttribute("class", "second");
-    return svg.appendChild(line);
-  });
-  const label = (_, i) => words.appendChild(make("span", "", "k" + (i + 1)));
-  const labels = names.map(label);
-  const series = names.map(() => []);
-  box.append(words, svg);
-  return { box, add(values, format) {
-    series.forEach((s, i) => { s.push(values[i]); if (s.length > KEEP) s.shift(); });
-    const top = Math.max(1e-9, ...series.flat());
-    series.forEach((s, i) => {
-      labels[i].textContent = names[i] + " " + format(values[i]);
-      const height = v => (39 - 37 * v / top).toFixed(1);
-      const point = (v, x) => KEEP - s.length + x + "," + height(v);
-      lines[i].setAttribute("points", s.map(point).join(" "));
-    });
-  } };
-}
-function card(address) {
-  const box = make("article"), head = make("h3"), state = make("span", "", "state");
-  const rates = plot(["connections/s"]), bytes = plot(["to server/s", "to client/s"]);
-  const lines = [make("p"), make("p", "", "soft")];
-  const actions = make("div", undefined, "actions"), buttons = {};
-  if (byId("buttons")) actions.append(byId("buttons").content.cloneNode(true));
-  for (const button of actions.children) {
-    const admin = button.dataset.admin;
-    buttons[admin] = button;
-    button.setAttribute("aria-label", admin + " " + address);
-    button.onclick = async () => {
-      button.disabled = true;
-      try {
-        await fetch("/servers/" + encodeURIComponent(address) + "/" + admin,
-          { method: "POST", headers: { "X-Requested-With": "load-balancer" } });
-      } finally { button.disabled = false; }
-      refresh();
-    };
-  }
-  head.append(make("span", address), state);
-  box.append(head, ...lines, rates.box, bytes.box, actions);
-  box.dataset.server = address;
-  byId("servers").append(box);
-  return { box, state, lines, rates, bytes, buttons };
-}
-function show(s) {
-  byId("where").textContent = "on " + s.listen + ", up " + time(s.uptime_s);
-  const up = s.servers.filter(x => x.state === "UP").length, c = s.connections;
-  const note = byId("note");
-  note.className = up && !s.stopping ? "soft" : "bad";
-  note.textContent = s.stopping ? "stopping"
-    : up ? up + " of " + s.servers.length + " servers UP"
-    : s.servers.some(x => x.state === "DOWN" && x.weight)
-    ? "no server is UP: every server is tried"
-    : "no server may be sent clients: they wait";
-  const totals = [["live now", count(c.active)], ["queued", count(c.queued)],
-    ["accepted", count(c.total)], ["not connected", count(c.failed)],
-    ["refused", count(c.refused)], ["to servers", amount(s.bytes.to_servers)],
-    ["to clients", amount(s.bytes.to_clients)]];
-  byId("totals").replaceChildren(...totals.map(([name, value]) => {
-    const box = make("div");
-    box.append(make("dt", name), make("dd", value));
-    return box;
-  }));
-  const same = before && before.uptime_s < s.uptime_s;  // not started again since
-  const past = new Map(same ? before.servers.map(x => [x.address, x]) : []);
-  const passed = before ? s.uptime_s - before.uptime_s : 1;
-  for (const [address, one] of cards) {
-    if (s.servers.some(x => x.address === address)) continue;
-    one.box.remove();
-    cards.delete(address);
-  }
-  for (const x of s.servers) {
-    if (!cards.has(x.address)) cards.set(x.address, card(x.address));
-    const one = cards.get(x.address), was = past.get(x.address) || x;
-    one.state.textContent = x.state;
-    one.state.className = "state " + x.state;
-    one.lines[0].textContent = [
-      count(x.active) + (x.max ? " of " + count(x.max) : "") + " live",
-      count(x.total) + " connected", count(x.connect_failures) + " failed connects",
-      count(x.retries) + " retries"].join(", ");
-    one.lines[1].textContent = "weight " + x.weight + (x.backup ? ", backup" : "") +
-      "; " + x.last_check + "; " + x.state + " for " + time(x.last_change_s);
-    const rate = key => Math.max(0, (x[key] - was[key]) / passed);
-    one.rates.add([rate("total")], v => v < 10 ? v.toFixed(1) : count(Math.round(v)));
-    one.bytes.add([rate("bytes_to_server"), rate("bytes_to_client")], amount);
-    const now = { UP: "ready", DOWN: "ready", DRAIN: "drain", MAINT: "maint" }[x.state];
-    for (const admin in one.buttons) one.buttons[admin].disabled = admin === now;
-  }
-  byId("count").textContent = c.active <= s.live.length ? ""
-    : "the oldest " + s.live.length + " of " + count(c.active);
-  byId("live").replaceChildren(...s.live.map(x => {
-    const row = make("tr");
-    const cells = [x.client, x.server || "–", time(x.age_s), time(x.idle_s),
-      amount(x.to_server), amount(x.to_client)];
-    row.append(...cells.map(text => make("td", text)));
-    return row;
-  }));
-  before = s;
-}
-let timer = 0;
-async function refresh() {
-  clearTimeout(timer);
-  try {
-    show(await (await fetch("/status.json")).json());
-  } catch (error) {
-    byId("note").className = "bad";
-    byId("note").textContent = "no answer from the load balancer";
-  }
-  timer = setTimeout(refresh, 1000);
-}
-refresh();
-</script>
-</body>
-</html>
-"""
+class Sample(NamedTuple):
+    """A moment of the history; of each server: total, active, bytes of both ways."""
+
+    uptime_s: float
+    queued: int
+    servers: dict[str, tuple[int, int, int]]
 
 
-BUTTONS = PAGE[PAGE.index("<template") : PAGE.index("<script>")]
+class History:
+    """The last HISTORY_S seconds, for the plots of the status page.
+
+    `_lock` guards `_samples`, which thread "history" adds to.
+    """
+
+    def __init__(self, board: Board, log: Log) -> None:
+        self._board, self._log = board, log
+        self._lock = threading.Lock()
+        self._samples: collections.deque[Sample]
+        self._samples = collections.deque(maxlen=HISTORY_S + 1)
+        self.stopped = threading.Event()
+
+    def keep(self) -> None:
+        """Thread "history": look once a second until `stopped`."""
+        ends: dict[str, int] = {}
+        while not self.stopped.is_set():
+            figures = self._board.snapshot()
+            servers = {
+                one["address"]: (
+                    one["total"],
+                    one["active"],
+                    one["bytes_to_server"] + one["bytes_to_client"],
+                )
+                for one in figures["servers"]
+            }
+            queued = figures["connections"]["queued"]
+            with self._lock:
+                self._samples.append(Sample(figures["uptime_s"], queued, servers))
+            now = figures["more"]["ends"]
+            for code, words in NOTED_ENDS.items():
+                if more := now[code] - ends.get(code, 0):
+                    self._log.note(time.time(), f"{count(more, 'client')} {words}")
+            ends = now
+            self.stopped.wait(1.0)
+
+    def document(self) -> dict[str, Any]:
+        """Return /history.json: oldest first, rates since the second before."""
+        with self._lock:
+            pairs = list(itertools.pairwise(self._samples))
+        newest = pairs[-1][1] if pairs else Sample(0.0, 0, {})
+        servers = []
+        for address in newest.servers:
+            rates = [change(address, *pair) for pair in pairs]
+            connections, active, amounts = zip(*rates, strict=True)
+            servers.append(
+                {
+                    "address": address,
+                    "connections_per_s": connections,
+                    "active": active,
+                    "bytes_per_s": amounts,
+                }
+            )
+        return {
+            "algorithm": self._board.options.algorithm,
+            "length_s": HISTORY_S,
+            "ages_s": [round(newest.uptime_s - two.uptime_s, 3) for _, two in pairs],
+            "queued": [two.queued for _, two in pairs],
+            "servers": servers,
+            "events": [{"at": at, "text": text} for at, text in self._log.events()],
+        }
 
 
-def policy(page: str) -> str:
-    """Return a Content-Security-Policy for the page's own script and style only."""
-    hashes = {}
-    for tag in ("script", "style"):
-        text = page.partition(f"<{tag}>")[2].partition(f"</{tag}>")[0]
-        digest = hashlib.sha256(text.encode()).digest()
-        hashes[tag] = f"'sha256-{base64.b64encode(digest).decode()}'"
-    return (
-        f"default-src 'none'; script-src {hashes['script']}; "
-        f"style-src {hashes['style']}; connect-src 'self'; "
-        "img-src data:; base-uri 'none'; frame-ancestors 'none'"
+def change(address: str, one: Sample, two: Sample) -> tuple[float | None, ...]:
+    """Return a server's connections/s, live ones, bytes/s; None where it was not."""
+    if address not in one.servers or address not in two.servers:
+        return None, None, None
+    seconds = max(0.001, two.uptime_s - one.uptime_s)
+    (total, _, amount), (total_now, active, amount_now) = (
+        sample.servers[address] for sample in (one, two)
     )
-
-
-PAGE_POLICY = policy(PAGE)
+    connections = max(0.0, (total_now - total) / seconds)
+    return round(connections, 2), active, max(0, round((amount_now - amount) / seconds))
 
 
 class StatusHandler(http.server.BaseHTTPRequestHandler):
@@ -3310,6 +3296,9 @@ class StatusHandler(http.server.BaseHTTPRequestHandler):
             self._reply(200, "text/html; charset=utf-8", page)
         elif path == "/status.json":
             text = json.dumps(self._status(board.snapshot()))
+            self._reply(200, "application/json", text)
+        elif path == "/history.json":
+            text = json.dumps(self.server.history.document())
             self._reply(200, "application/json", text)
         elif path == "/metrics":
             text = render_metrics(board.snapshot(), board.options.workers)
@@ -3419,11 +3408,12 @@ class StatusServer(http.server.ThreadingHTTPServer):
         names = (where[0], *(board.options.status_host or ()))
         self.names = [name.lower() for name in names]
         self.listen_text, self.board, self._log = listen_text, board, log
+        self.history = History(board, log)
         self._lock = threading.Lock()
         self._open: dict[socket.socket, None] = {}
         family, address = resolve(*where)[0]
         self.address_family = family
-        super().__init__(address[:2], StatusHandler)
+        super().__init__(address, StatusHandler)
 
     def server_bind(self) -> None:
         """Bind without asking the DNS for our own name, as HTTPServer would."""
@@ -3435,9 +3425,11 @@ class StatusServer(http.server.ThreadingHTTPServer):
         """Start the thread "status", in the process that serves it."""
         self._thread = new_thread("status", self.serve_forever, 0.25)
         self._thread.start()
+        new_thread("history", self.history.keep).start()
 
     def stop(self) -> None:
         """Answer no more requests; close the port."""
+        self.history.stopped.set()
         self.shutdown()
         self.server_close()
         self._thread.join()
@@ -3644,9 +3636,10 @@ class Balancer:
     def _end(self) -> None:
         """End what is still live, and say so in the log."""
         self._desk.stop()
-        for row in self._board.taken_rows():
-            end = row_end(row, CUT)
-            self._log.line(self._board.line_of(row, end), row.key)
+        with self._board.lock:  # threads go on ending theirs
+            for row in self._board.taken_rows():
+                end = row_end(row, CUT)
+                self._log.line(self._board.line_of(row, end), row.key)
         if self._status and self._stops < 2:
             self._status.stop()
         self._log.line("stopped")
@@ -3840,7 +3833,7 @@ class Parser(argparse.ArgumentParser):
 def parse_listen(text: str) -> tuple[str, int]:
     """Return (host, port) of "HOST:PORT" or ":PORT", all addresses as "::"."""
     every = "::" if socket.has_dualstack_ipv6() else "0.0.0.0"
-    host, port = parse_address(f"[{every}]{text}" if text[:1] == ":" else text)
+    host, port = parse_address(text, every)
     with contextlib.suppress(ValueError):
         if not int(ipaddress.IPv6Address(host.partition("%")[0])):
             host = "::"  # in its many forms
@@ -4049,8 +4042,8 @@ def add_output(group: OptionGroup) -> None:
     group.add("--status-host", text, action="append", metavar="NAME")
     text = "obey drain, ready and maint on any address, not on loopback alone"
     group.add("--status-control", text, action="store_true")
-    text = "append the log to FILE; -: standard output"
-    group.add("--log", text, "standard output", metavar="FILE")
+    text = "append the log to FILE; a terminal gets shorter lines"
+    group.add("--log", text, "standard output, -", metavar="FILE")
     text = "print nothing but the first line; a --log FILE is still written"
     group.add("--quiet", text, action="store_true")
 
@@ -4237,11 +4230,15 @@ def open_listeners(options: Options) -> list[socket.socket]:
     Sockets of systemd's (sd_listen_fds(3)) outlive us: a restart refuses nobody.
     """
     ours = os.environ.pop("LISTEN_PID", "") == str(os.getpid())
-    given = int(os.environ.pop("LISTEN_FDS", "0")) if ours else 0
+    number = os.environ.pop("LISTEN_FDS", "")
+    given = int(number) if ours and number.isdigit() else 0
     options.owns_listeners = not given
     if given and options.listen:
         raise StartError(2, "--listen: systemd's sockets take its place, leave it out")
-    listeners = [socket.socket(fileno=3 + number) for number in range(given)]
+    with start_step("LISTEN_FDS: no sockets from systemd", 2):
+        listeners = [socket.socket(fileno=3 + number) for number in range(given)]
+    if any(s.family not in FAMILIES or s.type != socket.SOCK_STREAM for s in listeners):
+        raise StartError(2, "LISTEN_FDS: only TCP sockets are listened on (HOST:PORT)")
     for host, port in [] if given else options.listen or [("127.0.0.1", 9990)]:
         where = format_address((host, port))
         with start_step(f"--listen: cannot listen on {where}", port=port):
@@ -4265,18 +4262,329 @@ def is_own(address: SocketAddress, own: Iterable[SocketAddress]) -> bool:
     for host, own_port, *_ in own:
         listens = plain_ip(host)
         covers = listens.is_unspecified and listens.version >= ip.version
-        if port == own_port and (listens == ip or (covers and is_local(ip))):
+        here = listens == ip or (covers and is_local(ip, address[2:]))
+        if port == own_port and here:
             return True
     return False
 
 
-def is_local(ip: Address) -> bool:
+def is_local(ip: Address, flow_and_zone: tuple[int, ...]) -> bool:
     """Tell whether an address is one of this machine's: only those can be bound."""
-    family = socket.AF_INET if ip.version == 4 else socket.AF_INET6
+    family, rest = socket.AF_INET6, flow_and_zone
+    if ip.version == 4:
+        family, rest = socket.AF_INET, ()
     with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as sock:
-        sock.bind((str(ip), 0))
+        sock.bind((str(ip), 0, *rest))
         return True
     return False
+
+
+# ---- The status page -----------------------------------------------------------------
+# It asks for /status.json and /history.json once a second and draws what they say.
+
+PAGE = r"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Load balancer</title>
+<link rel="icon" href="data:,">
+<style>
+:root { color-scheme: light dark; --ink: #1b2430; --soft: #5c6b7d; --line: #dbe1e8;
+  --page: #f5f7f9; --card: #fff; --up: #11734b; --down: #b3261e; --drain: #8a5a00;
+  --maint: #55606e; --plot: #2563a8 }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6ebf1; --soft: #9aa8b8;
+  --line: #2c3744; --page: #11171e; --card: #1a222c; --up: #4cc38a; --down: #ff8a80;
+  --drain: #f0b429; --maint: #a3b0bf; --plot: #6cb0f5 } }
+* { box-sizing: border-box }
+body { margin: 0 auto; padding: 1.25rem; max-width: 80rem; color: var(--ink);
+  background: var(--page); font: 15px/1.45 system-ui, sans-serif;
+  font-variant-numeric: tabular-nums }
+header { display: flex; flex-wrap: wrap; align-items: baseline; gap: .25rem 1rem;
+  margin-bottom: 1rem }
+h1 { font-size: 1.35rem; margin: 0 }
+h2 { font-size: 1.05rem; margin: 1.5rem 0 .5rem }
+a { color: var(--plot) }
+.soft { color: var(--soft); font-weight: 400 }
+#note { margin-left: auto }
+#note.bad { color: var(--down); font-weight: 600 }
+dl, #servers { display: grid; gap: .75rem; margin: 0 }
+dl { grid-template-columns: repeat(auto-fit, minmax(7.5rem, 1fr)) }
+#servers { grid-template-columns: repeat(auto-fit, minmax(min(19rem, 100%), 1fr)) }
+dl div, article, .box { background: var(--card); border: 1px solid var(--line);
+  border-radius: .6rem; padding: .7rem .9rem; min-width: 0 }
+dt { color: var(--soft); font-size: .85rem }
+dd { margin: 0; font-size: 1.35rem; font-weight: 600 }
+h3 { display: flex; flex-wrap: wrap; justify-content: space-between; gap: 0 .5rem;
+  margin: 0; font-size: 1rem; overflow-wrap: anywhere }
+.state { font-weight: 700; white-space: nowrap }
+.state::before { content: "\25CF\00A0" }
+.UP { color: var(--up) } .DOWN { color: var(--down) }
+.DRAIN { color: var(--drain) } .MAINT { color: var(--maint) }
+p { margin: .15rem 0; font-size: .88rem; overflow-wrap: anywhere }
+.big { display: none }
+figure { display: grid; grid-template-columns: 4.2rem 1fr; margin: .5rem 0 0;
+  font-size: .8rem }
+figcaption { grid-column: 1 / 3; display: flex; justify-content: space-between }
+.scale { display: flex; flex-direction: column; justify-content: space-between;
+  text-align: right; padding-right: .4rem; line-height: 1; color: var(--soft) }
+.times { grid-column: 2; display: grid; grid-template-columns: 1fr 1fr 1fr 0;
+  white-space: nowrap; color: var(--soft) }
+.times :last-child { justify-self: end }
+svg { display: block; width: 100%; height: 3.6rem; border: solid var(--line);
+  border-width: 1px 0; background:
+  repeating-linear-gradient(90deg, var(--line) 0 1px, transparent 1px 33.33%) }
+polyline { fill: none; stroke: var(--plot); stroke-width: 2;
+  vector-effect: non-scaling-stroke }
+.actions { display: flex; gap: .4rem; margin-top: .6rem }
+button { flex: 1; font: inherit; font-size: .88rem; padding: .35rem .5rem;
+  color: inherit; background: none; border: 1px solid var(--line);
+  border-radius: .4rem; cursor: pointer }
+button:hover { border-color: var(--soft) }
+button:disabled { opacity: .45; cursor: default }
+ol { list-style: none; margin: 0; padding: 0 }
+li { display: flex; gap: 0 .8rem; overflow-wrap: anywhere; font-size: .9rem }
+time { color: var(--soft); white-space: nowrap }
+table { border-collapse: collapse; width: 100%; font-size: .88rem }
+th, td { text-align: right; padding: .35rem .5rem; vertical-align: top }
+td:nth-child(n+3) { white-space: nowrap }
+th:nth-child(-n+2), td:nth-child(-n+2) { text-align: left; overflow-wrap: anywhere }
+th { color: var(--soft); font-weight: 500 }
+tr + tr td { border-top: 1px solid var(--line) }
+@media (max-width: 40rem) { body { padding: .75rem } .box { padding: .5rem }
+  table { font-size: .75rem } th, td { padding: .3rem .2rem } }
+body.large { max-width: none }
+.large article { container-type: inline-size }  /* its width: 100cqw */
+.large .big { display: block; font-size: clamp(1.5rem, 11cqw, 6rem);
+  line-height: 1.1; font-weight: 700 }
+.large .small { display: none }
+.large h3 { font-size: clamp(1.2rem, 9cqw, 4rem); line-height: 1.2 }
+.large figure { font-size: 1.15rem; grid-template-columns: 6.5rem 1fr }
+.large li { font-size: 1.3rem }
+.large svg { height: 8rem } .large polyline { stroke-width: 4 }
+.large #servers { grid-template-columns:
+  repeat(auto-fit, minmax(min(24rem, 100%), 1fr)) }
+@media (max-width: 40rem) {
+  .large figure { font-size: 1rem; grid-template-columns: 4.5rem 1fr } }
+</style>
+</head>
+<body>
+<header><h1>Load balancer</h1><span class="soft" id="where"></span>
+<a id="size" href="#big">big</a><span id="note" role="status">…</span></header>
+<dl id="totals" class="small"></dl>
+<h2>Servers <span class="soft" id="how"></span></h2>
+<div id="servers"></div>
+<h2>Queue <span class="soft">clients that wait for a place at a server</span></h2>
+<div id="queue" class="box"></div>
+<h2>Last events</h2>
+<ol id="events" class="box"></ol>
+<div class="small"><h2>Live connections <span class="soft" id="count"></span></h2>
+<div class="box"><table><thead><tr><th scope="col">client<th scope="col">server
+<th scope="col">age<th scope="col">idle<th scope="col">to server
+<th scope="col">to client</tr></thead><tbody id="live"></tbody></table></div></div>
+<template id="buttons"><button data-admin="ready">Ready</button>
+<button data-admin="drain">Drain</button>
+<button data-admin="maint">Maint</button></template>
+<script>
+"use strict";
+const cards = new Map(), byId = id => document.getElementById(id);
+function make(tag, text, name) {
+  const node = document.createElement(tag);
+  if (text !== undefined) node.textContent = text;
+  if (name) node.className = name;
+  return node;
+}
+function place(tag, address) {  // may be broken before its port
+  const node = make(tag), port = address.lastIndexOf(":") + 1;
+  node.append(address.slice(0, port), make("wbr"), address.slice(port));
+  return node;
+}
+function amount(n) {
+  const units = ["B", "kB", "MB", "GB", "TB"];
+  let u = 0;
+  while (n >= 1000 && u < 4) { n /= 1000; u++; }
+  return (u && n < 100 ? n.toFixed(1) : Math.round(n)) + " " + units[u];
+}
+function time(s) {
+  if (s < 60) return s.toFixed(1) + " s";
+  if (s < 3600) return Math.floor(s / 60) + " min " + Math.floor(s % 60) + " s";
+  return Math.floor(s / 3600) + " h " + Math.floor(s % 3600 / 60) + " min";
+}
+const count = n => n < 10 && n % 1 ? n.toFixed(1) : Math.round(n).toLocaleString("en");
+// The next of 1, 2, 4, 6, 8, 10, 20, 40 …: all plots of a kind get the same
+function scale(series) {
+  const most = Math.max(2, ...series.flat()), ten = 10 ** Math.floor(Math.log10(most));
+  return [1, 2, 4, 6, 8, 10].find(step => step * ten >= most) * ten;
+}
+function plot(name, format) {
+  const ns = "http://www.w3.org/2000/svg", svg = document.createElementNS(ns, "svg");
+  const box = make("figure"), words = make("figcaption"), value = make("b");
+  const numbers = make("div", "", "scale"), times = make("div", "", "times");
+  svg.setAttribute("preserveAspectRatio", "none");
+  svg.setAttribute("aria-hidden", "true");
+  words.append(make("span", name), value);
+  box.append(words, numbers, svg, times);
+  return { box, show(values, ages, length, top) {
+    svg.setAttribute("viewBox", "0 0 " + length + " 100");
+    numbers.replaceChildren(...[top, top / 2, 0].map(v => make("span", format(v))));
+    const labels = ["−" + length + " s", "−" + length * 2 / 3, "−" + length / 3, "now"];
+    times.replaceChildren(...labels.map(text => make("span", text)));
+    const lines = [];
+    let points = [];
+    values.forEach((v, i) => {  // null: it was no server then
+      if (v === null || ages[i] > length) return;
+      if (!points.length || values[i - 1] === null) lines.push(points = []);
+      points.push((length - ages[i]).toFixed(1) + "," + (99 - 97 * v / top).toFixed(1));
+    });
+    svg.replaceChildren(...lines.map(line => {
+      const node = document.createElementNS(ns, "polyline");
+      node.setAttribute("points", line.join(" "));
+      return node;
+    }));
+    value.textContent = values.length ? format(values[values.length - 1] || 0) : "";
+  } };
+}
+const STATE = /^server=(\S+) state=(\S+) reason="(.*)" checks=\S+ up=(\S+)$/;
+const KINDS = [["connections_per_s", "connections/s", count], ["active", "live", count],
+  ["bytes_per_s", "bytes/s, both ways", amount]];
+const queue = plot("queued", count);
+byId("queue").append(queue.box);
+function card(address) {
+  const box = make("article"), head = make("h3"), state = make("span", "", "state");
+  const lines = [make("p", "", "big"), make("p"), make("p", "", "soft small")];
+  const plots = KINDS.map(([_, name, format]) => plot(name, format));
+  const actions = make("div", undefined, "actions small"), buttons = {};
+  if (byId("buttons")) actions.append(byId("buttons").content.cloneNode(true));
+  for (const button of actions.children) {
+    const admin = button.dataset.admin;
+    buttons[admin] = button;
+    button.setAttribute("aria-label", admin + " " + address);
+    button.onclick = async () => {
+      button.disabled = true;
+      try {
+        await fetch("/servers/" + encodeURIComponent(address) + "/" + admin,
+          { method: "POST", headers: { "X-Requested-With": "load-balancer" } });
+      } finally { button.disabled = false; }
+      refresh();
+    };
+  }
+  head.append(place("span", address), state);
+  box.append(head, ...lines, ...plots.map(p => p.box), actions);
+  lines[1].classList.add("small");
+  plots[2].box.classList.add("small");
+  byId("servers").append(box);
+  return { box, state, lines, plots, buttons };
+}
+function show(s, h) {
+  byId("where").textContent = "on " + s.listen + ", up " + time(s.uptime_s);
+  byId("how").textContent = h.algorithm + "; all on one scale";
+  const up = s.servers.filter(x => x.state === "UP").length, c = s.connections;
+  const note = byId("note");
+  note.className = up && !s.stopping ? "soft" : "bad";
+  note.textContent = s.stopping ? "stopping"
+    : up ? up + " of " + s.servers.length + " servers UP"
+    : s.servers.some(x => x.state === "DOWN" && x.weight)
+    ? "no server is UP: every server is tried"
+    : "no server may be sent clients: they wait";
+  const totals = [["live now", count(c.active)], ["queued", count(c.queued)],
+    ["accepted", count(c.total)], ["not connected", count(c.failed)],
+    ["refused", count(c.refused)], ["to servers", amount(s.bytes.to_servers)],
+    ["to clients", amount(s.bytes.to_clients)]];
+  byId("totals").replaceChildren(...totals.map(([name, value]) => {
+    const box = make("div");
+    box.append(make("dt", name), make("dd", value));
+    return box;
+  }));
+  for (const [address, one] of cards) {
+    if (s.servers.some(x => x.address === address)) continue;
+    one.box.remove();
+    cards.delete(address);
+  }
+  const tops = KINDS.map(([key]) => scale(h.servers.map(x => x[key])));
+  for (const x of s.servers) {
+    if (!cards.has(x.address)) cards.set(x.address, card(x.address));
+    const one = cards.get(x.address);
+    const past = h.servers.find(y => y.address === x.address);
+    one.state.textContent = x.state;
+    one.state.className = "state " + x.state;
+    const live = count(x.active) + (x.max ? " of " + count(x.max) : "") + " live";
+    one.lines[0].textContent = live;
+    one.lines[1].textContent = [live,
+      count(x.total) + " connected", count(x.connect_failures) + " failed connects",
+      count(x.retries) + " retries"].join(", ");
+    one.lines[2].textContent = "weight " + x.weight + (x.backup ? ", backup" : "") +
+      "; " + x.last_check + "; " + x.state + " for " + time(x.last_change_s);
+    KINDS.forEach(([key], i) =>
+      one.plots[i].show(past ? past[key] : [], h.ages_s, h.length_s, tops[i]));
+    const now = { UP: "ready", DOWN: "ready", DRAIN: "drain", MAINT: "maint" }[x.state];
+    for (const admin in one.buttons) one.buttons[admin].disabled = admin === now;
+  }
+  queue.show(h.queued, h.ages_s, h.length_s, scale([h.queued]));
+  byId("events").replaceChildren(...h.events.reverse().map(e => {
+    const row = make("li"), at = new Date(e.at * 1000).toTimeString().slice(0, 8);
+    const m = STATE.exec(e.text);
+    const text = m ? m[1] + ": " + m[3] + ", " + m[4] + " servers UP" : e.text;
+    row.append(make("time", at));
+    if (m) row.append(make("span", m[2], "state " + m[2]));
+    row.append(make("span", text));
+    return row;
+  }));
+  byId("count").textContent = c.active <= s.live.length ? ""
+    : "the oldest " + s.live.length + " of " + count(c.active);
+  byId("live").replaceChildren(...s.live.map(x => {
+    const row = make("tr");
+    const cells = [time(x.age_s), time(x.idle_s), amount(x.to_server),
+      amount(x.to_client)];
+    row.append(place("td", x.client), place("td", x.server || "–"),
+      ...cells.map(text => make("td", text)));
+    return row;
+  }));
+}
+function resize() {
+  const big = location.hash === "#big";
+  document.body.classList.toggle("large", big);
+  byId("size").textContent = big ? "all" : "big";
+  byId("size").href = big ? "#" : "#big";
+}
+addEventListener("hashchange", resize);
+resize();
+const ask = async path => (await fetch(path)).json();
+let timer = 0;
+async function refresh() {
+  clearTimeout(timer);
+  try {
+    show(...await Promise.all([ask("/status.json"), ask("/history.json")]));
+  } catch (error) {
+    byId("note").className = "bad";
+    byId("note").textContent = "no answer from the load balancer";
+  }
+  timer = setTimeout(refresh, 1000);
+}
+refresh();
+</script>
+</body>
+</html>
+"""
+
+
+BUTTONS = PAGE[PAGE.index("<template") : PAGE.index("<script>")]
+
+
+def policy(page: str) -> str:
+    """Return a Content-Security-Policy for the page's own script and style only."""
+    hashes = {}
+    for tag in ("script", "style"):
+        text = page.partition(f"<{tag}>")[2].partition(f"</{tag}>")[0]
+        digest = hashlib.sha256(text.encode()).digest()
+        hashes[tag] = f"'sha256-{base64.b64encode(digest).decode()}'"
+    return (
+        f"default-src 'none'; script-src {hashes['script']}; "
+        f"style-src {hashes['style']}; connect-src 'self'; "
+        "img-src data:; base-uri 'none'; frame-ancestors 'none'"
+    )
+
+
+PAGE_POLICY = policy(PAGE)
 
 
 if __name__ == "__main__":

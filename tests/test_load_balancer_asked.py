@@ -825,7 +825,13 @@ class Itself(Surrounded):
     """A balancer that would be its own server is refused."""
 
     def test_own_address_as_a_server_is_refused_at_the_start(self) -> None:
-        port = free_port()
+        space = Namespace()  # where nobody else takes the port
+        self.addCleanup(space.__exit__)
+        space.ip("-n", space.name, "link", "add", "lab0", "type", "veth")
+        space.ip("-n", space.name, "link", "set", "lab0", "up")
+        local = ("address", "add", "fe80::77/64", "dev", "lab0", "nodad")
+        space.ip("-n", space.name, *local)
+        port = 20000
         pairs = [
             ("127.0.0.1", "127.0.0.1"),
             ("0.0.0.0", "127.0.0.1"),
@@ -838,6 +844,8 @@ class Itself(Surrounded):
             ("[::1]", "[::]"),
             ("[::1]", "[0:0::1]"),
             ("127.0.0.1", "localhost"),
+            ("[::]", "[fe80::77%lab0]"),
+            ("[fe80::77%lab0]", "[fe80::77%lab0]"),
         ]
         cases: list[tuple[str, ...]] = [
             (f"--listen={listen}:{port}", f"--server={server}:{port}")
@@ -848,7 +856,9 @@ class Itself(Surrounded):
         for case in cases:
             with self.subTest(case):
                 # One that starts would serve for ever: it is given a time.
-                running = self.spawn("load_balancer.py", "--no-checks", *case)
+                running = self.spawn(
+                    "load_balancer.py", "--no-checks", *case, preexec_fn=space.enter
+                )
                 code = running.wait(20)
                 said = running.stderr_text()
                 self.assertEqual((code, running.stdout_text()), (2, ""), said)
@@ -1028,7 +1038,7 @@ class SeveralListen(Asked):
                 "--no-checks",
                 preexec_fn=space.enter,
             )
-            balancer.wait_for_line("listening on .*fe80::77")
+            balancer.wait_for_line(r"listening on \[fe80::77%lab0\]:20003")
 
             def visit() -> bytes:
                 with socket.socket(socket.AF_INET6) as client:
@@ -1079,6 +1089,23 @@ class Sockets(ProgramTestCase):
         lines = [line for line in program.output().splitlines() if " client=" in line]
         for place in places:
             self.assertEqual(sum(place in line for line in lines), 2, lines)
+
+    def test_what_is_no_tcp_socket_is_refused_in_words(self) -> None:
+        script = script_command("load_balancer.py", [])
+        unix, udp = socket.socket(socket.AF_UNIX), socket.socket(type=socket.SOCK_DGRAM)
+        with unix, udp, open(os.devnull, "rb") as file:
+            for given in (unix, udp, file):
+                with self.subTest(given):
+                    number = given.fileno()
+                    shell = f'LISTEN_PID=$$ LISTEN_FDS=1 exec "$@" 3<&{number}'
+                    result = subprocess.run(
+                        ["sh", "-c", shell, "sh", *script],
+                        capture_output=True, text=True, timeout=30, check=False,
+                        pass_fds=[number],
+                    )  # fmt: skip
+                    self.assertEqual(result.returncode, 2, result)
+                    pattern = r"\Aload_balancer.py: LISTEN_FDS: [^\n]+\n\Z"
+                    self.assertRegex(result.stderr, pattern)
 
     def test_another_listen_beside_them_is_refused_in_words(self) -> None:
         place = f"127.0.0.1:{free_port()}"

@@ -8,9 +8,15 @@ import os
 import re
 import socket
 import subprocess
+import sys
+import tempfile
 import time
+import unittest
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import load_balancer
 from tests.balancer import (
     SAME_ORIGIN,
     BalancerTestCase,
@@ -36,6 +42,7 @@ from tests.support import (
     split_address,
     wait_until,
 )
+from tests.test_surroundings import Terminal
 
 SAMPLE = re.compile(r"([a-zA-Z_:][\w:]*)(?:\{(.*)\})? (\S+)")
 LABEL = re.compile(r'([a-zA-Z_]\w*)="((?:[^"\\]|\\.)*)"(?:,|\Z)')
@@ -625,6 +632,82 @@ def public_address() -> str:
         return "" if host.startswith("127.") else host
 
 
+class History(BalancerTestCase):
+    """The balancer keeps what the page draws: 90 s, and the last events."""
+
+    def history(self, balancer: Running) -> dict[str, Any]:
+        """Return /history.json."""
+        status, _, body = http_request(status_address(balancer), "/history.json")
+        self.assertEqual(status, 200)
+        document: dict[str, Any] = json.loads(body)
+        return document
+
+    def texts(self, balancer: Running) -> list[str]:
+        """Return what the events say, oldest first."""
+        return [event["text"] for event in self.history(balancer)["events"]]
+
+    def test_rates_of_all_servers_are_kept_though_nobody_looks(self) -> None:
+        backends = [self.backend(named) for _ in range(2)]
+        balancer = self.balance(backends, "--algorithm", "leastconn")
+        wait_until(lambda: self.history(balancer)["ages_s"], what="a first second")
+        for _ in range(6):
+            visit_once(balancer)
+
+        def counted() -> bool:
+            found = [s["connections_per_s"] for s in self.history(balancer)["servers"]]
+            return bool(found) and sum(map(sum, found)) > 0
+
+        wait_until(counted, what="the rates")
+        document = self.history(balancer)
+        self.assertEqual(document["algorithm"], "leastconn")
+        self.assertEqual(document["length_s"], 90)
+        ages = document["ages_s"]
+        self.assertEqual((ages[-1], ages), (0, sorted(ages, reverse=True)))
+        self.assertEqual(
+            [server["address"] for server in document["servers"]],
+            [backend.address for backend in backends],
+        )
+        series = [document["queued"]]
+        kinds = ("connections_per_s", "active", "bytes_per_s")
+        for server in document["servers"]:
+            series += [server[kind] for kind in kinds]
+        self.assertEqual({len(one) for one in series}, {len(ages)})
+
+    def test_client_that_waits_is_in_the_plot_of_the_queue(self) -> None:
+        backend = self.backend(echo)
+        balancer = self.balance([f"{backend.address},max=1"], "--queue-timeout", "60")
+        for _ in range(2):
+            self.dial(balancer).sendall(b"?")
+        wait_until(lambda: 1 in self.history(balancer)["queued"], what="a queue")
+
+    def test_state_and_refusals_are_events_even_when_quiet(self) -> None:
+        backend = self.backend(named)
+        balancer = self.balance([backend], "--quiet", "--allow", "192.0.2.0/24")
+        command(balancer, backend, "maint")
+        wait_until(
+            lambda: any("state=MAINT" in text for text in self.texts(balancer)),
+            what="the state",
+        )
+        with contextlib.suppress(ConnectionError):
+            self.assertEqual(self.dial(balancer).recv(1), b"")
+        wait_until(
+            lambda: "1 client refused" in self.texts(balancer), what="the refusal"
+        )
+        last = self.history(balancer)["events"][-1]
+        self.assertAlmostEqual(last["at"], time.time(), delta=60)
+        for _ in range(6):
+            command(balancer, backend, "drain")
+            command(balancer, backend, "maint")
+        self.assertEqual(len(self.texts(balancer)), 10)
+        self.assertNotIn("state=", "".join(balancer.stdout_lines()))
+
+
+class HistoryWithTwoWorkers(History):
+    """The desk keeps it for all."""
+
+    WORKERS = 2
+
+
 class InPublic(BalancerTestCase):
     """A status address that others can reach: names that are known, and no commands."""
 
@@ -678,3 +761,95 @@ class InPublic(BalancerTestCase):
             with self.subTest(host):
                 got = http_request(where, "/status.json", "GET", {"Host": host})[0]
                 self.assertEqual(got, expected)
+
+
+# ---- The log on a terminal -------------------------------------------------------
+
+AT_S = time.mktime((2026, 11, 23, 14, 27, 45, 0, 0, -1))
+
+
+def ended(server: str, code: str = "-- closed by both sides") -> str:
+    """Return a line of the log."""
+    return (
+        f"client=127.0.0.1:38824 server={server} tries=1 connect_ms=0.21"
+        f" duration_ms=8.1 to_server=21 to_client=43 undelivered=0 end={code}"
+    )
+
+
+class OnScreen(unittest.TestCase):
+    """Short lines; sums when there are many; changes of state always."""
+
+    def setUp(self) -> None:
+        """Begin with an empty screen without colours."""
+        with mock.patch.dict(os.environ, {"TERM": "dumb"}):
+            self.screen = load_balancer.Screen()
+
+    def show(self, *texts: str, at_s: float = 0.0) -> str:
+        """Return what the screen shows for lines of a moment."""
+        return "".join(self.screen.format(AT_S + at_s, text) for text in texts)
+
+    def test_connection_has_a_short_line(self) -> None:
+        self.assertEqual(
+            self.show(ended("127.0.0.1:9992")),
+            "14:27:45 client 38824 → 9992  8.1 ms  21/43 bytes  ok\n",
+        )
+        self.assertEqual(
+            self.show(ended("-", "SC connection refused")),
+            "14:27:45 client 38824 → no server  8.1 ms  21/43 bytes"
+            "  SC connection refused\n",
+        )
+
+    def test_no_line_is_wider_than_80_columns(self) -> None:
+        servers = [f"192.168.100.{n}:9991" for n in range(100, 130)]
+        shown = self.show(*(ended(s, "cD " + "idle " * 20) for s in servers))
+        shown += self.show(
+            'server=10.0.0.1:1 state=DOWN reason="' + "no answer " * 9
+            + '" checks=3/3 up=2/3',
+            at_s=1,
+        )
+        self.assertEqual({len(line) > 80 for line in shown.splitlines()}, {False})
+
+    def test_change_of_state_is_said_in_words_and_colour(self) -> None:
+        text = 'server=127.0.0.1:9992 state=DOWN reason="refused" checks=3/3 up=2/3'
+        self.assertEqual(
+            self.show(text),
+            "14:27:45 9992 is DOWN: refused; 3/3 checks, 2 of 3 UP\n",
+        )
+        with mock.patch.dict(os.environ, {"TERM": "xterm"}):
+            os.environ.pop("NO_COLOR", None)
+            self.screen = load_balancer.Screen()
+        self.assertIn("\x1b[31m9992 is DOWN\x1b[0m", self.show(text))
+
+    def test_many_connections_are_summed_up_once_a_second(self) -> None:
+        texts = [ended(f"127.0.0.1:999{n % 2}") for n in range(50)]
+        shown = self.show(*texts, ended("-", "sQ no place"))
+        self.assertEqual(shown.count("client"), 20)
+        change = 'server=127.0.0.1:9990 state=UP reason="ok" checks=2/2 up=2/2'
+        self.assertEqual(
+            self.show(ended("127.0.0.1:9991"), change, at_s=1.5),
+            "14:27:45  9990\xa025/s  9991\xa025/s  no server\xa01/s  sQ\xa01\n"
+            "14:27:46 9990 is UP: ok; 2/2 checks, 2 of 2 UP\n",
+        )
+        self.assertEqual(
+            self.show(ended("127.0.0.1:9991"), at_s=2),
+            "14:27:46  9991\xa01/s\n14:27:47 client 38824 → 9991  8.1 ms"
+            "  21/43 bytes  ok\n",
+        )
+
+    @unittest.skipUnless(hasattr(os, "openpty"), "needs pseudo-terminals")
+    def test_terminal_gets_short_lines_and_a_sum_without_a_further_line(self) -> None:
+        with Backend(named) as server, tempfile.TemporaryDirectory() as folder:
+            terminal = Terminal(
+                [
+                    *(sys.executable, str(ROOT / "load_balancer.py"), "--no-checks"),
+                    *("--listen=127.0.0.1:0", f"--server={server.address}"),
+                ],
+                Path(folder),
+            )
+            self.addCleanup(terminal.finish)
+            where = terminal.wait_for(r"listening on (\S+) ")[1]
+            for _ in range(300):  # more than 20 a second, on a slow machine too
+                with dial(where) as client:
+                    read_exactly(client, 5)
+            terminal.wait_for(r"\d\d:\d\d:\d\d client \d+ → \d+  \S+ ms  0/5 bytes  ok")
+            terminal.wait_for(r"  \d+\xa0\d+/s")
