@@ -2727,21 +2727,22 @@ def user_metric(results: Results) -> tuple[str, Distribution]:
 
 
 def columns_of(
-    slices: Slices, results: Results, most: int
+    slices: Slices, results: Results, most: int, only: Any = None
 ) -> list[tuple[float, float, Counter[Any]]]:
-    """Return slices as at most so many columns: (from s, to s, counts of things)."""
-    found = slices.by_slice()
-    if not found:
-        return []
-    first, last = min(found), max(found)
-    per = (last - first) // most + 1
+    """Return slices as at most so many columns: (from s, to s, counts of things).
+
+    Columns of one run have the same edges, so that they can be stacked.
+    """
+    slices.widen(results.events.shift)
+    zero, last = (ns >> slices.shift for ns in (results.start_ns, results.events.last))
+    per = max(0, last - zero) // most + 1
     columns: defaultdict[int, Counter[Any]] = defaultdict(Counter)
-    for slice_, things in found.items():
-        columns[(slice_ - first) // per].update(things)
+    for slice_, things in slices.by_slice(only).items():
+        columns[max(0, slice_ - zero) // per].update(things)
     width_s = per * 2**slices.shift / 1e9
-    at_s = ((first << slices.shift) - results.start_ns) / 1e9
+    rest_s = (results.start_ns - (zero << slices.shift)) / 1e9
     return [
-        (max(0.0, at_s + k * width_s), at_s + (k + 1) * width_s, columns[k])
+        (max(0.0, k * width_s - rest_s), (k + 1) * width_s - rest_s, columns[k])
         for k in sorted(columns)
     ]
 
@@ -2853,47 +2854,34 @@ def plot_rate(results: Results) -> str:
     """Plot exchanges per second by server, stacked, and how many were in flight."""
     plot = Plot("Rate by server, and load", 260)
     x = plot.time_axis(results.warmup_s + results.wall_s)
-    names = list(results.servers)
     stacks: list[tuple[str, Slices, str, Any]] = [
-        (name, results.servers[name].latency.slices, f"f{k % len(LIGHT)} h5", None)
-        for k, name in enumerate(names)
+        (name, server.latency.slices, f"f{k % len(LIGHT)} h5", None)
+        for k, (name, server) in enumerate(results.servers.items())
     ]
-    if not names:
+    if not stacks:
         stacks.append(("confirmed", results.latency.slices, "f0 h5", None))
-    events = results.events
-    shift = max([events.shift, *(slices.shift for _, slices, _, _ in stacks)])
-    zero = results.start_ns >> shift
-    last = max(zero, *(slices.last >> shift for _, slices, _, _ in stacks))
-    per = (last - zero) // COLUMNS + 1
-    bar_s = per * 2**shift / 1e9
-    stacks.append(("failed", events, "bad", "failed"))
-    heights: Counter[int] = Counter()
-    fields: list[tuple[int, int, int, str]] = []
+    stacks.append(("failed", results.events, "bad", "failed"))
+    tops = defaultdict[float, float](float)  # of the bars, by where they are
+    boxes = []
     for k, (name, slices, style, only) in enumerate(stacks):
-        slices.widen(shift)
-        totals: Counter[int] = Counter()
-        for slice_, things in slices.by_slice(only).items():
-            totals[(slice_ - zero) // per] += things.total()
-        for column, number in sorted(totals.items()):
-            fields.append((column, heights[column], heights[column] + number, style))
-            heights[column] += number
-        if totals:
+        columns = columns_of(slices, results, COLUMNS, only)
+        for at, to, things in columns:
+            low, tops[at] = tops[at], tops[at] + things.total() / (to - at)
+            boxes.append((style, [at, to], [low, tops[at]]))
+        if columns:
             plot.name(name, "■", "bad" if only else f"t{k % len(LIGHT)}")
-    y = Scale(0, max(heights.values(), default=1) / bar_s * 1.1, plot.bottom, TOP)
+    y = Scale(0, max(tops.values(), default=1) * 1.1, plot.bottom, TOP)
     plot.left_axis(y, grouped)
-    for column, low, high, style in fields:
-        left, right = max(x.start, x(column * bar_s)), x((column + 1) * bar_s) - 0.6
-        if left < min(x.end, right):
-            across = [left, min(x.end, right)]
-            plot.box(style, across, [y(low / bar_s), y(high / bar_s)])
-    flight, flights = 0, defaultdict[int, list[int]](list)
-    for slice_, things in events.by_slice().items():
+    for style, (at, to), heights in boxes:
+        left, right = max(x.start, x(at)), min(x.end, x(to) - 0.6)
+        if left < right:
+            plot.box(style, [left, right], [y(height) for height in heights])
+    flight, points = 0, []
+    for at, to, things in columns_of(results.events, results, MOST_SLICES):
         flight += things["sent"] - things["ended"]
-        flights[(slice_ - zero) // per].append(flight)
-    means = {column: statistics.fmean(found) for column, found in flights.items()}
-    z = Scale(0, max(1.0, *means.values(), 1.0) * 1.1, plot.bottom, TOP)
-    middles = ((min(x.end, x((k + 0.5) * bar_s)), z(n)) for k, n in means.items())
-    plot.line("ink", middles)
+        points.append((min(x.end, x((at + to) / 2)), flight))
+    z = Scale(0, max([1, *(n for _, n in points)]) * 1.1, plot.bottom, TOP)
+    plot.line("ink", ((at, z(n)) for at, n in points))
     for value in z.ticks():
         plot.text(x.end + 8, z(value) + 4, f"{value:g}")
     plot.name("in flight (scale on the right)", "━")
