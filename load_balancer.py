@@ -1297,16 +1297,17 @@ class Board(Cells):
 
     def move_name(
         self, given: int, resolved: list[tuple[int, SocketAddress]]
-    ) -> tuple[list[Server], list[str]]:
+    ) -> tuple[list[Server], list[SocketAddress], list[str]]:
         """Bring a name's servers in line with its addresses.
 
-        Return the new ones, and a line for the log for each one new, gone or back. An
-        address that is gone gets no new connection; its live ones go on, and what the
-        operator set and the checks knew is kept for its return.
+        Return the new ones, the addresses that are another --server's already, and a
+        line for the log for each server new, gone or back. An address that is gone gets
+        no new connection; its live ones go on, and what the operator set and the checks
+        knew is kept for its return.
         """
         where = {plain_key(address): (family, address) for family, address in resolved}
         settings = self.options.servers[given]
-        why = format_address((settings["host"], settings["port"])) + " has moved"
+        name, why = format_address((settings["host"], settings["port"])), "has moved"
         changed, added = [], []
         with self.lock:
             servers = [s for s in self.servers() if s.family]
@@ -1316,18 +1317,21 @@ class Board(Cells):
             for server in (s for s in self.servers() if not s.family):
                 if server.given == given and where:
                     server.gone = 1  # it stood for the name without an address
+                    why = "has an address"
             for server in (s for s in servers if s.given == given):
                 key = plain_key(server.address)
                 stays = where.pop(key, None) and not (server.gone and key in others)
                 if bool(server.gone) == bool(stays):
                     server.gone = int(not stays)
                     changed.append(server)
-            for key in (key for key in where if key not in others):
+            shared = [where.pop(key)[1] for key in others if key in where]
+            for place in where.values():
                 if slot := self._free_slot_locked(changed):
-                    slot.place(given, *where[key])
+                    slot.place(given, *place)
                     added.append(slot.look())
+            why = f"{name} {why}"
             lines = [self._say_change_locked(s, "", why) for s in changed + added]
-            return added, lines
+            return added, shared, lines
 
     def _free_slot_locked(self, changed: list[Server]) -> Server | None:
         """Return a place for one more server: an unused one, or a forgotten one's."""
@@ -2626,7 +2630,7 @@ class Desk:
         """Thread "name-HOST:PORT": every interval, look where the name points now."""
         given = self._options.servers[number]
         name = format_address((given["host"], given["port"]))
-        left_out: set[SocketAddress] = set()
+        left_out = set(given["left_out"])  # and why they are has been said
         while not self._stopped.wait(self._options.check_interval):
             try:
                 addresses = resolve(given["host"], given["port"])
@@ -2635,12 +2639,14 @@ class Desk:
                 self._log.warn(name, words)
                 continue
             own = {a for _, a in addresses if is_own(a, self._options.own)}
-            for address in own - left_out:
-                text = f"{format_address(address)} is this balancer itself: left out"
-                self._log.line(f"{name}: {text}")
-            left_out = own
             addresses = [place for place in addresses if place[1] not in own]
-            added, lines = self._board.move_name(number, addresses)
+            added, shared, lines = self._board.move_name(number, addresses)
+            whys = dict.fromkeys(shared, "a server already")
+            whys |= dict.fromkeys(own, "this balancer itself")
+            for address in whys.keys() - left_out:
+                text = f"{format_address(address)} is {whys[address]}: left out"
+                lines.append(f"{name}: {text}")
+            left_out = set(whys)
             for line in lines:
                 self._log.line(line)
             self._watch(added)
@@ -4037,6 +4043,7 @@ def parse_args(argv: Sequence[str] | None) -> Options:
     for server in given:
         name = format_address((server["host"], server["port"]))
         server["resolved"], server["why"] = resolve_server(parser, server)
+        server["left_out"] = []  # addresses that an earlier one has
         if server["why"]:
             words = f"{server['why']}; DOWN until it has an address"
             options.notes.append(f"{name}: {words}")
@@ -4048,6 +4055,7 @@ def parse_args(argv: Sequence[str] | None) -> Options:
             if is_literal(server["host"]) and is_literal(first["host"]):
                 parser.error(f"--server: {text} is given more than once")
             server["resolved"].remove(where)
+            server["left_out"].append(where[1])
             whose = format_address((first["host"], first["port"]))
             options.notes.append(f"{name} is {text}, as {whose}: with its settings")
     options.servers = given
