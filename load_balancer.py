@@ -685,6 +685,11 @@ class Row(Addressed):
         """Which connection this is, among all that have the row in turn."""
         return f"{self.index}.{self.accepted_ns}"
 
+    def copy(self) -> Row:
+        """Return what it is now, not on the board."""
+        cells = memoryview(bytes(self.cells)).cast("q")
+        return Row(cells, self.index, self.worker)
+
     def has_tried(self, server: Server) -> bool:
         """Tell whether it could not be connected to a server."""
         cell, bit = divmod(server.index, self.TRIED)
@@ -1367,47 +1372,44 @@ class Board(Cells):
         return lines
 
     def snapshot(self) -> dict[str, Any]:
-        """Return a moment's figures as /status.json has them, and "more"."""
+        """Return a moment's figures as /status.json has them, and "more".
+
+        The lock is held for copies; nobody waits while thousands of them are added up.
+        """
         with self.lock:
             now_ns = time.monotonic_ns()
-            rows = self.taken_rows()
-            # Copies, to which the live connections' counters are added
+            rows = [row.copy() for row in self.taken_rows()]
             copies = {s.index + 1: s.copy() for s in self.servers()}
-            for row in rows:
-                if row.server:
-                    copies[row.server].add_row(row)
-            servers = [s for s in copies.values() if not s.gone or s.places_taken]
-            return {
+            amounts = {"to_servers": self.to_servers, "to_clients": self.to_clients}
+            figures = {
                 "uptime_s": round((now_ns - self.started_ns) / 1e9, 3),
                 "stopping": bool(self.leaving),
                 "connections": {
                     "active": len(rows), "total": self.begun, "failed": self.failed,
                     "refused": self.refused, "queued": self.queued,
                 },
-                "bytes": {
-                    "to_servers": self.to_servers + sum(r.to_server for r in rows),
-                    "to_clients": self.to_clients + sum(r.to_client for r in rows),
-                },
-                "servers": [describe(server, now_ns) for server in servers],
-                "live": [
-                    describe_live(row, self.server_of(row), now_ns)
-                    for row in rows[:LIVE_LISTED]
-                ],
-                "more": {
-                    "ends": dict(zip(END_CODES, self._ends.tolist(), strict=True)),
-                    "queue": self._queue_times.tolist(),
-                    "connections": self._connection_times.tolist(),
-                    "started_s": round(self.started_s, 3),
-                    "servers": [
-                        {
-                            "checks_failed": s.checks_failed,
-                            "connects": s.connects.tolist(),
-                            "up": s.state == UP,
-                        }
-                        for s in servers
-                    ],
-                },
             }  # fmt: skip
+            more = {
+                "ends": dict(zip(END_CODES, self._ends.tolist(), strict=True)),
+                "queue": self._queue_times.tolist(),
+                "connections": self._connection_times.tolist(),
+                "started_s": round(self.started_s, 3),
+            }
+        for row in rows:
+            amounts["to_servers"] += row.to_server
+            amounts["to_clients"] += row.to_client
+            if row.server:
+                copies[row.server].add_row(row)
+        servers = [s for s in copies.values() if not s.gone or s.places_taken]
+        return figures | {
+            "bytes": amounts,
+            "servers": [describe(server, now_ns) for server in servers],
+            "live": [
+                describe_live(row, copies.get(row.server), now_ns)
+                for row in rows[:LIVE_LISTED]
+            ],
+            "more": more | {"servers": [describe_more(server) for server in servers]},
+        }
 
 
 def plain_key(address: SocketAddress) -> tuple[Any, ...]:
@@ -3079,6 +3081,15 @@ def describe(server: Server, now_ns: int) -> dict[str, Any]:
         "bytes_to_client": server.to_client,
         "last_change_s": round((now_ns - server.changed_ns) / 1e9, 3),
         "last_check": server.last_check,
+    }
+
+
+def describe_more(server: Server) -> dict[str, Any]:
+    """Return what only /metrics has of a server."""
+    return {
+        "checks_failed": server.checks_failed,
+        "connects": server.connects.tolist(),
+        "up": server.state == UP,
     }
 
 
