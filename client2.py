@@ -1573,6 +1573,7 @@ class Results:
         self.failures.update(other.failures)
         for name, theirs in other.servers.items():
             self.servers.setdefault(name, ServerResults()).merge(theirs)
+        self.servers = {name: self.servers[name] for name in by_port(self.servers)}
         for way, where in other.examples.items():
             if way in self.examples or len(self.examples) < MOST_EXAMPLES:
                 self.examples[way] = (self.examples.get(way, []) + where)[:10]
@@ -1618,7 +1619,8 @@ class Results:
         """
         known = {name: server.by_part for name, server in self.servers.items()}
         absent = [name for name, parts in known.items() if None in parts or not parts]
-        names = sorted(set(self.servers) - set(absent), key=self.p50_of)
+        there = [name for name in self.servers if name not in absent]
+        names = sorted(there, key=self.p50_of)
         lines = [self.servers[name].medians for name in names]
         if len(names) < 2 or (
             all(lines) and chance(lines) > CHANCE_OF_CONNECTIONS
@@ -1655,7 +1657,7 @@ class Results:
                 "by_part": [v and round(v) for v in s.by_part],
                 "connections": [round(v) for v in s.medians],
             }
-            for name, s in sorted(self.servers.items())
+            for name, s in self.servers.items()
         }
         rows = [found._asdict() for found in slower]
         data["comparison"] = {"slower": rows, "not_compared": absent}
@@ -1678,6 +1680,11 @@ def counts(exchange: Exchange, options: argparse.Namespace, start: int) -> bool:
     if kind == "messages":
         return bool(exchange.number > number)
     return bool(exchange.due >= start + number * 1e9 - 1e5)  # clocks are read apart
+
+
+def by_port(names: Iterable[str]) -> list[str]:
+    """Return servers' names in the order of their numbers: 9991 before 10000."""
+    return sorted(names, key=lambda name: int(name or 0))
 
 
 def slowness(exchange: Exchange) -> int:
@@ -1797,7 +1804,7 @@ def finish_run(total: Results, options: argparse.Namespace) -> None:
     if total.target.endswith(":9990") and total.connect_time.count > 2:
         expected = expected or usual * (set(total.servers) < set(usual))
     if total.servers:
-        total.silent_servers = sorted(set(expected) - set(total.servers))
+        total.silent_servers = by_port(set(expected) - set(total.servers))
 
 
 def listen_overflows() -> int:
@@ -2347,7 +2354,7 @@ def server_lines(results: Results) -> Iterator[str]:
     clients = any(s.clients for s in results.servers.values())
     head = "  clients" if clients else ""
     yield f" server  confirmed   share      p50           tenths      p99{head}"
-    for name, server in sorted(results.servers.items()):
+    for name, server in results.servers.items():
         metric = server.latency
         share = server.confirmed / max(1, results.confirmed)
         line = f" {name:<6} {grouped(server.confirmed):>10} {share:>6.1%}"
@@ -2772,7 +2779,7 @@ def plot_exchanges(results: Results) -> str:
 def draw_dots(plot: Plot, results: Results, x: Scale, y: Scale) -> None:
     """Draw one path per server with a dot per exchange, and a legend."""
     good = [e for e in results.kept if e.outcome.name == CONFIRMED]
-    for k, name in enumerate(sorted({e.outcome.server for e in good})):
+    for k, name in enumerate(by_port({e.outcome.server for e in good})):
         shape, mark, sign = SHAPES[k % len(SHAPES)]
         dots = (
             mark.format(x=x((e.first - results.start_ns) / 1e9),
@@ -2846,7 +2853,7 @@ def plot_rate(results: Results) -> str:
     """Plot exchanges per second by server, stacked, and how many were in flight."""
     plot = Plot("Rate by server, and load", 260)
     x = plot.time_axis(results.warmup_s + results.wall_s)
-    names = sorted(results.servers)
+    names = list(results.servers)
     stacks: list[tuple[str, Slices, str, Any]] = [
         (name, results.servers[name].latency.slices, f"f{k % len(LIGHT)} h5", None)
         for k, name in enumerate(names)
@@ -2898,7 +2905,7 @@ def plot_rate(results: Results) -> str:
 
 def plot_servers(results: Results) -> str:
     """Plot one row per server, on one latency axis."""
-    servers = sorted(results.servers.items())[:30]
+    servers = list(results.servers.items())[:30]
     plot = Plot("The servers", TOP + SERVER_ROW * len(servers) + 46)
     x = duration_scale([results.latency], LEFT, RIGHT - 110)
     steps = log_steps(x.low, x.high, 48)
@@ -3240,7 +3247,7 @@ def merge_files(paths: list[str]) -> Results:
     """Return several machines' runs as one: samples add up, percentiles do not."""
     parts = [part for path in paths for part in read_results(path)]
     merged, begin, end = Results(workers=0), -math.inf, -math.inf
-    names = sorted({name for part in parts for name in part.servers})
+    names = by_port({name for part in parts for name in part.servers})
     by_part: dict[str, list[float | None]] = {name: [] for name in names}
     for part in sorted(parts, key=operator.attrgetter("started")):
         merged.merge(part)
@@ -3381,8 +3388,11 @@ def parse_addresses(text: str) -> list[tuple[str, int]]:
 
 
 def format_address(address: tuple[Any, ...]) -> str:
-    """Return "host:port" of a socket address, an IPv6 host in brackets."""
+    """Return "host:port" of a socket address, or "[IPv6%zone]:port"."""
     host, port = address[:2]
+    if any(address[3:]) and "%" not in host:
+        with contextlib.suppress(OSError):  # the interface may be gone
+            host += f"%{socket.if_indextoname(address[3])}"
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 

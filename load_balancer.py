@@ -10,7 +10,8 @@ A connection's life, in this order, on one thread ("connection-N"):
     Worker._accept       wait for the turn, accept; the next thread has the turn
     Worker._serve        tells all the rest:
       _meet              may it come? with --accept-proxy, its PROXY header
-      _connected         pick a server, or wait for a place; connect, or the next server
+      _connected         pick a server, or wait for a place (_place); connect, or the
+                         next server; when all have failed, again, for --hold seconds
                          (nothing is retried once a byte was forwarded)
       Relay.run          bytes both ways, until both sides have ended; an end of file
                          is passed on (Direction._pass_end), and when one side dies its
@@ -32,8 +33,9 @@ What they share stands on the `Board`: numbers in shared memory, under one lock.
 live connections are the truth; other counts can be made from them anew, and are when a
 worker has died. With one worker, all of this is in one process.
 
-To stop: `stopping`, nobody accepts; --grace seconds for live connections; `cutting`,
-those left are reset (closed, if not connected yet); then processes end.
+To stop: `leaving`, for --stop-delay seconds clients still come, though /healthz says
+503; `stopping`, nobody accepts, --grace seconds for live connections; `cutting`, those
+left are reset (closed, if not connected yet); then processes end.
 
 Bytes are never looked at. A direction that has moved much is spliced inside the kernel
 (splice(2)) where the system can. An end of file is passed on as an end of file, a reset
@@ -183,13 +185,9 @@ Network = Union[ipaddress.IPv4Network, ipaddress.IPv6Network]  # noqa: UP007
 # Small helpers that know nothing of sessions.
 
 
-def parse_address(text: str, usual: str = "") -> tuple[str, int]:
-    """Return (host, port) of "HOST:PORT" or "[IPv6]:PORT" (RFC 3986, 3.2.2).
-
-    ":PORT" has the usual host, if there is one.
-    """
-    host, colon, port = text.rpartition(":")
-    host = host or (usual and colon and f"[{usual}]")
+def parse_address(text: str) -> tuple[str, int]:
+    """Return (host, port) of "HOST:PORT" or "[IPv6]:PORT" (RFC 3986, 3.2.2)."""
+    host, _, port = text.rpartition(":")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     elif ":" in host:
@@ -3842,54 +3840,41 @@ class Parser(argparse.ArgumentParser):
 def parse_listen(text: str) -> tuple[str, int]:
     """Return (host, port) of "HOST:PORT" or ":PORT", all addresses as "::"."""
     every = "::" if socket.has_dualstack_ipv6() else "0.0.0.0"
-    host, port = parse_address(text, every)
+    host, port = parse_address(f"[{every}]{text}" if text[:1] == ":" else text)
     with contextlib.suppress(ValueError):
         if not int(ipaddress.IPv6Address(host.partition("%")[0])):
             host = "::"  # in its many forms
     return host, port
 
 
-def parse_seconds(text: str) -> float:
-    """Return a number of seconds, 0 or more."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1e6:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
-    return value
+def in_range(
+    convert: Callable[[str], Any], what: str, low: float, high: float
+) -> Callable[[str], Any]:
+    """Return a parser of numbers in a range, which says what is no such number."""
+
+    def parse(text: str) -> Any:
+        with contextlib.suppress(ValueError):
+            if text.isascii() and low <= (value := convert(text)) <= high:
+                return value
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+
+    return parse
 
 
-def parse_positive_seconds(text: str) -> float:
-    """Return a number of seconds above 0."""
-    if not (value := parse_seconds(text)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not more than 0 seconds")
-    return value
-
-
-def parse_count(text: str) -> int:
-    """Return a whole number, 0 or more."""
-    if not (text.isascii() and text.isdigit() and len(text) < 10):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 0 or more")
-    return int(text)
-
-
-def parse_positive_count(text: str) -> int:
-    """Return a whole number, 1 or more."""
-    if not (value := parse_count(text)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 1 or more")
-    return value
+parse_seconds = in_range(float, "a number of seconds from 0", 0, 1e6)
+parse_period = in_range(float, "a number of seconds above 0", 1e-6, 1e6)
+parse_count = in_range(int, "a whole number from 0", 0, 1e9)
+parse_times = in_range(int, "a whole number from 1", 1, 1e9)
+parse_weight = in_range(int, "a weight from 0 to 256", 0, 256)
+parse_port = in_range(int, "a port from 1 to 65535", 1, 65535)
 
 
 def parse_workers(text: str) -> int:
     """Return how many processes relay; 0 stands for `auto`."""
-    if text == "auto":
-        return 0
-    if not (text.isascii() and text.isdigit() and 0 < len(text) < 4 and int(text)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not auto or 1 to 256 processes")
-    if int(text) > 256:
-        raise argparse.ArgumentTypeError(f"{text!r} is more than 256 processes")
-    return int(text)
+    return 0 if text == "auto" else WORKERS(text)
+
+
+WORKERS = in_range(int, "auto or 1 to 256 processes", 1, 256)
 
 
 def parse_network(text: str) -> Network:
@@ -3921,140 +3906,120 @@ def parse_bytes(text: str) -> bytes:
 
 def parse_check(text: str) -> tuple[str, int]:
     """Return where PORT or HOST:PORT is; a host of "" is the server's own."""
-    host, port = parse_address(text) if ":" in text else ("", parse_count(text))
-    if not 0 < port < 65536:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a port from 1 to 65535")
-    return host, port
+    if ":" not in text:
+        return "", parse_port(text)
+    host, port = parse_address(text)
+    return host, parse_port(str(port))
 
 
 def parse_server(text: str) -> dict[str, Any]:
     """Return what is in HOST:PORT[,weight=N][,backup][,max=N][,check=[HOST:]PORT]."""
     name, *words = text.split(",")
     host, port = parse_address(name)
-    if not port:
-        why = f"{name!r} has port 0: a server listens on 1 to 65535"
-        raise argparse.ArgumentTypeError(why)
-    given: dict[str, Any] = {"host": host, "port": port}
+    given: dict[str, Any] = {"host": host, "port": parse_port(str(port))}
     given |= {"weight": 1, "backup": False, "max": 0, "check": None}
-    parsers = {"weight": parse_count, "max": parse_count, "check": parse_check}
+    parsers = {"weight": parse_weight, "max": parse_count, "check": parse_check}
     for word in words:
         key, equals, value = word.partition("=")
         if word == "backup":
             given["backup"] = True
-        elif not equals or key not in parsers:
-            why = f"{word!r} is none of weight=N, backup, max=N, check=[HOST:]PORT"
-            raise argparse.ArgumentTypeError(why)
-        else:
+        elif equals and key in parsers:
             try:
                 given[key] = parsers[key](value)
             except argparse.ArgumentTypeError as error:
                 raise argparse.ArgumentTypeError(f"{key}: {error}") from None
-    if given["weight"] > 256:
-        raise argparse.ArgumentTypeError(f"weight={given['weight']} is more than 256")
+        else:
+            why = f"{word!r} is none of weight=N, backup, max=N, check=[HOST:]PORT"
+            raise argparse.ArgumentTypeError(why)
     return given
 
 
-class OptionGroup:
-    """A group of options in the help; the help of each one ends with its default."""
-
-    def __init__(self, parser: Parser, title: str) -> None:
-        self._group = parser.add_argument_group(title)
-
-    def add(self, name: str, text: str, shown: str = "off", **how: Any) -> None:
-        """Add an option; `how` is for argparse."""
-        self._group.add_argument(name, help=f"{text} (default: {shown})", **how)
-
-    def number(
-        self, name: str, parse: Callable[[str], float], default: float, text: str
-    ) -> None:
-        """Add seconds, when the default is a float, or a count."""
-        unit = "S" if isinstance(default, float) else "N"
-        shown = f"{default:g}"
-        self.add(name, text, shown, type=parse, default=default, metavar=unit)
-
-
-def add_addresses(group: OptionGroup) -> None:
-    """Add the options that say where clients come from and where they go."""
-    form, many = "HOST:PORT", {"action": "append"}
-    text = "accept clients here, :PORT for all addresses; repeat for more"
-    shown = "127.0.0.1:9990"
-    group.add("--listen", text, shown, type=parse_listen, metavar=form, **many)
-    form += "[,weight=N][,backup][,max=N][,check=[HOST:]PORT]"
-    shown, many["dest"] = "127.0.0.1:9991, :9992, :9993", "servers"
-    text = "send clients to this server; repeat for more"
-    group.add("--server", text, shown, type=parse_server, metavar=form, **many)
-    text = "choose the next server by this rule; random: the less loaded of two"
-    shown = ALGORITHMS[0]
-    group.add("--algorithm", text, shown, choices=ALGORITHMS, default=shown)
-    text = "relay in N processes; auto: one per core"
-    group.add("--workers", text, "auto", type=parse_workers, default=0, metavar="N")
-
-
-def add_checks(group: OptionGroup) -> None:
-    """Add the options that say when a server is UP."""
-    seconds, count = parse_positive_seconds, parse_positive_count
-    text = "connect to each server every S seconds"
-    group.number("--check-interval", seconds, 2.0, text)
-    group.number("--rise", count, 2, "call a server UP after N good checks")
-    text = "call a server DOWN after N failed checks, or connects for clients"
-    group.number("--fall", count, 3, text)
-    group.number("--check-timeout", seconds, 2.0, "let a check fail after S seconds")
-    text = "send TEXT in a check (\\r \\n \\t \\xHH \\\\)"
-    how: dict[str, Any] = {"type": parse_bytes, "default": b"", "metavar": "TEXT"}
-    group.add("--check-send", text, **how)
-    text = "let a check pass only when TEXT has come back, or has come as a greeting"
-    group.add("--check-expect", text, **how)
-    text = "judge servers by clients' connects alone"
-    group.add("--no-checks", text, action="store_true")
-    text = "let live connections of a server that goes DOWN go on, or reset them"
-    group.add("--on-down", text, "keep", choices=("keep", "reset"), default="keep")
-
-
-def add_limits(group: OptionGroup) -> None:
-    """Add the options that bound time and number."""
-    text = "try another server after S seconds"
-    group.number("--connect-timeout", parse_positive_seconds, 3.0, text)
-    text = "close after S seconds without a byte; 0: never"
-    group.number("--idle-timeout", parse_seconds, 3600.0, text)
-    text = "close after S seconds without a byte once one side has ended; 0: never"
-    group.number("--half-close-timeout", parse_seconds, 300.0, text)
-    text = "let a client wait for S seconds while no server can be connected"
-    group.number("--hold", parse_seconds, 3.0, text)
-    text = "accept for S seconds more at a stop, while /healthz says 503"
-    group.number("--stop-delay", parse_seconds, 0.0, text)
-    text = "let live connections end for S seconds at a stop"
-    group.number("--grace", parse_seconds, 30.0, text)
-    text = "close after S seconds in the queue for a place at a server; 0: never"
-    group.number("--queue-timeout", parse_seconds, 5.0, text)
-    text = "serve N at once, let more wait to be accepted; 0: no limit but descriptors"
-    group.number("--max-connections", parse_count, 0, text)
+# A row: option, metavar or choices, type, default, help, and the default in words if it
+# does not show itself. A switch has neither metavar nor default; a list is repeatable.
+OPTIONS: dict[str, tuple[tuple[Any, ...], ...]] = {
+    "addresses": (
+        ("--listen", "HOST:PORT", parse_listen, [],
+         "accept clients here, :PORT for all addresses", "127.0.0.1:9990"),
+        ("--server", "HOST:PORT[,weight=N][,backup][,max=N][,check=[HOST:]PORT]",
+         parse_server, [], "send clients to this server",
+         "127.0.0.1:9991, :9992, :9993"),
+        ("--algorithm", ALGORITHMS, str, ALGORITHMS[0],
+         "choose the next server by this rule; random: the less loaded of two"),
+        ("--workers", "N", parse_workers, 0, "relay in N processes",
+         "auto, one per core"),
+    ),
+    "checks": (
+        ("--check-interval", "S", parse_period, 2.0,
+         "connect to each server every S seconds"),
+        ("--rise", "N", parse_times, 2, "call a server UP after N good checks"),
+        ("--fall", "N", parse_times, 3,
+         "call a server DOWN after N failed checks, or connects for clients"),
+        ("--check-timeout", "S", parse_period, 2.0, "let a check fail after S seconds"),
+        ("--check-send", "TEXT", parse_bytes, b"",
+         r"send TEXT in a check (\r \n \t \xHH \\)", "off"),
+        ("--check-expect", "TEXT", parse_bytes, b"",
+         "let a check pass only when TEXT has come back, or as a greeting", "off"),
+        ("--no-checks", "", None, None, "judge servers by clients' connects alone"),
+        ("--on-down", ("keep", "reset"), str, "keep",
+         "let live connections of a server that goes DOWN go on, or reset them"),
+    ),
+    "limits": (
+        ("--connect-timeout", "S", parse_period, 3.0,
+         "try another server after S seconds"),
+        ("--idle-timeout", "S", parse_seconds, 3600.0,
+         "close after S seconds without a byte; 0: never"),
+        ("--half-close-timeout", "S", parse_seconds, 300.0,
+         "close after S seconds without a byte once one side has ended; 0: never"),
+        ("--hold", "S", parse_seconds, 3.0,
+         "let a client wait for S seconds while no server can be connected"),
+        ("--stop-delay", "S", parse_seconds, 0.0,
+         "accept for S seconds more at a stop, while /healthz says 503"),
+        ("--grace", "S", parse_seconds, 30.0,
+         "let live connections end for S seconds at a stop"),
+        ("--queue-timeout", "S", parse_seconds, 5.0,
+         "close after S seconds in the queue for a place at a server; 0: never"),
+        ("--max-connections", "N", parse_count, 0,
+         "serve N at once, let more wait to be accepted; 0: as descriptors allow"),
+    ),
+    "access": (
+        ("--allow", "CIDR", parse_network, [], "refuse clients from elsewhere",
+         "all may come"),
+        ("--accept-proxy", "CIDR", parse_network, [], "require a PROXY header, version"
+         " 1 or 2, from these sources and refuse all others", "off"),
+        ("--send-proxy", ("v1", "v2"), str, None,
+         "tell servers the client's address by a PROXY header", "off"),
+    ),
+    "output": (
+        ("--status", "HOST:PORT", parse_address, None,
+         "serve a live page, /status.json, /metrics and /healthz here", "off"),
+        ("--status-host", "NAME", str, [],
+         "answer a browser that asks for this name, too", "none"),
+        ("--status-control", "", None, None,
+         "obey drain, ready and maint on any address, not on loopback alone"),
+        ("--log", "FILE", str, "-", "append the log to FILE; a terminal gets shorter"
+         " lines", "standard output, -"),
+        ("--quiet", "", None, None,
+         "print nothing but the first line; a --log FILE is still written"),
+    ),
+}  # fmt: skip
 
 
-def add_access(group: OptionGroup) -> None:
-    """Add the options that say who may come, and as whom."""
-    networks: dict[str, Any] = {"type": parse_network, "metavar": "CIDR"}
-    networks["action"] = "append"
-    text = "refuse clients from elsewhere; repeat for more"
-    group.add("--allow", text, "all may come", **networks)
-    text = "require a PROXY header, version 1 or 2, from these sources and refuse all "
-    text += "others; repeat for more"
-    group.add("--accept-proxy", text, **networks)
-    text = "tell servers the client's address by a PROXY header"
-    group.add("--send-proxy", text, choices=("v1", "v2"))
-
-
-def add_output(group: OptionGroup) -> None:
-    """Add the options that say what an operator sees."""
-    text = "serve a live page, /status.json, /metrics and /healthz here"
-    group.add("--status", text, type=parse_address, metavar="HOST:PORT")
-    text = "answer a browser that asks for this name, too; repeat for more"
-    group.add("--status-host", text, action="append", metavar="NAME")
-    text = "obey drain, ready and maint on any address, not on loopback alone"
-    group.add("--status-control", text, action="store_true")
-    text = "append the log to FILE; a terminal gets shorter lines"
-    group.add("--log", text, "standard output, -", metavar="FILE")
-    text = "print nothing but the first line; a --log FILE is still written"
-    group.add("--quiet", text, action="store_true")
+def add_option(
+    group: argparse._ArgumentGroup, name: str, values: Any, kind: Any, default: Any,
+    text: str, shown: str = "",
+) -> None:  # fmt: skip
+    """Add a row of OPTIONS to its group; its help ends with the default."""
+    if not values:
+        group.add_argument(name, action="store_true", help=f"{text} (default: off)")
+        return
+    if isinstance(default, list):
+        text += "; repeatable"
+    shown = shown or (f"{default:g}" if isinstance(default, float) else str(default))
+    how = {"choices": values} if isinstance(values, tuple) else {"metavar": values}
+    group.add_argument(
+        name, type=kind, default=default, help=f"{text} (default: {shown})",
+        action="append" if isinstance(default, list) else "store", **how,
+    )  # fmt: skip
 
 
 def parse_args(argv: Sequence[str] | None) -> Options:
@@ -4067,18 +4032,17 @@ def parse_args(argv: Sequence[str] | None) -> Options:
         "--grace seconds; a second one: exit at once. SIGHUP: reopen --log.",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
-    add_addresses(OptionGroup(parser, "addresses"))
-    add_checks(OptionGroup(parser, "checks"))
-    add_limits(OptionGroup(parser, "limits"))
-    add_access(OptionGroup(parser, "access"))
-    add_output(OptionGroup(parser, "output"))
+    for title, rows in OPTIONS.items():
+        group = parser.add_argument_group(title)
+        for row in rows:
+            add_option(group, *row)
     options = parser.parse_args(argv)
     why = why_one_process()
     if options.workers > 1 and why:
         parser.error(f"--workers: {why}: use --workers 1")
     alone = why or is_free_threaded()
     options.workers = options.workers or (1 if alone else usable_cores())
-    given = options.servers or [parse_server(f"127.0.0.1:{p}") for p in DEFAULT_PORTS]
+    given = options.server or [parse_server(f"127.0.0.1:{p}") for p in DEFAULT_PORTS]
     options.notes = []
     known: dict[tuple[Any, ...], dict[str, Any]] = {}  # by address, whose it is
     for server in given:
@@ -4099,7 +4063,7 @@ def parse_args(argv: Sequence[str] | None) -> Options:
             options.notes.append(f"{name} is {text}, as {whose}: with its settings")
     options.servers = given
     options.log = None if options.log == "-" else options.log
-    places = [place for place in options.listen or [] if place[1]]
+    places = [place for place in options.listen if place[1]]
     if len(set(places)) < len(places):
         parser.error("--listen: an address is given more than once")
     return options
@@ -4356,20 +4320,25 @@ li { display: flex; gap: 0 .8rem; overflow-wrap: anywhere; font-size: .9rem }
 time { color: var(--soft); white-space: nowrap }
 table { border-collapse: collapse; width: 100%; font-size: .88rem }
 th, td { text-align: right; padding: .35rem .5rem; vertical-align: top }
+td:nth-child(n+3) { white-space: nowrap }
 th:nth-child(-n+2), td:nth-child(-n+2) { text-align: left; overflow-wrap: anywhere }
 th { color: var(--soft); font-weight: 500 }
 tr + tr td { border-top: 1px solid var(--line) }
 @media (max-width: 40rem) { body { padding: .75rem } .box { padding: .5rem }
   table { font-size: .75rem } th, td { padding: .3rem .2rem } }
 body.large { max-width: none }
-.large .big { display: block; font-size: clamp(2.5rem, 7vw, 5rem); line-height: 1.1;
-  font-weight: 700 }
+.large article { container-type: inline-size }  /* its width: 100cqw */
+.large .big { display: block; font-size: clamp(1.5rem, 11cqw, 6rem);
+  line-height: 1.1; font-weight: 700 }
 .large .small { display: none }
-.large h3 { font-size: clamp(1.5rem, 3.2vw, 2.6rem) }
+.large h3 { font-size: clamp(1.2rem, 9cqw, 4rem); line-height: 1.2 }
 .large figure { font-size: 1.15rem; grid-template-columns: 6.5rem 1fr }
+.large li { font-size: 1.3rem }
 .large svg { height: 8rem } .large polyline { stroke-width: 4 }
 .large #servers { grid-template-columns:
   repeat(auto-fit, minmax(min(24rem, 100%), 1fr)) }
+@media (max-width: 40rem) {
+  .large figure { font-size: 1rem; grid-template-columns: 4.5rem 1fr } }
 </style>
 </head>
 <body>
@@ -4398,6 +4367,11 @@ function make(tag, text, name) {
   if (name) node.className = name;
   return node;
 }
+function place(tag, address) {  // may be broken before its port
+  const node = make(tag), port = address.lastIndexOf(":") + 1;
+  node.append(address.slice(0, port), make("wbr"), address.slice(port));
+  return node;
+}
 function amount(n) {
   const units = ["B", "kB", "MB", "GB", "TB"];
   let u = 0;
@@ -4412,7 +4386,7 @@ function time(s) {
 const count = n => n < 10 && n % 1 ? n.toFixed(1) : Math.round(n).toLocaleString("en");
 // The next of 1, 2, 4, 6, 8, 10, 20, 40 …: all plots of a kind get the same
 function scale(series) {
-  const most = Math.max(1, ...series.flat()), ten = 10 ** Math.floor(Math.log10(most));
+  const most = Math.max(2, ...series.flat()), ten = 10 ** Math.floor(Math.log10(most));
   return [1, 2, 4, 6, 8, 10].find(step => step * ten >= most) * ten;
 }
 function plot(name, format) {
@@ -4426,7 +4400,7 @@ function plot(name, format) {
   return { box, show(values, ages, length, top) {
     svg.setAttribute("viewBox", "0 0 " + length + " 100");
     numbers.replaceChildren(...[top, top / 2, 0].map(v => make("span", format(v))));
-    const labels = [length + " s ago", length * 2 / 3, length / 3, "now"];
+    const labels = ["−" + length + " s", "−" + length * 2 / 3, "−" + length / 3, "now"];
     times.replaceChildren(...labels.map(text => make("span", text)));
     const lines = [];
     let points = [];
@@ -4467,7 +4441,7 @@ function card(address) {
       refresh();
     };
   }
-  head.append(make("span", address), state);
+  head.append(place("span", address), state);
   box.append(head, ...lines, ...plots.map(p => p.box), actions);
   lines[1].classList.add("small");
   plots[2].box.classList.add("small");
@@ -4532,9 +4506,10 @@ function show(s, h) {
     : "the oldest " + s.live.length + " of " + count(c.active);
   byId("live").replaceChildren(...s.live.map(x => {
     const row = make("tr");
-    const cells = [x.client, x.server || "–", time(x.age_s), time(x.idle_s),
-      amount(x.to_server), amount(x.to_client)];
-    row.append(...cells.map(text => make("td", text)));
+    const cells = [time(x.age_s), time(x.idle_s), amount(x.to_server),
+      amount(x.to_client)];
+    row.append(place("td", x.client), place("td", x.server || "–"),
+      ...cells.map(text => make("td", text)));
     return row;
   }));
 }

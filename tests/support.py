@@ -23,6 +23,7 @@ import contextlib
 import http.client
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -182,9 +183,14 @@ def is_reset(connection: socket.socket) -> bool:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """Return a port that was free a moment ago: only where port 0 cannot serve."""
-    with socket.create_server((host, 0)) as probe:
-        return int(probe.getsockname()[1])
+    """Return a port that was free a moment ago: only where port 0 cannot serve.
+
+    None of those that the system gives to others for port 0 (RFC 6335, 6; Linux).
+    """
+    while True:
+        where = (host, random.randrange(20_000, 32_000))
+        with contextlib.suppress(OSError), socket.create_server(where) as probe:
+            return int(probe.getsockname()[1])
 
 
 def localhost_resolves() -> bool:

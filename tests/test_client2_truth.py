@@ -124,16 +124,15 @@ class TheVerdict(ClientTestCase):
                 self.assertIn("use more clients", reason)
 
     def test_a_confirmation_too_many_is_a_mismatch_and_said(self) -> None:
-        for behaviour, words in (
-            (twice, "bytes were left over"),
-            (late_copy, "came before their messages were sent"),
-        ):
-            with self.subTest(words):
+        # Which of the two is seen depends on when the copy is read.
+        words = r"bytes were left over|came before their messages were sent"
+        for behaviour in (twice, late_copy):
+            with self.subTest(behaviour):
                 more = ("--messages", 4, "--think", 0.05)
                 document = self.measure(self.backend(behaviour), 2, *more, code=1)
                 self.assertGreater(document["failures"]["mismatch"], 0)
                 self.assertEqual(document["verdict"], "doubtful")
-                self.assertIn(words, str(document["reasons"]))
+                self.assertRegex(str(document["reasons"]), words)
 
     def test_bytes_left_over_after_the_last_reply_are_seen(self) -> None:
         pieces = (b"Server 9991 received: Hi\n", b"Server 9991 received: Hi\n")

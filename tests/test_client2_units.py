@@ -732,6 +732,15 @@ class TheResults(unittest.TestCase):
         self.assertEqual((run.bytes_sent, run.bytes_received), (21, 43))
         self.assertEqual(run.servers["9991"].confirmed, 1)
 
+    def test_servers_are_listed_by_their_numbers(self) -> None:
+        made = [exchange(1, 10, outcome=GOOD._replace(server=name))
+                for name in ("10000", "9991", "9992")]  # fmt: skip
+        total = Results()
+        total.merge(results_of(made, 3))
+        self.assertEqual(list(total.as_json()["servers"]), ["9991", "9992", "10000"])
+        lines = "\n".join(client2.server_lines(total))
+        self.assertRegex(lines, r"(?s) 9991 .* 9992 .* 10000 ")
+
     def test_a_clock_that_is_set_back_makes_no_negative_duration(self) -> None:
         run = results_of([exchange(1000, 700)])
         for metric in (run.latency, run.response_time):

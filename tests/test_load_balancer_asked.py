@@ -1056,28 +1056,6 @@ class SeveralListenWithTwoWorkers(SeveralListen):
     WORKERS = 2
 
 
-class SignalToAll(Asked):
-    """systemd and timeout(1) send a stop to all processes at once."""
-
-    WORKERS = 2
-
-    def test_live_connections_end_in_peace(self) -> None:
-        balancer = self.balance([self.backend(echo)], "--grace=30")
-        client = self.dial(balancer)
-        client.sendall(b"hello")
-        self.assertEqual(read_exactly(client, 5), b"hello")
-        for pid in reversed(family(balancer.pid)):
-            os.kill(pid, signal.SIGTERM)
-        balancer.wait_for_line("stopping")
-        client.sendall(b"still")
-        self.assertEqual(read_exactly(client, 5), b"still")
-        name = local_address(client)
-        client.close()
-        self.assertEqual(balancer.wait(), 0)
-        self.assertEqual(self.ending(balancer, name).code, "--")
-        self.assertNotIn("died", balancer.stdout_text())
-
-
 class Sockets(ProgramTestCase):
     """systemd's sockets, however many, take the place of --listen."""
 

@@ -632,6 +632,82 @@ def public_address() -> str:
         return "" if host.startswith("127.") else host
 
 
+class History(BalancerTestCase):
+    """The balancer keeps what the page draws: 90 s, and the last events."""
+
+    def history(self, balancer: Running) -> dict[str, Any]:
+        """Return /history.json."""
+        status, _, body = http_request(status_address(balancer), "/history.json")
+        self.assertEqual(status, 200)
+        document: dict[str, Any] = json.loads(body)
+        return document
+
+    def texts(self, balancer: Running) -> list[str]:
+        """Return what the events say, oldest first."""
+        return [event["text"] for event in self.history(balancer)["events"]]
+
+    def test_rates_of_all_servers_are_kept_though_nobody_looks(self) -> None:
+        backends = [self.backend(named) for _ in range(2)]
+        balancer = self.balance(backends, "--algorithm", "leastconn")
+        wait_until(lambda: self.history(balancer)["ages_s"], what="a first second")
+        for _ in range(6):
+            visit_once(balancer)
+
+        def counted() -> bool:
+            found = [s["connections_per_s"] for s in self.history(balancer)["servers"]]
+            return bool(found) and sum(map(sum, found)) > 0
+
+        wait_until(counted, what="the rates")
+        document = self.history(balancer)
+        self.assertEqual(document["algorithm"], "leastconn")
+        self.assertEqual(document["length_s"], 90)
+        ages = document["ages_s"]
+        self.assertEqual((ages[-1], ages), (0, sorted(ages, reverse=True)))
+        self.assertEqual(
+            [server["address"] for server in document["servers"]],
+            [backend.address for backend in backends],
+        )
+        series = [document["queued"]]
+        kinds = ("connections_per_s", "active", "bytes_per_s")
+        for server in document["servers"]:
+            series += [server[kind] for kind in kinds]
+        self.assertEqual({len(one) for one in series}, {len(ages)})
+
+    def test_client_that_waits_is_in_the_plot_of_the_queue(self) -> None:
+        backend = self.backend(echo)
+        balancer = self.balance([f"{backend.address},max=1"], "--queue-timeout", "60")
+        for _ in range(2):
+            self.dial(balancer).sendall(b"?")
+        wait_until(lambda: 1 in self.history(balancer)["queued"], what="a queue")
+
+    def test_state_and_refusals_are_events_even_when_quiet(self) -> None:
+        backend = self.backend(named)
+        balancer = self.balance([backend], "--quiet", "--allow", "192.0.2.0/24")
+        command(balancer, backend, "maint")
+        wait_until(
+            lambda: any("state=MAINT" in text for text in self.texts(balancer)),
+            what="the state",
+        )
+        with contextlib.suppress(ConnectionError):
+            self.assertEqual(self.dial(balancer).recv(1), b"")
+        wait_until(
+            lambda: "1 client refused" in self.texts(balancer), what="the refusal"
+        )
+        last = self.history(balancer)["events"][-1]
+        self.assertAlmostEqual(last["at"], time.time(), delta=60)
+        for _ in range(6):
+            command(balancer, backend, "drain")
+            command(balancer, backend, "maint")
+        self.assertEqual(len(self.texts(balancer)), 10)
+        self.assertNotIn("state=", "".join(balancer.stdout_lines()))
+
+
+class HistoryWithTwoWorkers(History):
+    """The desk keeps it for all."""
+
+    WORKERS = 2
+
+
 class InPublic(BalancerTestCase):
     """A status address that others can reach: names that are known, and no commands."""
 

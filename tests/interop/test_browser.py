@@ -231,6 +231,59 @@ class StatusPage(BrowserTestCase):
         )
         self.assertTrue(pressed, f"no button {label} for {address}")
 
+    def test_plots_are_there_at_once_and_of_one_scale(self) -> None:
+        backends = [self.backend(named) for _ in range(8)]
+        balancer = self.balance(backends, "--algorithm", "leastconn")
+        where = status_address(balancer)
+
+        def is_kept() -> bool:
+            visit_once(balancer)
+            kept = json.loads(http_request(where, "/history.json")[2])
+            return len(kept["ages_s"]) >= 3
+
+        wait_until(is_kept, 20, "three seconds of history")
+        browser = self.browser()
+        browser.open(f"http://{where}/")
+        points = (
+            "return [...document.querySelectorAll('polyline')].map("
+            "p => p.points.length)"
+        )
+        plots = 3 * len(backends) + 1
+        wait_until(lambda: len(browser.run(points)) == plots, 20, "all the plots")
+        self.assertGreaterEqual(min(browser.run(points)), 3)
+        self.wait_for_text(browser, "leastconn")
+        self.wait_for_text(browser, "listening on")  # the first of the events
+        scales = browser.run(
+            "return [...document.querySelectorAll('article')].map(a => "
+            "[...a.querySelectorAll('.scale')].map(s => s.innerText).join())"
+        )
+        self.assertEqual((len(scales), len(set(scales))), (8, 1), scales)
+
+    def test_nothing_is_lost_on_a_phone_and_big_is_big(self) -> None:
+        balancer = self.balance([self.backend(named)])
+        browser = self.browser()
+        browser.devtools(
+            "Emulation.setDeviceMetricsOverride",
+            **{"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True},
+        )
+        held = self.dial(balancer)
+        browser.open(f"http://{status_address(balancer)}/")
+        self.wait_for_text(browser, str(held.getsockname()[1]))
+        edges = browser.run(
+            "return [...document.querySelectorAll('th, td')].map("
+            "cell => cell.getBoundingClientRect().right)"
+        )
+        self.assertEqual(len(edges), 12)
+        self.assertLess(max(edges), 390)
+        sizes = (
+            "return [...document.querySelectorAll('body *')].filter(n => n.innerText)"
+            ".map(n => parseFloat(getComputedStyle(n).fontSize))"
+        )
+        self.assertGreaterEqual(min(browser.run(sizes)), 10)
+        browser.open(f"http://{status_address(balancer)}/#big")
+        self.wait_for_text(browser, "1 live")
+        self.assertGreater(max(browser.run(sizes)), 30)
+
     def test_page_says_when_the_balancer_is_gone(self) -> None:
         balancer = self.balance([self.backend(named)])
         browser = self.browser()
