@@ -2732,6 +2732,7 @@ STATE_LINE = re.compile(
 )
 HANGING: dict[str, Any] = {"subsequent_indent": " " * 9, "break_on_hyphens": False}
 
+
 class Screen:
     """What a terminal is shown: short lines, and one a second when there are many.
 
@@ -2784,14 +2785,15 @@ class Screen:
 
     def _end(self, clock: str, text: str) -> str:
         """Return the line of a connection's end, nothing when there are too many."""
-        fields = dict(word.partition("=")[::2] for word in text.split(" "))
-        server, code = short_address(fields["server"]), fields["end"]
+        figures, _, how = text.partition(" end=")
+        fields = dict(word.split("=", 1) for word in figures.split(" "))
+        server, code = short_address(fields["server"]), how[:2]
         self._ended[server] += 1
         if code != "--":
             self._codes[code] += 1
         if self._is_busy or self._ended.total() > SCREEN_LINES:
             return ""
-        how = "ok" if code == "--" else text.partition(" end=")[2]
+        how = "ok" if code == "--" else how
         line = (
             f"{clock} client {short_address(fields['client'])} {ARROW} {server}  "
             f"{float(fields['duration_ms']):.1f} ms  "
@@ -3294,7 +3296,7 @@ class StatusHandler(http.server.BaseHTTPRequestHandler):
     timeout = STATUS_TIMEOUT_S  # per read or write; the oldest makes way anyway
 
     def do_GET(self) -> None:
-        """Answer /, /status.json, /metrics, /healthz."""
+        """Answer /, /status.json, /history.json (the page's), /metrics, /healthz."""
         path, board = self.path.partition("?")[0], self.server.board
         if path not in ("/healthz", "/metrics") and not self._is_own_host():
             return
@@ -3302,8 +3304,10 @@ class StatusHandler(http.server.BaseHTTPRequestHandler):
             page = PAGE if self._may_control() else PAGE.replace(BUTTONS, "")
             self._reply(200, "text/html; charset=utf-8", page)
         elif path == "/status.json":
-            text = json.dumps(self._status(board.snapshot()))
-            self._reply(200, "application/json", text)
+            figures = board.snapshot()
+            del figures["more"]
+            head = {"version": 1, "listen": self.server.listen_text}
+            self._reply(200, "application/json", json.dumps(head | figures))
         elif path == "/history.json":
             text = json.dumps(self.server.history.document())
             self._reply(200, "application/json", text)
@@ -3338,14 +3342,12 @@ class StatusHandler(http.server.BaseHTTPRequestHandler):
             return
         address_text, admin = urllib.parse.unquote(path[1]), path[2]
         whence = str(plain_ip(self.client_address[0]))
-        if self.server.set_admin(address_text, admin, whence):
-            self._reply(200, "text/plain", f"{address_text}: {admin}\n")
-        else:
+        line = self.server.board.set_admin(address_text, admin, whence)
+        if line is None:
             self._reply(404, "text/plain", f"no server {address_text}\n")
-
-    def _status(self, figures: dict[str, Any]) -> dict[str, Any]:
-        shown = {key: value for key, value in figures.items() if key != "more"}
-        return {"version": 1, "listen": self.server.listen_text, **shown}
+        else:
+            self.server.log.line(line)
+            self._reply(200, "text/plain", f"{address_text}: {admin}\n")
 
     def _is_own_host(self) -> bool:
         """Refuse a name that only a foreign DNS would give us (DNS rebinding)."""
@@ -3354,8 +3356,7 @@ class StatusHandler(http.server.BaseHTTPRequestHandler):
             return True  # no browser: those always name it (RFC 9112, 3.2)
         with contextlib.suppress(ValueError):  # "[" is none
             host = urllib.parse.urlsplit(f"//{given or ''}").hostname
-        known = {"localhost", self._own_ip(), *self.server.names}
-        if host in known:
+        if host in ("localhost", self._own_ip(), *self.server.names):
             return True
         words = "not a known name of this host: ask by its address, or start with "
         self._reply(421, "text/plain", words + "--status-host NAME\n")
@@ -3414,7 +3415,7 @@ class StatusServer(http.server.ThreadingHTTPServer):
         """Listen for status clients; raise OSError."""
         names = (where[0], *(board.options.status_host or ()))
         self.names = [name.lower() for name in names]
-        self.listen_text, self.board, self._log = listen_text, board, log
+        self.listen_text, self.board, self.log = listen_text, board, log
         self.history = History(board, log)
         self._lock = threading.Lock()
         self._open: dict[socket.socket, None] = {}
@@ -3469,14 +3470,6 @@ class StatusServer(http.server.ThreadingHTTPServer):
         """Say nothing of a status client that leaves early; show a defect."""
         if not isinstance(sys.exc_info()[1], OSError):
             traceback.print_exc()
-
-    def set_admin(self, address_text: str, admin: str, whence: str) -> bool:
-        """Set a server ready, drain or maint; False when there is none there."""
-        line = self.board.set_admin(address_text, admin, whence)
-        if line is None:
-            return False
-        self._log.line(line)
-        return True
 
 
 # ---- Processes -----------------------------------------------------------------------
