@@ -683,6 +683,11 @@ class Row(Addressed):
         """Which connection this is, among all that have the row in turn."""
         return f"{self.index}.{self.accepted_ns}"
 
+    def copy(self) -> Row:
+        """Return what it is now, not on the board."""
+        cells = memoryview(bytes(self.cells)).cast("q")
+        return Row(cells, self.index, self.worker)
+
     def has_tried(self, server: Server) -> bool:
         """Tell whether it could not be connected to a server."""
         cell, bit = divmod(server.index, self.TRIED)
@@ -1369,47 +1374,44 @@ class Board(Cells):
         return lines
 
     def snapshot(self) -> dict[str, Any]:
-        """Return a moment's figures as /status.json has them, and "more"."""
+        """Return a moment's figures as /status.json has them, and "more".
+
+        The lock is held for copies; nobody waits while thousands of them are added up.
+        """
         with self.lock:
             now_ns = time.monotonic_ns()
-            rows = self.taken_rows()
-            # Copies, to which the live connections' counters are added
+            rows = [row.copy() for row in self.taken_rows()]
             copies = {s.index + 1: s.copy() for s in self.servers()}
-            for row in rows:
-                if row.server:
-                    copies[row.server].add_row(row)
-            servers = [s for s in copies.values() if not s.gone or s.places_taken]
-            return {
+            amounts = {"to_servers": self.to_servers, "to_clients": self.to_clients}
+            figures = {
                 "uptime_s": round((now_ns - self.started_ns) / 1e9, 3),
                 "stopping": bool(self.leaving),
                 "connections": {
                     "active": len(rows), "total": self.begun, "failed": self.failed,
                     "refused": self.refused, "queued": self.queued,
                 },
-                "bytes": {
-                    "to_servers": self.to_servers + sum(r.to_server for r in rows),
-                    "to_clients": self.to_clients + sum(r.to_client for r in rows),
-                },
-                "servers": [describe(server, now_ns) for server in servers],
-                "live": [
-                    describe_live(row, self.server_of(row), now_ns)
-                    for row in rows[:LIVE_LISTED]
-                ],
-                "more": {
-                    "ends": dict(zip(END_CODES, self._ends.tolist(), strict=True)),
-                    "queue": self._queue_times.tolist(),
-                    "connections": self._connection_times.tolist(),
-                    "started_s": round(self.started_s, 3),
-                    "servers": [
-                        {
-                            "checks_failed": s.checks_failed,
-                            "connects": s.connects.tolist(),
-                            "up": s.state == UP,
-                        }
-                        for s in servers
-                    ],
-                },
             }  # fmt: skip
+            more = {
+                "ends": dict(zip(END_CODES, self._ends.tolist(), strict=True)),
+                "queue": self._queue_times.tolist(),
+                "connections": self._connection_times.tolist(),
+                "started_s": round(self.started_s, 3),
+            }
+        for row in rows:
+            amounts["to_servers"] += row.to_server
+            amounts["to_clients"] += row.to_client
+            if row.server:
+                copies[row.server].add_row(row)
+        servers = [s for s in copies.values() if not s.gone or s.places_taken]
+        return figures | {
+            "bytes": amounts,
+            "servers": [describe(server, now_ns) for server in servers],
+            "live": [
+                describe_live(row, copies.get(row.server), now_ns)
+                for row in rows[:LIVE_LISTED]
+            ],
+            "more": more | {"servers": [describe_more(server) for server in servers]},
+        }
 
 
 def plain_key(address: SocketAddress) -> tuple[Any, ...]:
@@ -2736,6 +2738,7 @@ STATE_LINE = re.compile(
 )
 HANGING: dict[str, Any] = {"subsequent_indent": " " * 9, "break_on_hyphens": False}
 
+
 class Screen:
     """What a terminal is shown: short lines, and one a second when there are many.
 
@@ -2788,14 +2791,15 @@ class Screen:
 
     def _end(self, clock: str, text: str) -> str:
         """Return the line of a connection's end, nothing when there are too many."""
-        fields = dict(word.partition("=")[::2] for word in text.split(" "))
-        server, code = short_address(fields["server"]), fields["end"]
+        figures, _, how = text.partition(" end=")
+        fields = dict(word.split("=", 1) for word in figures.split(" "))
+        server, code = short_address(fields["server"]), how[:2]
         self._ended[server] += 1
         if code != "--":
             self._codes[code] += 1
         if self._is_busy or self._ended.total() > SCREEN_LINES:
             return ""
-        how = "ok" if code == "--" else text.partition(" end=")[2]
+        how = "ok" if code == "--" else how
         line = (
             f"{clock} client {short_address(fields['client'])} {ARROW} {server}  "
             f"{float(fields['duration_ms']):.1f} ms  "
@@ -3086,6 +3090,15 @@ def describe(server: Server, now_ns: int) -> dict[str, Any]:
     }
 
 
+def describe_more(server: Server) -> dict[str, Any]:
+    """Return what only /metrics has of a server."""
+    return {
+        "checks_failed": server.checks_failed,
+        "connects": server.connects.tolist(),
+        "up": server.state == UP,
+    }
+
+
 def describe_live(row: Row, server: Server | None, now_ns: int) -> dict[str, Any]:
     """Return a live connection's entry of /status.json; ages in seconds."""
     last_ns = row.last_ns or row.accepted_ns
@@ -3289,7 +3302,7 @@ class StatusHandler(http.server.BaseHTTPRequestHandler):
     timeout = STATUS_TIMEOUT_S  # per read or write; the oldest makes way anyway
 
     def do_GET(self) -> None:
-        """Answer /, /status.json, /metrics, /healthz."""
+        """Answer /, /status.json, /history.json (the page's), /metrics, /healthz."""
         path, board = self.path.partition("?")[0], self.server.board
         if path not in ("/healthz", "/metrics") and not self._is_own_host():
             return
@@ -3297,8 +3310,10 @@ class StatusHandler(http.server.BaseHTTPRequestHandler):
             page = PAGE if self._may_control() else PAGE.replace(BUTTONS, "")
             self._reply(200, "text/html; charset=utf-8", page)
         elif path == "/status.json":
-            text = json.dumps(self._status(board.snapshot()))
-            self._reply(200, "application/json", text)
+            figures = board.snapshot()
+            del figures["more"]
+            head = {"version": 1, "listen": self.server.listen_text}
+            self._reply(200, "application/json", json.dumps(head | figures))
         elif path == "/history.json":
             text = json.dumps(self.server.history.document())
             self._reply(200, "application/json", text)
@@ -3333,14 +3348,12 @@ class StatusHandler(http.server.BaseHTTPRequestHandler):
             return
         address_text, admin = urllib.parse.unquote(path[1]), path[2]
         whence = str(plain_ip(self.client_address[0]))
-        if self.server.set_admin(address_text, admin, whence):
-            self._reply(200, "text/plain", f"{address_text}: {admin}\n")
-        else:
+        line = self.server.board.set_admin(address_text, admin, whence)
+        if line is None:
             self._reply(404, "text/plain", f"no server {address_text}\n")
-
-    def _status(self, figures: dict[str, Any]) -> dict[str, Any]:
-        shown = {key: value for key, value in figures.items() if key != "more"}
-        return {"version": 1, "listen": self.server.listen_text, **shown}
+        else:
+            self.server.log.line(line)
+            self._reply(200, "text/plain", f"{address_text}: {admin}\n")
 
     def _is_own_host(self) -> bool:
         """Refuse a name that only a foreign DNS would give us (DNS rebinding)."""
@@ -3349,8 +3362,7 @@ class StatusHandler(http.server.BaseHTTPRequestHandler):
             return True  # no browser: those always name it (RFC 9112, 3.2)
         with contextlib.suppress(ValueError):  # "[" is none
             host = urllib.parse.urlsplit(f"//{given or ''}").hostname
-        known = {"localhost", self._own_ip(), *self.server.names}
-        if host in known:
+        if host in ("localhost", self._own_ip(), *self.server.names):
             return True
         words = "not a known name of this host: ask by its address, or start with "
         self._reply(421, "text/plain", words + "--status-host NAME\n")
@@ -3409,7 +3421,7 @@ class StatusServer(http.server.ThreadingHTTPServer):
         """Listen for status clients; raise OSError."""
         names = (where[0], *(board.options.status_host or ()))
         self.names = [name.lower() for name in names]
-        self.listen_text, self.board, self._log = listen_text, board, log
+        self.listen_text, self.board, self.log = listen_text, board, log
         self.history = History(board, log)
         self._lock = threading.Lock()
         self._open: dict[socket.socket, None] = {}
@@ -3464,14 +3476,6 @@ class StatusServer(http.server.ThreadingHTTPServer):
         """Say nothing of a status client that leaves early; show a defect."""
         if not isinstance(sys.exc_info()[1], OSError):
             traceback.print_exc()
-
-    def set_admin(self, address_text: str, admin: str, whence: str) -> bool:
-        """Set a server ready, drain or maint; False when there is none there."""
-        line = self.board.set_admin(address_text, admin, whence)
-        if line is None:
-            return False
-        self._log.line(line)
-        return True
 
 
 # ---- Processes -----------------------------------------------------------------------
