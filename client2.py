@@ -143,7 +143,6 @@ SCARCE = {errno.EADDRNOTAVAIL: "local ports", errno.EMFILE: "descriptors",
 READ_BYTES = 1 << 16
 LONGEST_REPLY = 64 << 20  # with --any-reply
 SILENCE_S = 0.02  # ends a reply of several lines, with --any-reply
-SAME_CLOCK_NS = 20_000  # readings of two clocks differ by less
 
 TICK_S = 0.25  # a group reports so often, and the progress line moves
 BEAT_S = 0.01  # a group looks so often whether it stood still
@@ -353,14 +352,12 @@ class Slices:
     counts: Counter[tuple[int, Any]] = field(default_factory=Counter)  # (slice, thing)
 
     def add(self, moments: Sequence[int], things: Iterable[Any]) -> None:
-        """Count a thing per moment."""
         if moments:
             self.reach(min(moments), max(moments))
             slices = map(operator.rshift, moments, itertools.repeat(self.shift))
             self.counts.update(zip(slices, things, strict=False))
 
     def merge(self, other: Slices) -> None:
-        """Add another one's counts."""
         shift = max(self.shift, other.shift)
         self.widen(shift)
         other.widen(shift)
@@ -441,7 +438,7 @@ class Distribution:
     values: array[int] | None = field(default_factory=lambda: array("q"))
     slices: Slices = field(default_factory=Slices)
     read: dict[str, list[float]] = field(default_factory=dict)
-    known: dict[Any, Any] = field(default_factory=dict)  # parts that were asked for
+    known: tuple[int, list[Counter[int]]] = (0, [])  # at which count; the parts then
 
     def extend(self, values: Sequence[int], moments: Sequence[int] = ()) -> list[int]:
         """Add durations, and when each was; return their levels, if that is known."""
@@ -458,7 +455,6 @@ class Distribution:
         return levels
 
     def merge(self, other: Distribution) -> None:
-        """Add another distribution."""
         self.counts.update(other.counts)
         self.slices.merge(other.slices)
         for name, values in other.read.items():
@@ -515,16 +511,14 @@ class Distribution:
         """
         if self.read:
             return self.read[name]
-        if self.known.get("count") != self.count:
-            self.known = {"count": self.count, "parts": self.parts()}
-        if name not in self.known:
-            p, parts = PERCENTILES[name], self.known["parts"]
-            enough = sum(part.total() for part in parts) * (1 - p) > PARTS - 1e-9
-            rich = [part for part in parts if part.total() * (1 - p) > 0.5 - 1e-9]
-            values = [percentile_of(part, p) for part in rich if enough]
-            self.known[name] = [min(self.maximum, max(self.minimum, v)) for v in values]
-        found: list[float] = self.known[name]
-        return found
+        if self.known[0] != self.count:
+            self.known = self.count, self.parts()
+        p, (_, parts) = PERCENTILES[name], self.known
+        if sum(part.total() for part in parts) * (1 - p) <= PARTS - 1e-9:
+            return []
+        rich = [part for part in parts if part.total() * (1 - p) > 0.5 - 1e-9]
+        values = [percentile_of(part, p) for part in rich]
+        return [min(self.maximum, max(self.minimum, value)) for value in values]
 
     def tenths(self, name: str) -> tuple[float, float] | None:
         """Return the least and the greatest of the parts, None if they are too few."""
@@ -739,7 +733,6 @@ class Connection:
         raise Failed(outcome, reason)
 
     def _set_deadline(self, seconds: float) -> None:
-        """Bound a connect, a send, and a receive."""
         assert self.sock is not None
         if not LINUX:
             self.sock.settimeout(seconds)
@@ -883,7 +876,6 @@ class Connection:
         return False
 
     def close(self) -> None:
-        """Close, if it is open."""
         if self.sock is not None:
             self.sock.close()
             self.sock = None
@@ -1138,7 +1130,6 @@ class Clients:
         self.go = threading.Event()
         self.start_mono_ns = 0  # a schedule must not follow a clock step
         self.end_mono_ns = sys.maxsize  # nothing is sent after it
-        self.to_realtime_ns = 0  # CLOCK_REALTIME less CLOCK_MONOTONIC at the start
         self.exchanges: deque[Exchange] = deque()  # made, not reported yet
         self.left_over: deque[int] = deque()  # clients whose connection had more bytes
         # Of each client how its first connect went (words, or ""), and at its end 1 and
@@ -1247,8 +1238,8 @@ def serve_group(pipe: Any, options: argparse.Namespace, numbers: range, k: int) 
     first = [clients.events.get() for _ in numbers if options.connects_first]
     pipe.send(Counter(map(str, first)))
     clients.go.wait()
+    start_ns = clients.start_mono_ns + clock_offset()
     used_s, left = time.process_time(), len(numbers)
-    start_ns = clients.start_mono_ns + clients.to_realtime_ns
     while left > 0:
         ended = clients.wait(left)
         left -= len(ended)
@@ -1270,7 +1261,6 @@ def follow_orders(pipe: Any, clients: Clients) -> None:
         # 0 instead of the two moments: a stop came before the start.
         order = pipe.recv()
         clients.start_mono_ns, clients.end_mono_ns = order or (time.monotonic_ns(), 0)
-        clients.to_realtime_ns = clock_offset()
         clients.go.set()
         if order:
             pipe.recv()  # the order to end at once, or the end of the main process
@@ -1371,7 +1361,6 @@ class ServerResults:
     medians: list[float] = field(default_factory=list)  # of connections, then, too
 
     def merge(self, other: ServerResults) -> None:
-        """Add what another one has."""
         self.confirmed += other.confirmed
         self.connections += other.connections
         self.clients |= other.clients
@@ -1380,7 +1369,6 @@ class ServerResults:
         self.medians += other.medians
 
     def finish(self, part_of: dict[int, int]) -> None:
-        """Set what servers are compared by."""
         parts = self.latency.parts(part_of)
         self.by_part = [percentile_of(p, 0.5) if p else None for p in parts]
         groups: defaultdict[int, Counter[int]] = defaultdict(Counter)
@@ -1551,7 +1539,6 @@ class Results:
             server.clients = {e.client for e in mine}
 
     def _add_failed(self, failed: Iterable[Exchange]) -> None:
-        """Add failed exchanges."""
         for e in failed:
             self.failures[e.outcome.name] += 1
             where = f"client {e.client} message {e.number}"
@@ -1586,7 +1573,6 @@ class Results:
 
     @property
     def failed(self) -> int:
-        """How many exchanges failed."""
         return self.failures.total()
 
     @property
@@ -2167,6 +2153,12 @@ def knee_words(runs: Sequence[Results]) -> str:
     return f"the knee: the target holds {digits(good[-1].rate)}/s; {least}"
 
 
+def named(runs: Sequence[Results]) -> list[tuple[str, Results]]:
+    """Return several runs with what tells them apart: their rate, or their number."""
+    return [(f"{digits(run.rate)}/s" if run.rate else f"run {k}", run)
+            for k, run in enumerate(runs, 1)]  # fmt: skip
+
+
 def series_lines(runs: Sequence[Results]) -> Iterator[str]:
     """Yield a table of several runs, with p50 and p99 drawn beside each other."""
     first = runs[0]
@@ -2175,9 +2167,8 @@ def series_lines(runs: Sequence[Results]) -> Iterator[str]:
     yield ""
     yield f"{'rate':>9}{'confirmed/s':>13}{'response p50':>14}{'tenths':>17}{'p99':>10}"
     most = max((run.response_time.reported(0.5) or 1 for run in runs), default=1)
-    for k, run in enumerate(runs, 1):
-        metric, name = run.response_time, f"{digits(run.rate)}/s"
-        line = f"{name if run.rate else f'run {k}':>9}{digits(run.per_s):>13}"
+    for name, run in named(runs):
+        metric, line = run.response_time, f"{name:>9}{digits(run.per_s):>13}"
         line += f"{with_unit(metric.reported(0.5)):>14}"
         line += f"{from_to(metric.tenths('p50')):>17}"
         line += f"{with_unit(metric.reported(0.99)):>10}"
@@ -2185,8 +2176,7 @@ def series_lines(runs: Sequence[Results]) -> Iterator[str]:
     yield ""
     if words := knee_words(runs):
         yield from wrapped("", words)
-    for k, run in enumerate(runs, 1):
-        name = f"{digits(run.rate)}/s" if run.rate else f"run {k}"
+    for name, run in named(runs):
         for reason in run.reasons:
             yield from wrapped(name, reason)
     confirmed, failed = sum(r.confirmed for r in runs), sum(r.failed for r in runs)
@@ -2220,7 +2210,6 @@ class Progress:
         self.counts = deque([(self.began, 0)], 16)  # steady over a few reports
 
     def draw(self, total: Results, latest: Results) -> None:
-        """Draw what has been done, and the latest p99."""
         now, planned = time.monotonic(), self.options.planned
         done = total.confirmed + total.failed + total.warmed_up
         since, before = self.counts[0]
@@ -2242,7 +2231,6 @@ class Progress:
         self.write(f"\r\x1b[K{line}" if self.redraws else f"{line}\n")
 
     def write(self, text: str) -> None:
-        """Write, if anybody can read it."""
         with contextlib.suppress(OSError, ValueError):
             put(text, self.out)
 
@@ -2278,11 +2266,8 @@ def exchange_lines(results: Results, options: argparse.Namespace) -> Iterator[st
 
 def metrics_of(results: Results) -> dict[str, Distribution]:
     """Return the metrics that have values, by the names that people see."""
-    metrics = {
-        "latency": results.latency,
-        "response time": results.response_time,
-        "connect": results.connect_time,
-    }
+    metrics = {"latency": results.latency, "response time": results.response_time,
+               "connect": results.connect_time}  # fmt: skip
     return {name: metric for name, metric in metrics.items() if metric.count}
 
 
@@ -2510,12 +2495,11 @@ def closing_lines(results: Results) -> Iterator[str]:
     words += f"   {with_unit(r.bytes_per_s, RATES)}"
     yield from textwrap.wrap(words, WIDTH, initial_indent=" ", subsequent_indent=" ")
     if r.latency.count:
-        metrics = {"latency": r.latency, "response time": r.response_time}
-        parts = []
-        for name, metric in metrics.items():
+        words = ""
+        for name, metric in list(metrics_of(r).items())[:2]:
             p50, p99 = (with_unit(metric.reported(p)) for p in (0.5, 0.99))
-            parts.append(f"{name} p50 {p50}, p99 {p99}")
-        yield " " + "   ".join(parts)
+            words += f"   {name} p50 {p50}, p99 {p99}"
+        yield words[2:]
     checked = "" if r.reasons else f": {checks_of(r)}"
     yield from wrapped("verdict", r.verdict.upper() + checked)
     for reason in r.reasons:
@@ -2592,18 +2576,14 @@ SHAPES = (
 
 def page_colours() -> dict[str, str]:
     """Return the colours of servers, as variables and as classes."""
-    numbers = range(len(LIGHT))
+    classes = [f".h{k}{{fill-opacity:{0.15 + 0.12 * k:.2f}}}" for k in range(SHADES)]
+    for k in range(len(LIGHT)):
+        for name, what in (("c", "stroke"), ("f", "fill"), ("t", "color")):
+            classes.append(f".{name}{k}{{{what}:var(--s{k})}}")
     return {
-        "light": "".join(f"--s{k}:#{LIGHT[k]};" for k in numbers),
-        "dark": "".join(f"--s{k}:#{DARK[k]};" for k in numbers),
-        "colours": "".join(
-            f".{name}{k}{{{what}:var(--s{k})}}"
-            for k in numbers
-            for name, what in (("c", "stroke"), ("f", "fill"), ("t", "color"))
-        )
-        + "".join(
-            f".h{k}{{fill-opacity:{0.15 + 0.12 * k:.2f}}}" for k in range(SHADES)
-        ),
+        "light": "".join(f"--s{k}:#{colour};" for k, colour in enumerate(LIGHT)),
+        "dark": "".join(f"--s{k}:#{colour};" for k, colour in enumerate(DARK)),
+        "colours": "".join(classes),
     }
 
 
@@ -2664,21 +2644,17 @@ class Plot:
             self.path(f"line {style}", f"M{way}")
 
     def box(self, style: str, x: Sequence[float], y: Sequence[float]) -> None:
-        """Fill a rectangle."""
         self.path(style, f"M{x[0]:.1f} {y[0]:.1f}H{x[1]:.1f}V{y[1]:.1f}H{x[0]:.1f}z")
 
     def text(self, x: float, y: float, words: str, anchor: str = "start") -> None:
-        """Write words at a point."""
         at = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"'
         self.parts.append(f"<text {at}>{html.escape(words)}</text>")
 
     def name(self, words: str, mark: str = "■", style: str = "") -> None:
-        """Add to the legend."""
         mark = f'<b class="{style}">{mark}</b>'
         self.key.append(f"<span>{mark} {html.escape(words)}</span> ")
 
     def left_axis(self, scale: Scale, words: Callable[[float], str]) -> None:
-        """Draw grid lines and their labels."""
         for value in scale.ticks():
             self.path("grid", f"M{LEFT} {scale(value):.1f}H{RIGHT}")
             self.text(LEFT - 8, scale(value) + 4, words(value), "end")
@@ -2727,21 +2703,22 @@ def user_metric(results: Results) -> tuple[str, Distribution]:
 
 
 def columns_of(
-    slices: Slices, results: Results, most: int
+    slices: Slices, results: Results, most: int, only: Any = None
 ) -> list[tuple[float, float, Counter[Any]]]:
-    """Return slices as at most so many columns: (from s, to s, counts of things)."""
-    found = slices.by_slice()
-    if not found:
-        return []
-    first, last = min(found), max(found)
-    per = (last - first) // most + 1
+    """Return slices as at most so many columns: (from s, to s, counts of things).
+
+    Columns of one run have the same edges, so that they can be stacked.
+    """
+    slices.widen(results.events.shift)
+    zero, last = (ns >> slices.shift for ns in (results.start_ns, results.events.last))
+    per = max(0, last - zero) // most + 1
     columns: defaultdict[int, Counter[Any]] = defaultdict(Counter)
-    for slice_, things in found.items():
-        columns[(slice_ - first) // per].update(things)
+    for slice_, things in slices.by_slice(only).items():
+        columns[max(0, slice_ - zero) // per].update(things)
     width_s = per * 2**slices.shift / 1e9
-    at_s = ((first << slices.shift) - results.start_ns) / 1e9
+    rest_s = (results.start_ns - (zero << slices.shift)) / 1e9
     return [
-        (max(0.0, at_s + k * width_s), at_s + (k + 1) * width_s, columns[k])
+        (max(0.0, k * width_s - rest_s), (k + 1) * width_s - rest_s, columns[k])
         for k in sorted(columns)
     ]
 
@@ -2841,59 +2818,46 @@ def plot_spectrum(results: Results, baseline: Results | None) -> str:
         odds_of = [max(2, metric.count) ** (k / 80) for k in range(81)]
         plot.line(style, ((x(o), y(metric.percentile(1 - 1 / o))) for o in odds_of))
         plot.name(words, "╌" if "dash" in style else "━", colour)
-    equal = "" if results.rate else " Without a schedule a message is due when sent, so"
-    equal += "" if results.rate else " both are the same but for a reply's rest."
-    return plot.finish(
-        "How long the slowest exchanges took: at percentile p, p percent were faster."
-        f" The band holds the ten tenths of {name}.{equal}"
-    )
+    words = "How long the slowest exchanges took: at percentile p, p percent were"
+    words += f" faster. The band holds the ten tenths of {name}."
+    if not results.rate:
+        words += " Without a schedule a message is due when sent, so both are the same"
+        words += " but for a reply's rest."
+    return plot.finish(words)
 
 
 def plot_rate(results: Results) -> str:
     """Plot exchanges per second by server, stacked, and how many were in flight."""
     plot = Plot("Rate by server, and load", 260)
     x = plot.time_axis(results.warmup_s + results.wall_s)
-    names = list(results.servers)
     stacks: list[tuple[str, Slices, str, Any]] = [
-        (name, results.servers[name].latency.slices, f"f{k % len(LIGHT)} h5", None)
-        for k, name in enumerate(names)
+        (name, server.latency.slices, f"f{k % len(LIGHT)} h5", None)
+        for k, (name, server) in enumerate(results.servers.items())
     ]
-    if not names:
+    if not stacks:
         stacks.append(("confirmed", results.latency.slices, "f0 h5", None))
-    events = results.events
-    shift = max([events.shift, *(slices.shift for _, slices, _, _ in stacks)])
-    zero = results.start_ns >> shift
-    last = max(zero, *(slices.last >> shift for _, slices, _, _ in stacks))
-    per = (last - zero) // COLUMNS + 1
-    bar_s = per * 2**shift / 1e9
-    stacks.append(("failed", events, "bad", "failed"))
-    heights: Counter[int] = Counter()
-    fields: list[tuple[int, int, int, str]] = []
+    stacks.append(("failed", results.events, "bad", "failed"))
+    tops = defaultdict[float, float](float)  # of the bars, by where they are
+    boxes = []
     for k, (name, slices, style, only) in enumerate(stacks):
-        slices.widen(shift)
-        totals: Counter[int] = Counter()
-        for slice_, things in slices.by_slice(only).items():
-            totals[(slice_ - zero) // per] += things.total()
-        for column, number in sorted(totals.items()):
-            fields.append((column, heights[column], heights[column] + number, style))
-            heights[column] += number
-        if totals:
+        columns = columns_of(slices, results, COLUMNS, only)
+        for at, to, things in columns:
+            low, tops[at] = tops[at], tops[at] + things.total() / (to - at)
+            boxes.append((style, [at, to], [low, tops[at]]))
+        if columns:
             plot.name(name, "■", "bad" if only else f"t{k % len(LIGHT)}")
-    y = Scale(0, max(heights.values(), default=1) / bar_s * 1.1, plot.bottom, TOP)
+    y = Scale(0, max(tops.values(), default=1) * 1.1, plot.bottom, TOP)
     plot.left_axis(y, grouped)
-    for column, low, high, style in fields:
-        left, right = max(x.start, x(column * bar_s)), x((column + 1) * bar_s) - 0.6
-        if left < min(x.end, right):
-            across = [left, min(x.end, right)]
-            plot.box(style, across, [y(low / bar_s), y(high / bar_s)])
-    flight, flights = 0, defaultdict[int, list[int]](list)
-    for slice_, things in events.by_slice().items():
+    for style, (at, to), heights in boxes:
+        left, right = max(x.start, x(at)), min(x.end, x(to) - 0.6)
+        if left < right:
+            plot.box(style, [left, right], [y(height) for height in heights])
+    flight, points = 0, []
+    for at, to, things in columns_of(results.events, results, MOST_SLICES):
         flight += things["sent"] - things["ended"]
-        flights[(slice_ - zero) // per].append(flight)
-    means = {column: statistics.fmean(found) for column, found in flights.items()}
-    z = Scale(0, max(1.0, *means.values(), 1.0) * 1.1, plot.bottom, TOP)
-    middles = ((min(x.end, x((k + 0.5) * bar_s)), z(n)) for k, n in means.items())
-    plot.line("ink", middles)
+        points.append((min(x.end, x((at + to) / 2)), flight))
+    z = Scale(0, max([1, *(n for _, n in points)]) * 1.1, plot.bottom, TOP)
+    plot.line("ink", ((at, z(n)) for at, n in points))
     for value in z.ticks():
         plot.text(x.end + 8, z(value) + 4, f"{value:g}")
     plot.name("in flight (scale on the right)", "━")
@@ -2955,12 +2919,9 @@ def plot_knee(runs: Sequence[Results]) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table; "\\n" in a cell sets its rest small below."""
-    lines = [("th", head), *(("td", row) for row in rows)]
-    text = "".join(
-        "<tr>" + "".join(f"<{tag}>{cell}</{tag}>" for cell in cells)
-        for tag, cells in lines
-    )
+    """Return a table."""
+    text = f"<tr><th>{'<th>'.join(head)}"
+    text += "".join(f"<tr><td>{'<td>'.join(row)}" for row in rows)
     return f"<div class=wide><table>{text}</table></div>"
 
 
@@ -3048,9 +3009,8 @@ def render_report(
         when = format_utc(theirs[0].started)[:16].replace("T", " ")
         what = f"{html.escape(files)}, {when} UTC"
         content.append(f"<h2>Baseline</h2><p>{what}<ul>{lines}</ul>")
-    for k, run in enumerate(runs, 1):
+    for name, run in named(runs):
         body = "".join(sections(run, theirs[0] if theirs else None))
-        name = f"{digits(run.rate)}/s" if run.rate else f"run {k}"
         summary = f"<details><summary>{name}: {run.verdict}</summary>{body}</details>"
         content.append(summary if several else body)
     machine = (
@@ -3214,10 +3174,13 @@ def results_from_json(data: dict[str, Any]) -> Results:
             medians=[float(v) for v in figures.get("connections", ())],
         )
     direct, failures, counts = data.get("direct"), data["failures"], data["exchanges"]
+    known: dict[str, Any] = {"target": data["target"]}
+    known |= {name: data.get(name, "") for name in ("title", "load")}
+    known = {name: safe_text(str(text).encode()) for name, text in known.items()}
+    for name, own in METRICS.items():
+        known[own] = Distribution.from_json(data[name])
     return Results(
-        latency=Distribution.from_json(data["latency_ns"]),
-        response_time=Distribution.from_json(data["response_time_ns"]),
-        connect_time=Distribution.from_json(data["connect_ns"]),
+        **known,
         difference=Distribution.from_json(direct) if direct else Distribution(),
         servers=servers,
         failures=Counter({name: int(failures.get(name, 0)) for name in FAILURES}),
@@ -3227,14 +3190,11 @@ def results_from_json(data: dict[str, Any]) -> Results:
         planned=int(counts["planned"]),
         command=list(map(str, data["command"])),
         started=parse_utc(data["started"]),
-        target=safe_text(data["target"].encode()),
-        title=safe_text(str(data.get("title", "")).encode()),
         clients=int(data["clients"]),
         workers=int(data.get("workers", 1)),
         rate=data.get("rate") and float(data["rate"]),
         arrivals=data.get("arrivals") and safe_text(data["arrivals"].encode()),
         seed=data.get("seed") and int(data["seed"]),
-        load=safe_text(str(data.get("load", "")).encode()),
         warmup_s=float(data.get("warmup_s", 0)),
         wall_s=float(data["wall_s"]),
         timestamps=data["timestamps"],
@@ -3296,10 +3256,6 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-class DemoError(Exception):
-    """A child of the demo did not start."""
-
-
 def start_child(
     children: list[subprocess.Popen[str]], script: str, port: int, *command: str
 ) -> str:
@@ -3310,7 +3266,7 @@ def start_child(
     """
     path = Path(__file__).resolve().with_name(script)
     if not path.exists():
-        raise DemoError(f"--demo needs {script} beside client2.py")
+        raise OSError(f"--demo needs {script} beside client2.py")
     options = [part.format(port) for part in (*command, "--quiet")]
     child = subprocess.Popen(
         [sys.executable, "-c", GUARD, str(path), *options],
@@ -3330,7 +3286,7 @@ def start_child(
             drain.start()  # what else it prints must not fill the pipe
             return match[1]
     if not port:
-        raise DemoError(f"{script} did not start")
+        raise OSError(f"{script} did not start")
     return start_child(children, script, 0, *command)
 
 
@@ -3366,7 +3322,6 @@ class Parser(argparse.ArgumentParser):
     """Say what is wrong in one line; the whole usage is one `--help` away."""
 
     def error(self, message: str) -> NoReturn:
-        """Print one line on standard error; exit with status 2."""
         self.exit(2, f"{self.prog}: {message} (see --help)\n")
 
 
@@ -3750,29 +3705,26 @@ def finish(
     table = getattr(options, "table", None)
     if table and table.trouble:
         failed.append(f"cannot write {options.csv}: {table.trouble}")
-    jobs: list[tuple[str, Callable[[], str]]] = []
+    jobs: dict[str, Callable[[], str]] = {}
     if not (nobody or options.quiet):
-        jobs.append(("", lambda: "\n".join(
-            [*text_of(runs, theirs, options, broken), shown, ""])))  # fmt: skip
-    if options.report:
-        words = "; ".join([ending, *broken])
-        jobs.append((options.report, lambda: render_report(
-            runs, theirs, ", ".join(options.baseline), words)))  # fmt: skip
-    if options.json:
-        jobs.append((options.json, lambda: json.dumps(
-            document_of(runs, theirs), indent=1) + "\n"))  # fmt: skip
-    for name, text in jobs:
+        jobs["standard output"] = lambda: "\n".join(
+            [*text_of(runs, theirs, options, broken), shown, ""])  # fmt: skip
+    jobs["report"] = lambda: render_report(
+        runs, theirs, ", ".join(options.baseline), "; ".join([ending, *broken]))
+    jobs["json"] = lambda: json.dumps(document_of(runs, theirs), indent=1) + "\n"
+    for name, text in jobs.items():
+        path = getattr(options, name, name)
         try:
-            if name:
-                write_whole(name, text())
-            else:
+            if name == "standard output":
                 say(text(), options)
+            elif path:
+                write_whole(path, text())
         except BrokenPipeError:  # the reader of our output has left, as `| head` does
-            if name not in ("", "-"):
-                failed.append(f"cannot write {name}: broken pipe")
+            if path not in ("standard output", "-"):
+                failed.append(f"cannot write {path}: broken pipe")
         except (OSError, ValueError) as error:
             why = say_why(error) if isinstance(error, OSError) else str(error)
-            failed.append(f"cannot write {name or 'standard output'}: {why}")
+            failed.append(f"cannot write {path}: {why}")
     for words in failed:
         complain(words)
     if nobody:
@@ -3807,8 +3759,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         complain(str(error))
         return 2
-    except (DemoError, OSError) as error:
-        complain(say_why(error) if isinstance(error, OSError) else str(error))
+    except OSError as error:
+        complain(say_why(error))
         return 1
 
 

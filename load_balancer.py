@@ -683,6 +683,11 @@ class Row(Addressed):
         """Which connection this is, among all that have the row in turn."""
         return f"{self.index}.{self.accepted_ns}"
 
+    def copy(self) -> Row:
+        """Return what it is now, not on the board."""
+        cells = memoryview(bytes(self.cells)).cast("q")
+        return Row(cells, self.index, self.worker)
+
     def has_tried(self, server: Server) -> bool:
         """Tell whether it could not be connected to a server."""
         cell, bit = divmod(server.index, self.TRIED)
@@ -1297,16 +1302,17 @@ class Board(Cells):
 
     def move_name(
         self, given: int, resolved: list[tuple[int, SocketAddress]]
-    ) -> tuple[list[Server], list[str]]:
+    ) -> tuple[list[Server], list[SocketAddress], list[str]]:
         """Bring a name's servers in line with its addresses.
 
-        Return the new ones, and a line for the log for each one new, gone or back. An
-        address that is gone gets no new connection; its live ones go on, and what the
-        operator set and the checks knew is kept for its return.
+        Return the new ones, the addresses that are another --server's already, and a
+        line for the log for each server new, gone or back. An address that is gone gets
+        no new connection; its live ones go on, and what the operator set and the checks
+        knew is kept for its return.
         """
         where = {plain_key(address): (family, address) for family, address in resolved}
         settings = self.options.servers[given]
-        why = format_address((settings["host"], settings["port"])) + " has moved"
+        name, why = format_address((settings["host"], settings["port"])), "has moved"
         changed, added = [], []
         with self.lock:
             servers = [s for s in self.servers() if s.family]
@@ -1316,18 +1322,21 @@ class Board(Cells):
             for server in (s for s in self.servers() if not s.family):
                 if server.given == given and where:
                     server.gone = 1  # it stood for the name without an address
+                    why = "has an address"
             for server in (s for s in servers if s.given == given):
                 key = plain_key(server.address)
                 stays = where.pop(key, None) and not (server.gone and key in others)
                 if bool(server.gone) == bool(stays):
                     server.gone = int(not stays)
                     changed.append(server)
-            for key in (key for key in where if key not in others):
+            shared = [where.pop(key)[1] for key in others if key in where]
+            for place in where.values():
                 if slot := self._free_slot_locked(changed):
-                    slot.place(given, *where[key])
+                    slot.place(given, *place)
                     added.append(slot.look())
+            why = f"{name} {why}"
             lines = [self._say_change_locked(s, "", why) for s in changed + added]
-            return added, lines
+            return added, shared, lines
 
     def _free_slot_locked(self, changed: list[Server]) -> Server | None:
         """Return a place for one more server: an unused one, or a forgotten one's."""
@@ -1365,47 +1374,44 @@ class Board(Cells):
         return lines
 
     def snapshot(self) -> dict[str, Any]:
-        """Return a moment's figures as /status.json has them, and "more"."""
+        """Return a moment's figures as /status.json has them, and "more".
+
+        The lock is held for copies; nobody waits while thousands of them are added up.
+        """
         with self.lock:
             now_ns = time.monotonic_ns()
-            rows = self.taken_rows()
-            # Copies, to which the live connections' counters are added
+            rows = [row.copy() for row in self.taken_rows()]
             copies = {s.index + 1: s.copy() for s in self.servers()}
-            for row in rows:
-                if row.server:
-                    copies[row.server].add_row(row)
-            servers = [s for s in copies.values() if not s.gone or s.places_taken]
-            return {
+            amounts = {"to_servers": self.to_servers, "to_clients": self.to_clients}
+            figures = {
                 "uptime_s": round((now_ns - self.started_ns) / 1e9, 3),
                 "stopping": bool(self.leaving),
                 "connections": {
                     "active": len(rows), "total": self.begun, "failed": self.failed,
                     "refused": self.refused, "queued": self.queued,
                 },
-                "bytes": {
-                    "to_servers": self.to_servers + sum(r.to_server for r in rows),
-                    "to_clients": self.to_clients + sum(r.to_client for r in rows),
-                },
-                "servers": [describe(server, now_ns) for server in servers],
-                "live": [
-                    describe_live(row, self.server_of(row), now_ns)
-                    for row in rows[:LIVE_LISTED]
-                ],
-                "more": {
-                    "ends": dict(zip(END_CODES, self._ends.tolist(), strict=True)),
-                    "queue": self._queue_times.tolist(),
-                    "connections": self._connection_times.tolist(),
-                    "started_s": round(self.started_s, 3),
-                    "servers": [
-                        {
-                            "checks_failed": s.checks_failed,
-                            "connects": s.connects.tolist(),
-                            "up": s.state == UP,
-                        }
-                        for s in servers
-                    ],
-                },
             }  # fmt: skip
+            more = {
+                "ends": dict(zip(END_CODES, self._ends.tolist(), strict=True)),
+                "queue": self._queue_times.tolist(),
+                "connections": self._connection_times.tolist(),
+                "started_s": round(self.started_s, 3),
+            }
+        for row in rows:
+            amounts["to_servers"] += row.to_server
+            amounts["to_clients"] += row.to_client
+            if row.server:
+                copies[row.server].add_row(row)
+        servers = [s for s in copies.values() if not s.gone or s.places_taken]
+        return figures | {
+            "bytes": amounts,
+            "servers": [describe(server, now_ns) for server in servers],
+            "live": [
+                describe_live(row, copies.get(row.server), now_ns)
+                for row in rows[:LIVE_LISTED]
+            ],
+            "more": more | {"servers": [describe_more(server) for server in servers]},
+        }
 
 
 def plain_key(address: SocketAddress) -> tuple[Any, ...]:
@@ -2626,7 +2632,7 @@ class Desk:
         """Thread "name-HOST:PORT": every interval, look where the name points now."""
         given = self._options.servers[number]
         name = format_address((given["host"], given["port"]))
-        left_out: set[SocketAddress] = set()
+        left_out = set(given["left_out"])  # and why they are has been said
         while not self._stopped.wait(self._options.check_interval):
             try:
                 addresses = resolve(given["host"], given["port"])
@@ -2635,12 +2641,14 @@ class Desk:
                 self._log.warn(name, words)
                 continue
             own = {a for _, a in addresses if is_own(a, self._options.own)}
-            for address in own - left_out:
-                text = f"{format_address(address)} is this balancer itself: left out"
-                self._log.line(f"{name}: {text}")
-            left_out = own
             addresses = [place for place in addresses if place[1] not in own]
-            added, lines = self._board.move_name(number, addresses)
+            added, shared, lines = self._board.move_name(number, addresses)
+            whys = dict.fromkeys(shared, "a server already")
+            whys |= dict.fromkeys(own, "this balancer itself")
+            for address in whys.keys() - left_out:
+                text = f"{format_address(address)} is {whys[address]}: left out"
+                lines.append(f"{name}: {text}")
+            left_out = set(whys)
             for line in lines:
                 self._log.line(line)
             self._watch(added)
@@ -2730,6 +2738,7 @@ STATE_LINE = re.compile(
 )
 HANGING: dict[str, Any] = {"subsequent_indent": " " * 9, "break_on_hyphens": False}
 
+
 class Screen:
     """What a terminal is shown: short lines, and one a second when there are many.
 
@@ -2782,14 +2791,15 @@ class Screen:
 
     def _end(self, clock: str, text: str) -> str:
         """Return the line of a connection's end, nothing when there are too many."""
-        fields = dict(word.partition("=")[::2] for word in text.split(" "))
-        server, code = short_address(fields["server"]), fields["end"]
+        figures, _, how = text.partition(" end=")
+        fields = dict(word.split("=", 1) for word in figures.split(" "))
+        server, code = short_address(fields["server"]), how[:2]
         self._ended[server] += 1
         if code != "--":
             self._codes[code] += 1
         if self._is_busy or self._ended.total() > SCREEN_LINES:
             return ""
-        how = "ok" if code == "--" else text.partition(" end=")[2]
+        how = "ok" if code == "--" else how
         line = (
             f"{clock} client {short_address(fields['client'])} {ARROW} {server}  "
             f"{float(fields['duration_ms']):.1f} ms  "
@@ -3080,6 +3090,15 @@ def describe(server: Server, now_ns: int) -> dict[str, Any]:
     }
 
 
+def describe_more(server: Server) -> dict[str, Any]:
+    """Return what only /metrics has of a server."""
+    return {
+        "checks_failed": server.checks_failed,
+        "connects": server.connects.tolist(),
+        "up": server.state == UP,
+    }
+
+
 def describe_live(row: Row, server: Server | None, now_ns: int) -> dict[str, Any]:
     """Return a live connection's entry of /status.json; ages in seconds."""
     last_ns = row.last_ns or row.accepted_ns
@@ -3283,7 +3302,7 @@ class StatusHandler(http.server.BaseHTTPRequestHandler):
     timeout = STATUS_TIMEOUT_S  # per read or write; the oldest makes way anyway
 
     def do_GET(self) -> None:
-        """Answer /, /status.json, /metrics, /healthz."""
+        """Answer /, /status.json, /history.json (the page's), /metrics, /healthz."""
         path, board = self.path.partition("?")[0], self.server.board
         if path not in ("/healthz", "/metrics") and not self._is_own_host():
             return
@@ -3291,8 +3310,10 @@ class StatusHandler(http.server.BaseHTTPRequestHandler):
             page = PAGE if self._may_control() else PAGE.replace(BUTTONS, "")
             self._reply(200, "text/html; charset=utf-8", page)
         elif path == "/status.json":
-            text = json.dumps(self._status(board.snapshot()))
-            self._reply(200, "application/json", text)
+            figures = board.snapshot()
+            del figures["more"]
+            head = {"version": 1, "listen": self.server.listen_text}
+            self._reply(200, "application/json", json.dumps(head | figures))
         elif path == "/history.json":
             text = json.dumps(self.server.history.document())
             self._reply(200, "application/json", text)
@@ -3327,14 +3348,12 @@ class StatusHandler(http.server.BaseHTTPRequestHandler):
             return
         address_text, admin = urllib.parse.unquote(path[1]), path[2]
         whence = str(plain_ip(self.client_address[0]))
-        if self.server.set_admin(address_text, admin, whence):
-            self._reply(200, "text/plain", f"{address_text}: {admin}\n")
-        else:
+        line = self.server.board.set_admin(address_text, admin, whence)
+        if line is None:
             self._reply(404, "text/plain", f"no server {address_text}\n")
-
-    def _status(self, figures: dict[str, Any]) -> dict[str, Any]:
-        shown = {key: value for key, value in figures.items() if key != "more"}
-        return {"version": 1, "listen": self.server.listen_text, **shown}
+        else:
+            self.server.log.line(line)
+            self._reply(200, "text/plain", f"{address_text}: {admin}\n")
 
     def _is_own_host(self) -> bool:
         """Refuse a name that only a foreign DNS would give us (DNS rebinding)."""
@@ -3343,8 +3362,7 @@ class StatusHandler(http.server.BaseHTTPRequestHandler):
             return True  # no browser: those always name it (RFC 9112, 3.2)
         with contextlib.suppress(ValueError):  # "[" is none
             host = urllib.parse.urlsplit(f"//{given or ''}").hostname
-        known = {"localhost", self._own_ip(), *self.server.names}
-        if host in known:
+        if host in ("localhost", self._own_ip(), *self.server.names):
             return True
         words = "not a known name of this host: ask by its address, or start with "
         self._reply(421, "text/plain", words + "--status-host NAME\n")
@@ -3403,7 +3421,7 @@ class StatusServer(http.server.ThreadingHTTPServer):
         """Listen for status clients; raise OSError."""
         names = (where[0], *(board.options.status_host or ()))
         self.names = [name.lower() for name in names]
-        self.listen_text, self.board, self._log = listen_text, board, log
+        self.listen_text, self.board, self.log = listen_text, board, log
         self.history = History(board, log)
         self._lock = threading.Lock()
         self._open: dict[socket.socket, None] = {}
@@ -3458,14 +3476,6 @@ class StatusServer(http.server.ThreadingHTTPServer):
         """Say nothing of a status client that leaves early; show a defect."""
         if not isinstance(sys.exc_info()[1], OSError):
             traceback.print_exc()
-
-    def set_admin(self, address_text: str, admin: str, whence: str) -> bool:
-        """Set a server ready, drain or maint; False when there is none there."""
-        line = self.board.set_admin(address_text, admin, whence)
-        if line is None:
-            return False
-        self._log.line(line)
-        return True
 
 
 # ---- Processes -----------------------------------------------------------------------
@@ -4037,6 +4047,7 @@ def parse_args(argv: Sequence[str] | None) -> Options:
     for server in given:
         name = format_address((server["host"], server["port"]))
         server["resolved"], server["why"] = resolve_server(parser, server)
+        server["left_out"] = []  # addresses that an earlier one has
         if server["why"]:
             words = f"{server['why']}; DOWN until it has an address"
             options.notes.append(f"{name}: {words}")
@@ -4048,6 +4059,7 @@ def parse_args(argv: Sequence[str] | None) -> Options:
             if is_literal(server["host"]) and is_literal(first["host"]):
                 parser.error(f"--server: {text} is given more than once")
             server["resolved"].remove(where)
+            server["left_out"].append(where[1])
             whose = format_address((first["host"], first["port"]))
             options.notes.append(f"{name} is {text}, as {whose}: with its settings")
     options.servers = given
