@@ -3322,6 +3322,7 @@ class Parser(argparse.ArgumentParser):
     """Say what is wrong in one line; the whole usage is one `--help` away."""
 
     def error(self, message: str) -> NoReturn:
+        """Print one line on standard error; exit with status 2."""
         self.exit(2, f"{self.prog}: {message} (see --help)\n")
 
 
