@@ -2386,7 +2386,8 @@ def slower_words(results: Results) -> str:
         line = f"{found.server} is slower than {found.than}: p50"
         words.append(f"{line} {found.ratio - 1:+.0%} {around}")
     if absent and results.latency.tenths("p50"):
-        words.append(f"{', '.join(absent)} was not there all the time: not compared")
+        were = "was" if len(absent) == 1 else "were"
+        words.append(f"{', '.join(absent)} {were} not there all the time: not compared")
     elif absent:
         words.append("too few exchanges to say whether a server is slower")
     elif not words:
