@@ -2379,7 +2379,8 @@ def slower_words(results: Results) -> str:
         for server, than, ratio, (low, high) in slower
     ]
     if absent and results.latency.tenths("p50"):
-        words.append(f"{', '.join(absent)} was not there all the time: not compared")
+        were = "was" if len(absent) == 1 else "were"
+        words.append(f"{', '.join(absent)} {were} not there all the time: not compared")
     elif absent:
         words.append("too few exchanges to say whether a server is slower")
     elif not words:
@@ -3296,6 +3297,7 @@ class Parser(argparse.ArgumentParser):
     """Say what is wrong in one line; the whole usage is one `--help` away."""
 
     def error(self, message: str) -> NoReturn:
+        """Print one line on standard error; exit with status 2."""
         self.exit(2, f"{self.prog}: {message} (see --help)\n")
 
 
@@ -3312,8 +3314,11 @@ def parse_address(text: str) -> tuple[str, int]:
 
 
 def format_address(address: tuple[Any, ...]) -> str:
-    """Return "host:port" of a socket address, an IPv6 host in brackets."""
+    """Return "host:port" of a socket address, or "[IPv6%zone]:port"."""
     host, port = address[:2]
+    if any(address[3:]) and "%" not in host:
+        with contextlib.suppress(OSError):  # the interface may be gone
+            host += f"%{socket.if_indextoname(address[3])}"
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 

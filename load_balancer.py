@@ -185,13 +185,9 @@ Network = Union[ipaddress.IPv4Network, ipaddress.IPv6Network]  # noqa: UP007
 # Small helpers that know nothing of sessions.
 
 
-def parse_address(text: str, usual: str = "") -> tuple[str, int]:
-    """Return (host, port) of "HOST:PORT" or "[IPv6]:PORT" (RFC 3986, 3.2.2).
-
-    ":PORT" has the usual host, if there is one.
-    """
-    host, colon, port = text.rpartition(":")
-    host = host or (usual and colon and f"[{usual}]")
+def parse_address(text: str) -> tuple[str, int]:
+    """Return (host, port) of "HOST:PORT" or "[IPv6]:PORT" (RFC 3986, 3.2.2)."""
+    host, _, port = text.rpartition(":")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     elif ":" in host:
@@ -686,6 +682,11 @@ class Row(Addressed):
     def key(self) -> str:
         """Which connection this is, among all that have the row in turn."""
         return f"{self.index}.{self.accepted_ns}"
+
+    def copy(self) -> Row:
+        """Return what it is now, not on the board."""
+        cells = memoryview(bytes(self.cells)).cast("q")
+        return Row(cells, self.index, self.worker)
 
     def has_tried(self, server: Server) -> bool:
         """Tell whether it could not be connected to a server."""
@@ -1301,16 +1302,17 @@ class Board(Cells):
 
     def move_name(
         self, given: int, resolved: list[tuple[int, SocketAddress]]
-    ) -> tuple[list[Server], list[str]]:
+    ) -> tuple[list[Server], list[SocketAddress], list[str]]:
         """Bring a name's servers in line with its addresses.
 
-        Return the new ones, and a line for the log for each one new, gone or back. An
-        address that is gone gets no new connection; its live ones go on, and what the
-        operator set and the checks knew is kept for its return.
+        Return the new ones, the addresses that are another --server's already, and a
+        line for the log for each server new, gone or back. An address that is gone gets
+        no new connection; its live ones go on, and what the operator set and the checks
+        knew is kept for its return.
         """
         where = {plain_key(address): (family, address) for family, address in resolved}
         settings = self.options.servers[given]
-        why = format_address((settings["host"], settings["port"])) + " has moved"
+        name, why = format_address((settings["host"], settings["port"])), "has moved"
         changed, added = [], []
         with self.lock:
             servers = [s for s in self.servers() if s.family]
@@ -1320,18 +1322,21 @@ class Board(Cells):
             for server in (s for s in self.servers() if not s.family):
                 if server.given == given and where:
                     server.gone = 1  # it stood for the name without an address
+                    why = "has an address"
             for server in (s for s in servers if s.given == given):
                 key = plain_key(server.address)
                 stays = where.pop(key, None) and not (server.gone and key in others)
                 if bool(server.gone) == bool(stays):
                     server.gone = int(not stays)
                     changed.append(server)
-            for key in (key for key in where if key not in others):
+            shared = [where.pop(key)[1] for key in others if key in where]
+            for place in where.values():
                 if slot := self._free_slot_locked(changed):
-                    slot.place(given, *where[key])
+                    slot.place(given, *place)
                     added.append(slot.look())
+            why = f"{name} {why}"
             lines = [self._say_change_locked(s, "", why) for s in changed + added]
-            return added, lines
+            return added, shared, lines
 
     def _free_slot_locked(self, changed: list[Server]) -> Server | None:
         """Return a place for one more server: an unused one, or a forgotten one's."""
@@ -1369,47 +1374,44 @@ class Board(Cells):
         return lines
 
     def snapshot(self) -> dict[str, Any]:
-        """Return a moment's figures as /status.json has them, and "more"."""
+        """Return a moment's figures as /status.json has them, and "more".
+
+        The lock is held for copies; nobody waits while thousands of them are added up.
+        """
         with self.lock:
             now_ns = time.monotonic_ns()
-            rows = self.taken_rows()
-            # Copies, to which the live connections' counters are added
+            rows = [row.copy() for row in self.taken_rows()]
             copies = {s.index + 1: s.copy() for s in self.servers()}
-            for row in rows:
-                if row.server:
-                    copies[row.server].add_row(row)
-            servers = [s for s in copies.values() if not s.gone or s.places_taken]
-            return {
+            amounts = {"to_servers": self.to_servers, "to_clients": self.to_clients}
+            figures = {
                 "uptime_s": round((now_ns - self.started_ns) / 1e9, 3),
                 "stopping": bool(self.leaving),
                 "connections": {
                     "active": len(rows), "total": self.begun, "failed": self.failed,
                     "refused": self.refused, "queued": self.queued,
                 },
-                "bytes": {
-                    "to_servers": self.to_servers + sum(r.to_server for r in rows),
-                    "to_clients": self.to_clients + sum(r.to_client for r in rows),
-                },
-                "servers": [describe(server, now_ns) for server in servers],
-                "live": [
-                    describe_live(row, self.server_of(row), now_ns)
-                    for row in rows[:LIVE_LISTED]
-                ],
-                "more": {
-                    "ends": dict(zip(END_CODES, self._ends.tolist(), strict=True)),
-                    "queue": self._queue_times.tolist(),
-                    "connections": self._connection_times.tolist(),
-                    "started_s": round(self.started_s, 3),
-                    "servers": [
-                        {
-                            "checks_failed": s.checks_failed,
-                            "connects": s.connects.tolist(),
-                            "up": s.state == UP,
-                        }
-                        for s in servers
-                    ],
-                },
             }  # fmt: skip
+            more = {
+                "ends": dict(zip(END_CODES, self._ends.tolist(), strict=True)),
+                "queue": self._queue_times.tolist(),
+                "connections": self._connection_times.tolist(),
+                "started_s": round(self.started_s, 3),
+            }
+        for row in rows:
+            amounts["to_servers"] += row.to_server
+            amounts["to_clients"] += row.to_client
+            if row.server:
+                copies[row.server].add_row(row)
+        servers = [s for s in copies.values() if not s.gone or s.places_taken]
+        return figures | {
+            "bytes": amounts,
+            "servers": [describe(server, now_ns) for server in servers],
+            "live": [
+                describe_live(row, copies.get(row.server), now_ns)
+                for row in rows[:LIVE_LISTED]
+            ],
+            "more": more | {"servers": [describe_more(server) for server in servers]},
+        }
 
 
 def plain_key(address: SocketAddress) -> tuple[Any, ...]:
@@ -2630,7 +2632,7 @@ class Desk:
         """Thread "name-HOST:PORT": every interval, look where the name points now."""
         given = self._options.servers[number]
         name = format_address((given["host"], given["port"]))
-        left_out: set[SocketAddress] = set()
+        left_out = set(given["left_out"])  # and why they are has been said
         while not self._stopped.wait(self._options.check_interval):
             try:
                 addresses = resolve(given["host"], given["port"])
@@ -2639,12 +2641,14 @@ class Desk:
                 self._log.warn(name, words)
                 continue
             own = {a for _, a in addresses if is_own(a, self._options.own)}
-            for address in own - left_out:
-                text = f"{format_address(address)} is this balancer itself: left out"
-                self._log.line(f"{name}: {text}")
-            left_out = own
             addresses = [place for place in addresses if place[1] not in own]
-            added, lines = self._board.move_name(number, addresses)
+            added, shared, lines = self._board.move_name(number, addresses)
+            whys = dict.fromkeys(shared, "a server already")
+            whys |= dict.fromkeys(own, "this balancer itself")
+            for address in whys.keys() - left_out:
+                text = f"{format_address(address)} is {whys[address]}: left out"
+                lines.append(f"{name}: {text}")
+            left_out = set(whys)
             for line in lines:
                 self._log.line(line)
             self._watch(added)
@@ -2734,6 +2738,7 @@ STATE_LINE = re.compile(
 )
 HANGING: dict[str, Any] = {"subsequent_indent": " " * 9, "break_on_hyphens": False}
 
+
 class Screen:
     """What a terminal is shown: short lines, and one a second when there are many.
 
@@ -2786,14 +2791,15 @@ class Screen:
 
     def _end(self, clock: str, text: str) -> str:
         """Return the line of a connection's end, nothing when there are too many."""
-        fields = dict(word.partition("=")[::2] for word in text.split(" "))
-        server, code = short_address(fields["server"]), fields["end"]
+        figures, _, how = text.partition(" end=")
+        fields = dict(word.split("=", 1) for word in figures.split(" "))
+        server, code = short_address(fields["server"]), how[:2]
         self._ended[server] += 1
         if code != "--":
             self._codes[code] += 1
         if self._is_busy or self._ended.total() > SCREEN_LINES:
             return ""
-        how = "ok" if code == "--" else text.partition(" end=")[2]
+        how = "ok" if code == "--" else how
         line = (
             f"{clock} client {short_address(fields['client'])} {ARROW} {server}  "
             f"{float(fields['duration_ms']):.1f} ms  "
@@ -3084,6 +3090,15 @@ def describe(server: Server, now_ns: int) -> dict[str, Any]:
     }
 
 
+def describe_more(server: Server) -> dict[str, Any]:
+    """Return what only /metrics has of a server."""
+    return {
+        "checks_failed": server.checks_failed,
+        "connects": server.connects.tolist(),
+        "up": server.state == UP,
+    }
+
+
 def describe_live(row: Row, server: Server | None, now_ns: int) -> dict[str, Any]:
     """Return a live connection's entry of /status.json; ages in seconds."""
     last_ns = row.last_ns or row.accepted_ns
@@ -3287,7 +3302,7 @@ class StatusHandler(http.server.BaseHTTPRequestHandler):
     timeout = STATUS_TIMEOUT_S  # per read or write; the oldest makes way anyway
 
     def do_GET(self) -> None:
-        """Answer /, /status.json, /metrics, /healthz."""
+        """Answer /, /status.json, /history.json (the page's), /metrics, /healthz."""
         path, board = self.path.partition("?")[0], self.server.board
         if path not in ("/healthz", "/metrics") and not self._is_own_host():
             return
@@ -3295,8 +3310,10 @@ class StatusHandler(http.server.BaseHTTPRequestHandler):
             page = PAGE if self._may_control() else PAGE.replace(BUTTONS, "")
             self._reply(200, "text/html; charset=utf-8", page)
         elif path == "/status.json":
-            text = json.dumps(self._status(board.snapshot()))
-            self._reply(200, "application/json", text)
+            figures = board.snapshot()
+            del figures["more"]
+            head = {"version": 1, "listen": self.server.listen_text}
+            self._reply(200, "application/json", json.dumps(head | figures))
         elif path == "/history.json":
             text = json.dumps(self.server.history.document())
             self._reply(200, "application/json", text)
@@ -3331,14 +3348,12 @@ class StatusHandler(http.server.BaseHTTPRequestHandler):
             return
         address_text, admin = urllib.parse.unquote(path[1]), path[2]
         whence = str(plain_ip(self.client_address[0]))
-        if self.server.set_admin(address_text, admin, whence):
-            self._reply(200, "text/plain", f"{address_text}: {admin}\n")
-        else:
+        line = self.server.board.set_admin(address_text, admin, whence)
+        if line is None:
             self._reply(404, "text/plain", f"no server {address_text}\n")
-
-    def _status(self, figures: dict[str, Any]) -> dict[str, Any]:
-        shown = {key: value for key, value in figures.items() if key != "more"}
-        return {"version": 1, "listen": self.server.listen_text, **shown}
+        else:
+            self.server.log.line(line)
+            self._reply(200, "text/plain", f"{address_text}: {admin}\n")
 
     def _is_own_host(self) -> bool:
         """Refuse a name that only a foreign DNS would give us (DNS rebinding)."""
@@ -3347,8 +3362,7 @@ class StatusHandler(http.server.BaseHTTPRequestHandler):
             return True  # no browser: those always name it (RFC 9112, 3.2)
         with contextlib.suppress(ValueError):  # "[" is none
             host = urllib.parse.urlsplit(f"//{given or ''}").hostname
-        known = {"localhost", self._own_ip(), *self.server.names}
-        if host in known:
+        if host in ("localhost", self._own_ip(), *self.server.names):
             return True
         words = "not a known name of this host: ask by its address, or start with "
         self._reply(421, "text/plain", words + "--status-host NAME\n")
@@ -3407,7 +3421,7 @@ class StatusServer(http.server.ThreadingHTTPServer):
         """Listen for status clients; raise OSError."""
         names = (where[0], *(board.options.status_host or ()))
         self.names = [name.lower() for name in names]
-        self.listen_text, self.board, self._log = listen_text, board, log
+        self.listen_text, self.board, self.log = listen_text, board, log
         self.history = History(board, log)
         self._lock = threading.Lock()
         self._open: dict[socket.socket, None] = {}
@@ -3462,14 +3476,6 @@ class StatusServer(http.server.ThreadingHTTPServer):
         """Say nothing of a status client that leaves early; show a defect."""
         if not isinstance(sys.exc_info()[1], OSError):
             traceback.print_exc()
-
-    def set_admin(self, address_text: str, admin: str, whence: str) -> bool:
-        """Set a server ready, drain or maint; False when there is none there."""
-        line = self.board.set_admin(address_text, admin, whence)
-        if line is None:
-            return False
-        self._log.line(line)
-        return True
 
 
 # ---- Processes -----------------------------------------------------------------------
@@ -3833,54 +3839,41 @@ class Parser(argparse.ArgumentParser):
 def parse_listen(text: str) -> tuple[str, int]:
     """Return (host, port) of "HOST:PORT" or ":PORT", all addresses as "::"."""
     every = "::" if socket.has_dualstack_ipv6() else "0.0.0.0"
-    host, port = parse_address(text, every)
+    host, port = parse_address(f"[{every}]{text}" if text[:1] == ":" else text)
     with contextlib.suppress(ValueError):
         if not int(ipaddress.IPv6Address(host.partition("%")[0])):
             host = "::"  # in its many forms
     return host, port
 
 
-def parse_seconds(text: str) -> float:
-    """Return a number of seconds, 0 or more."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1e6:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
-    return value
+def in_range(
+    convert: Callable[[str], Any], what: str, low: float, high: float
+) -> Callable[[str], Any]:
+    """Return a parser of numbers in a range, which says what is no such number."""
+
+    def parse(text: str) -> Any:
+        with contextlib.suppress(ValueError):
+            if text.isascii() and low <= (value := convert(text)) <= high:
+                return value
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+
+    return parse
 
 
-def parse_positive_seconds(text: str) -> float:
-    """Return a number of seconds above 0."""
-    if not (value := parse_seconds(text)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not more than 0 seconds")
-    return value
-
-
-def parse_count(text: str) -> int:
-    """Return a whole number, 0 or more."""
-    if not (text.isascii() and text.isdigit() and len(text) < 10):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 0 or more")
-    return int(text)
-
-
-def parse_positive_count(text: str) -> int:
-    """Return a whole number, 1 or more."""
-    if not (value := parse_count(text)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 1 or more")
-    return value
+parse_seconds = in_range(float, "a number of seconds from 0", 0, 1e6)
+parse_period = in_range(float, "a number of seconds above 0", 1e-6, 1e6)
+parse_count = in_range(int, "a whole number from 0", 0, 1e9)
+parse_times = in_range(int, "a whole number from 1", 1, 1e9)
+parse_weight = in_range(int, "a weight from 0 to 256", 0, 256)
+parse_port = in_range(int, "a port from 1 to 65535", 1, 65535)
 
 
 def parse_workers(text: str) -> int:
     """Return how many processes relay; 0 stands for `auto`."""
-    if text == "auto":
-        return 0
-    if not (text.isascii() and text.isdigit() and 0 < len(text) < 4 and int(text)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not auto or 1 to 256 processes")
-    if int(text) > 256:
-        raise argparse.ArgumentTypeError(f"{text!r} is more than 256 processes")
-    return int(text)
+    return 0 if text == "auto" else WORKERS(text)
+
+
+WORKERS = in_range(int, "auto or 1 to 256 processes", 1, 256)
 
 
 def parse_network(text: str) -> Network:
@@ -3912,140 +3905,120 @@ def parse_bytes(text: str) -> bytes:
 
 def parse_check(text: str) -> tuple[str, int]:
     """Return where PORT or HOST:PORT is; a host of "" is the server's own."""
-    host, port = parse_address(text) if ":" in text else ("", parse_count(text))
-    if not 0 < port < 65536:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a port from 1 to 65535")
-    return host, port
+    if ":" not in text:
+        return "", parse_port(text)
+    host, port = parse_address(text)
+    return host, parse_port(str(port))
 
 
 def parse_server(text: str) -> dict[str, Any]:
     """Return what is in HOST:PORT[,weight=N][,backup][,max=N][,check=[HOST:]PORT]."""
     name, *words = text.split(",")
     host, port = parse_address(name)
-    if not port:
-        why = f"{name!r} has port 0: a server listens on 1 to 65535"
-        raise argparse.ArgumentTypeError(why)
-    given: dict[str, Any] = {"host": host, "port": port}
+    given: dict[str, Any] = {"host": host, "port": parse_port(str(port))}
     given |= {"weight": 1, "backup": False, "max": 0, "check": None}
-    parsers = {"weight": parse_count, "max": parse_count, "check": parse_check}
+    parsers = {"weight": parse_weight, "max": parse_count, "check": parse_check}
     for word in words:
         key, equals, value = word.partition("=")
         if word == "backup":
             given["backup"] = True
-        elif not equals or key not in parsers:
-            why = f"{word!r} is none of weight=N, backup, max=N, check=[HOST:]PORT"
-            raise argparse.ArgumentTypeError(why)
-        else:
+        elif equals and key in parsers:
             try:
                 given[key] = parsers[key](value)
             except argparse.ArgumentTypeError as error:
                 raise argparse.ArgumentTypeError(f"{key}: {error}") from None
-    if given["weight"] > 256:
-        raise argparse.ArgumentTypeError(f"weight={given['weight']} is more than 256")
+        else:
+            why = f"{word!r} is none of weight=N, backup, max=N, check=[HOST:]PORT"
+            raise argparse.ArgumentTypeError(why)
     return given
 
 
-class OptionGroup:
-    """A group of options in the help; the help of each one ends with its default."""
-
-    def __init__(self, parser: Parser, title: str) -> None:
-        self._group = parser.add_argument_group(title)
-
-    def add(self, name: str, text: str, shown: str = "off", **how: Any) -> None:
-        """Add an option; `how` is for argparse."""
-        self._group.add_argument(name, help=f"{text} (default: {shown})", **how)
-
-    def number(
-        self, name: str, parse: Callable[[str], float], default: float, text: str
-    ) -> None:
-        """Add seconds, when the default is a float, or a count."""
-        unit = "S" if isinstance(default, float) else "N"
-        shown = f"{default:g}"
-        self.add(name, text, shown, type=parse, default=default, metavar=unit)
-
-
-def add_addresses(group: OptionGroup) -> None:
-    """Add the options that say where clients come from and where they go."""
-    form, many = "HOST:PORT", {"action": "append"}
-    text = "accept clients here, :PORT for all addresses; repeat for more"
-    shown = "127.0.0.1:9990"
-    group.add("--listen", text, shown, type=parse_listen, metavar=form, **many)
-    form += "[,weight=N][,backup][,max=N][,check=[HOST:]PORT]"
-    shown, many["dest"] = "127.0.0.1:9991, :9992, :9993", "servers"
-    text = "send clients to this server; repeat for more"
-    group.add("--server", text, shown, type=parse_server, metavar=form, **many)
-    text = "choose the next server by this rule; random: the less loaded of two"
-    shown = ALGORITHMS[0]
-    group.add("--algorithm", text, shown, choices=ALGORITHMS, default=shown)
-    text = "relay in N processes; auto: one per core"
-    group.add("--workers", text, "auto", type=parse_workers, default=0, metavar="N")
-
-
-def add_checks(group: OptionGroup) -> None:
-    """Add the options that say when a server is UP."""
-    seconds, count = parse_positive_seconds, parse_positive_count
-    text = "connect to each server every S seconds"
-    group.number("--check-interval", seconds, 2.0, text)
-    group.number("--rise", count, 2, "call a server UP after N good checks")
-    text = "call a server DOWN after N failed checks, or connects for clients"
-    group.number("--fall", count, 3, text)
-    group.number("--check-timeout", seconds, 2.0, "let a check fail after S seconds")
-    text = "send TEXT in a check (\\r \\n \\t \\xHH \\\\)"
-    how: dict[str, Any] = {"type": parse_bytes, "default": b"", "metavar": "TEXT"}
-    group.add("--check-send", text, **how)
-    text = "let a check pass only when TEXT has come back, or has come as a greeting"
-    group.add("--check-expect", text, **how)
-    text = "judge servers by clients' connects alone"
-    group.add("--no-checks", text, action="store_true")
-    text = "let live connections of a server that goes DOWN go on, or reset them"
-    group.add("--on-down", text, "keep", choices=("keep", "reset"), default="keep")
-
-
-def add_limits(group: OptionGroup) -> None:
-    """Add the options that bound time and number."""
-    text = "try another server after S seconds"
-    group.number("--connect-timeout", parse_positive_seconds, 3.0, text)
-    text = "close after S seconds without a byte; 0: never"
-    group.number("--idle-timeout", parse_seconds, 3600.0, text)
-    text = "close after S seconds without a byte once one side has ended; 0: never"
-    group.number("--half-close-timeout", parse_seconds, 300.0, text)
-    text = "let a client wait for S seconds while no server can be connected"
-    group.number("--hold", parse_seconds, 3.0, text)
-    text = "accept for S seconds more at a stop, while /healthz says 503"
-    group.number("--stop-delay", parse_seconds, 0.0, text)
-    text = "let live connections end for S seconds at a stop"
-    group.number("--grace", parse_seconds, 30.0, text)
-    text = "close after S seconds in the queue for a place at a server; 0: never"
-    group.number("--queue-timeout", parse_seconds, 5.0, text)
-    text = "serve N at once, let more wait to be accepted; 0: no limit but descriptors"
-    group.number("--max-connections", parse_count, 0, text)
+# A row: option, metavar or choices, type, default, help, and the default in words if it
+# does not show itself. A switch has neither metavar nor default; a list is repeatable.
+OPTIONS: dict[str, tuple[tuple[Any, ...], ...]] = {
+    "addresses": (
+        ("--listen", "HOST:PORT", parse_listen, [],
+         "accept clients here, :PORT for all addresses", "127.0.0.1:9990"),
+        ("--server", "HOST:PORT[,weight=N][,backup][,max=N][,check=[HOST:]PORT]",
+         parse_server, [], "send clients to this server",
+         "127.0.0.1:9991, :9992, :9993"),
+        ("--algorithm", ALGORITHMS, str, ALGORITHMS[0],
+         "choose the next server by this rule; random: the less loaded of two"),
+        ("--workers", "N", parse_workers, 0, "relay in N processes",
+         "auto, one per core"),
+    ),
+    "checks": (
+        ("--check-interval", "S", parse_period, 2.0,
+         "connect to each server every S seconds"),
+        ("--rise", "N", parse_times, 2, "call a server UP after N good checks"),
+        ("--fall", "N", parse_times, 3,
+         "call a server DOWN after N failed checks, or connects for clients"),
+        ("--check-timeout", "S", parse_period, 2.0, "let a check fail after S seconds"),
+        ("--check-send", "TEXT", parse_bytes, b"",
+         r"send TEXT in a check (\r \n \t \xHH \\)", "off"),
+        ("--check-expect", "TEXT", parse_bytes, b"",
+         "let a check pass only when TEXT has come back, or as a greeting", "off"),
+        ("--no-checks", "", None, None, "judge servers by clients' connects alone"),
+        ("--on-down", ("keep", "reset"), str, "keep",
+         "let live connections of a server that goes DOWN go on, or reset them"),
+    ),
+    "limits": (
+        ("--connect-timeout", "S", parse_period, 3.0,
+         "try another server after S seconds"),
+        ("--idle-timeout", "S", parse_seconds, 3600.0,
+         "close after S seconds without a byte; 0: never"),
+        ("--half-close-timeout", "S", parse_seconds, 300.0,
+         "close after S seconds without a byte once one side has ended; 0: never"),
+        ("--hold", "S", parse_seconds, 3.0,
+         "let a client wait for S seconds while no server can be connected"),
+        ("--stop-delay", "S", parse_seconds, 0.0,
+         "accept for S seconds more at a stop, while /healthz says 503"),
+        ("--grace", "S", parse_seconds, 30.0,
+         "let live connections end for S seconds at a stop"),
+        ("--queue-timeout", "S", parse_seconds, 5.0,
+         "close after S seconds in the queue for a place at a server; 0: never"),
+        ("--max-connections", "N", parse_count, 0,
+         "serve N at once, let more wait to be accepted; 0: as descriptors allow"),
+    ),
+    "access": (
+        ("--allow", "CIDR", parse_network, [], "refuse clients from elsewhere",
+         "all may come"),
+        ("--accept-proxy", "CIDR", parse_network, [], "require a PROXY header, version"
+         " 1 or 2, from these sources and refuse all others", "off"),
+        ("--send-proxy", ("v1", "v2"), str, None,
+         "tell servers the client's address by a PROXY header", "off"),
+    ),
+    "output": (
+        ("--status", "HOST:PORT", parse_address, None,
+         "serve a live page, /status.json, /metrics and /healthz here", "off"),
+        ("--status-host", "NAME", str, [],
+         "answer a browser that asks for this name, too", "none"),
+        ("--status-control", "", None, None,
+         "obey drain, ready and maint on any address, not on loopback alone"),
+        ("--log", "FILE", str, "-", "append the log to FILE; a terminal gets shorter"
+         " lines", "standard output, -"),
+        ("--quiet", "", None, None,
+         "print nothing but the first line; a --log FILE is still written"),
+    ),
+}  # fmt: skip
 
 
-def add_access(group: OptionGroup) -> None:
-    """Add the options that say who may come, and as whom."""
-    networks: dict[str, Any] = {"type": parse_network, "metavar": "CIDR"}
-    networks["action"] = "append"
-    text = "refuse clients from elsewhere; repeat for more"
-    group.add("--allow", text, "all may come", **networks)
-    text = "require a PROXY header, version 1 or 2, from these sources and refuse all "
-    text += "others; repeat for more"
-    group.add("--accept-proxy", text, **networks)
-    text = "tell servers the client's address by a PROXY header"
-    group.add("--send-proxy", text, choices=("v1", "v2"))
-
-
-def add_output(group: OptionGroup) -> None:
-    """Add the options that say what an operator sees."""
-    text = "serve a live page, /status.json, /metrics and /healthz here"
-    group.add("--status", text, type=parse_address, metavar="HOST:PORT")
-    text = "answer a browser that asks for this name, too; repeat for more"
-    group.add("--status-host", text, action="append", metavar="NAME")
-    text = "obey drain, ready and maint on any address, not on loopback alone"
-    group.add("--status-control", text, action="store_true")
-    text = "append the log to FILE; a terminal gets shorter lines"
-    group.add("--log", text, "standard output, -", metavar="FILE")
-    text = "print nothing but the first line; a --log FILE is still written"
-    group.add("--quiet", text, action="store_true")
+def add_option(
+    group: argparse._ArgumentGroup, name: str, values: Any, kind: Any, default: Any,
+    text: str, shown: str = "",
+) -> None:  # fmt: skip
+    """Add a row of OPTIONS to its group; its help ends with the default."""
+    if not values:
+        group.add_argument(name, action="store_true", help=f"{text} (default: off)")
+        return
+    if isinstance(default, list):
+        text += "; repeatable"
+    shown = shown or (f"{default:g}" if isinstance(default, float) else str(default))
+    how = {"choices": values} if isinstance(values, tuple) else {"metavar": values}
+    group.add_argument(
+        name, type=kind, default=default, help=f"{text} (default: {shown})",
+        action="append" if isinstance(default, list) else "store", **how,
+    )  # fmt: skip
 
 
 def parse_args(argv: Sequence[str] | None) -> Options:
@@ -4058,23 +4031,23 @@ def parse_args(argv: Sequence[str] | None) -> Options:
         "--grace seconds; a second one: exit at once. SIGHUP: reopen --log.",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
-    add_addresses(OptionGroup(parser, "addresses"))
-    add_checks(OptionGroup(parser, "checks"))
-    add_limits(OptionGroup(parser, "limits"))
-    add_access(OptionGroup(parser, "access"))
-    add_output(OptionGroup(parser, "output"))
+    for title, rows in OPTIONS.items():
+        group = parser.add_argument_group(title)
+        for row in rows:
+            add_option(group, *row)
     options = parser.parse_args(argv)
     why = why_one_process()
     if options.workers > 1 and why:
         parser.error(f"--workers: {why}: use --workers 1")
     alone = why or is_free_threaded()
     options.workers = options.workers or (1 if alone else usable_cores())
-    given = options.servers or [parse_server(f"127.0.0.1:{p}") for p in DEFAULT_PORTS]
+    given = options.server or [parse_server(f"127.0.0.1:{p}") for p in DEFAULT_PORTS]
     options.notes = []
     known: dict[tuple[Any, ...], dict[str, Any]] = {}  # by address, whose it is
     for server in given:
         name = format_address((server["host"], server["port"]))
         server["resolved"], server["why"] = resolve_server(parser, server)
+        server["left_out"] = []  # addresses that an earlier one has
         if server["why"]:
             words = f"{server['why']}; DOWN until it has an address"
             options.notes.append(f"{name}: {words}")
@@ -4086,11 +4059,12 @@ def parse_args(argv: Sequence[str] | None) -> Options:
             if is_literal(server["host"]) and is_literal(first["host"]):
                 parser.error(f"--server: {text} is given more than once")
             server["resolved"].remove(where)
+            server["left_out"].append(where[1])
             whose = format_address((first["host"], first["port"]))
             options.notes.append(f"{name} is {text}, as {whose}: with its settings")
     options.servers = given
     options.log = None if options.log == "-" else options.log
-    places = [place for place in options.listen or [] if place[1]]
+    places = [place for place in options.listen if place[1]]
     if len(set(places)) < len(places):
         parser.error("--listen: an address is given more than once")
     return options

@@ -428,8 +428,11 @@ def counted(number: int, noun: str) -> str:
 
 
 def format_address(address: tuple[Any, ...]) -> str:
-    """Return "host:port" of a socket address, an IPv6 host in brackets."""
+    """Return "host:port" of a socket address, or "[IPv6%zone]:port"."""
     host, port = address[:2]
+    if any(address[3:]) and "%" not in host:
+        with contextlib.suppress(OSError):  # the interface may be gone
+            host += f"%{socket.if_indextoname(address[3])}"
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 

@@ -474,6 +474,23 @@ class NamesAtTheStart(Surrounded):
         )
 
 
+    def test_name_that_comes_to_anothers_address_is_left_out_with_one_line(
+        self,
+    ) -> None:
+        one = self.backend(banner(b"1"))
+        self.name("lab", "127.0.0.1")
+        self.name("other")
+        balancer = self.run_before(f"lab.test:{one.port}", f"other.test:{one.port}")
+        self.name("other", "127.0.0.1")
+        said = rf"other\.test:{one.port}: {one.address} is a server already"
+        balancer.wait_for_line(said)
+        seen = one.total
+        wait_until(lambda: one.total >= seen + 10, what="ten checks")
+        lines = [line for line in balancer.stdout_lines() if "already" in line]
+        self.assertEqual(len(lines), 1, lines)
+        self.assertEqual(self.addresses(balancer), {one.address})
+
+
 class NamesAtTheStartWithTwoWorkers(NamesAtTheStart):
     """The same, through two processes."""
 

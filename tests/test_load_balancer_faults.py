@@ -1118,7 +1118,7 @@ class SelfConnect(BalancerTestCase):
                 balancer.stop()
 
     def test_client_never_talks_to_itself(self) -> None:
-        balancer = self.start_in("127.0.0.1", "--no-checks")
+        balancer = self.start_in("127.0.0.1", "--no-checks", "--hold=0")
 
         def visits() -> list[bytes]:
             answers = []

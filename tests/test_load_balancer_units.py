@@ -228,9 +228,9 @@ class NamesThatMove(unittest.TestCase):
         (server,) = lab.servers
         self.assertEqual(lab.server_of(lab.admit()), 9991)
         lab.board.set_admin("127.0.0.1:9991", "maint", "::1")
-        (new,), lines = lab.board.move_name(0, [self.THERE])
+        (new,), _, lines = lab.board.move_name(0, [self.THERE])
         self.assertEqual(self.states(lines), ["state=DRAIN", "state=UP"])
-        added, lines = lab.board.move_name(0, [self.HERE])
+        added, _, lines = lab.board.move_name(0, [self.HERE])
         self.assertEqual(added, [])
         self.assertEqual(self.states(lines), ["state=MAINT", "state=DRAIN"])
         self.assertEqual(lab.servers, [server])
