@@ -750,20 +750,20 @@ class Server(Addressed):
 
     def look(self) -> Server:
         """See where it is now: another process may have placed it; return it."""
-        if self.seen != self.version:
-            self.seen = self.version
-            given = self.options.servers[self.given]
+        if self.seen != (version := self.version):
+            given, address = self.options.servers[self.given], self.source()
             self.weight, self.backup = given["weight"], given["backup"]
             self.max, self.check_at = given["max"], given["check"]
             self.last_check = "not checked yet"  # of the process that checks
-            self.address: SocketAddress = self.source()
-            self.address_text = format_address((*self.address, 0, self.scope))
+            self.address_text = format_address((*address, 0, self.scope))
             if not self.family:
                 self.address_text = format_address((given["host"], given["port"]))
                 self.last_check = given["why"]
             if self.family == socket.AF_INET6:
-                host = str(as_ipv6(plain_ip(self.address[0])))
-                self.address = (host, self.port, 0, self.scope)
+                host = str(as_ipv6(plain_ip(address[0])))
+                address = (host, self.port, 0, self.scope)
+            self.address: SocketAddress = address
+            self.seen = version  # last: another thread may ask without the lock
         return self
 
     @property
