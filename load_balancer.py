@@ -751,7 +751,8 @@ class Server(Addressed):
     def look(self) -> Server:
         """See where it is now: another process may have placed it; return it."""
         if self.seen != (version := self.version):
-            given, address = self.options.servers[self.given], self.source()
+            given = self.options.servers[self.given]
+            address: SocketAddress = self.source()
             self.weight, self.backup = given["weight"], given["backup"]
             self.max, self.check_at = given["max"], given["check"]
             self.last_check = "not checked yet"  # of the process that checks
@@ -762,7 +763,7 @@ class Server(Addressed):
             if self.family == socket.AF_INET6:
                 host = str(as_ipv6(plain_ip(address[0])))
                 address = (host, self.port, 0, self.scope)
-            self.address: SocketAddress = address
+            self.address = address
             self.seen = version  # last: another thread may ask without the lock
         return self
 
