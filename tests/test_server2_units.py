@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import signal
 import socket
 import threading
 import time
@@ -257,6 +258,21 @@ class Threads(ScriptTestCase):
                 self.assertEqual(read_line(client), b"Server %d received: hi\n" % port)
             wait_until(lambda: not self.server.live, 5, "the connection's end")
         self.assertEqual(threading.active_count(), before + 1)
+
+    def test_a_stop_serves_who_waits_for_a_thread_also_at_max_connections(self) -> None:
+        self.server._most = 1
+        self.server.bell.wait.side_effect = lambda *_, **__: time.sleep(0.01)
+        self.listener.setblocking(False)
+        with self.dial(self.listener.getsockname()) as client:
+            client.sendall(b"hi\n")
+            no_thread = RuntimeError("can't start new thread")
+            with mock.patch.object(threading.Thread, "start", side_effect=no_thread):
+                self.assertFalse(self.server.accept())
+            self.assertFalse(self.server.may_accept)
+            with mock.patch.object(signal, "signal"):
+                server2.stop(self.server)
+            port = self.server.port
+            self.assertEqual(read_line(client), b"Server %d received: hi\n" % port)
 
     def test_clients_are_served_where_sockets_inherit_o_nonblock(self) -> None:
         plain = socket.socket.accept
