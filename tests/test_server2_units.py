@@ -200,8 +200,7 @@ class Ends(ScriptTestCase):
                 server, sock = some_server(), mock.Mock()
                 sock.recv.side_effect = received
                 sock.sendall.side_effect = sent
-                with mock.patch.object(server2, "send_quickly", lambda *_: 0):
-                    server2.Connection(server, sock, ("127.0.0.1", 56457)).serve()
+                server2.Connection(server, sock, ("127.0.0.1", 56457)).serve()
                 (record,) = server.log.append.call_args.args[0]
                 self.assertIn(b" - closed: %b, " % reason.encode(), record)
 
@@ -261,7 +260,8 @@ class Threads(ScriptTestCase):
 
     def test_a_stop_serves_who_waits_for_a_thread_also_at_max_connections(self) -> None:
         self.server._most = 1
-        self.server.bell.wait.side_effect = lambda *_, **__: time.sleep(0.01)
+        bell: Any = self.server.bell
+        bell.wait.side_effect = lambda *_, **__: time.sleep(0.01)
         self.listener.setblocking(False)
         with self.dial(self.listener.getsockname()) as client:
             client.sendall(b"hi\n")
