@@ -200,7 +200,8 @@ class Ends(ScriptTestCase):
                 server, sock = some_server(), mock.Mock()
                 sock.recv.side_effect = received
                 sock.sendall.side_effect = sent
-                server2.Connection(server, sock, ("127.0.0.1", 56457)).serve()
+                with mock.patch.object(server2, "send_quickly", lambda *_: 0):
+                    server2.Connection(server, sock, ("127.0.0.1", 56457)).serve()
                 (record,) = server.log.append.call_args.args[0]
                 self.assertIn(b" - closed: %b, " % reason.encode(), record)
 
