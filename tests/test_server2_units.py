@@ -209,6 +209,8 @@ class Ends(ScriptTestCase):
 class Threads(ScriptTestCase):
     """How the server's threads take, serve and close connections."""
 
+    pause = threading.Event()  # never set
+
     def setUp(self) -> None:
         super().setUp()
         self.listener = socket.create_server(("127.0.0.1", 0))
@@ -262,7 +264,7 @@ class Threads(ScriptTestCase):
     def test_a_stop_serves_who_waits_for_a_thread_also_at_max_connections(self) -> None:
         self.server._most = 1
         bell: Any = self.server.bell
-        bell.wait.side_effect = lambda *_, **__: time.sleep(0.01)
+        bell.wait.side_effect = lambda *_, **__: self.pause.wait(0.01)
         self.listener.setblocking(False)
         with self.dial(self.listener.getsockname()) as client:
             client.sendall(b"hi\n")
