@@ -577,8 +577,12 @@ class Hold(Asked):
                     client.close()
                     ending = self.ending(balancer, name)
                     self.assertRegex(ending.code, r"\AC[CQ]\Z")
-        connections = figures(balancer)["connections"]
-        self.assertEqual((connections["active"], connections["queued"]), (0, 0))
+
+        def at_rest() -> bool:
+            connections = figures(balancer)["connections"]
+            return (connections["active"], connections["queued"]) == (0, 0)
+
+        wait_until(at_rest, what="no connection left")
 
     def test_client_that_half_closed_is_served_whole(self) -> None:
         gate = self.gate()
