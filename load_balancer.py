@@ -1705,16 +1705,16 @@ class Worker:
                 if self._cutting.is_set():
                     raise OverError(CUT_QUEUED)
                 wait_s = queued_until - time.monotonic()
-                if held := in_vain or not board.may_serve():
+                if in_vain or not board.may_serve():
                     most_s = RETRY_S if in_vain else math.inf
                     wait_s = min(self._held_s(session), most_s)
-                ready = dict(poll.poll(milliseconds(wait_s)))
-                if not ready and held and not self._held_s(session):
-                    if in_vain:
+                    if not wait_s and in_vain:
                         raise NoServerError
-                    raise OverError(NO_SERVER)
-                if not ready and not held and wait_s <= 0:
+                    if not wait_s:
+                        raise OverError(NO_SERVER)
+                elif wait_s <= 0:
                     raise OverError(QUEUED_TOO_LONG)
+                ready = dict(poll.poll(milliseconds(wait_s)))
                 if mask := ready.get(client_fd):
                     if mask & (POLLERR | POLLHUP) or has_left(session.client_sock):
                         cut = self._cutting.is_set()

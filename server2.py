@@ -488,17 +488,19 @@ def stop(server: Server) -> None:
     """Serve who waits in the listen queue, close; cut connections after GRACE_S."""
     for number in SIGNALS - {SIGHUP}:
         signal.signal(number, signal.SIG_DFL)  # a second one ends the process
+    live = len(server.live)
     server.stopping.set()
     # Closing the listener resets who waits in its queue, and their messages.
     deadline = time.monotonic() + LAST_S
     while time.monotonic() < deadline and (server.waiting or server.may_accept):
         if not server.accept():
             break
+    live = max(live, len(server.live))
     server.listener.close()
-    if server.live and not server.args.quiet:
+    if live and not server.args.quiet:
         how_long = f"waiting {GRACE_S:g} s at most; Ctrl-C again cuts them"
-        live = counted(len(server.live), "live connection")
-        server.terminal.say(f"stopping: {live}, {how_long}")
+        text = f"stopping: {counted(live, 'live connection')}, {how_long}"
+        server.terminal.say(text)
     for how, seconds in ((socket.SHUT_RD, GRACE_S), (socket.SHUT_RDWR, CUT_S)):
         with server.lock:
             for connection in server.live:

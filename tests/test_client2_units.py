@@ -35,6 +35,7 @@ from client2 import (
     ServerResults,
     Slices,
 )
+from tests.support import wait_until
 
 MS = 1_000_000  # nanoseconds
 
