@@ -7,6 +7,7 @@ finds the log line of a connection with `self.ending(client)`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import socket
@@ -14,11 +15,13 @@ import unittest
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tests.support import (
     DEADLINE_S,
     LONG,
+    REFUSED,
     Backend,
     Behaviour,
     Running,
@@ -26,6 +29,7 @@ from tests.support import (
     Target,
     Visit,
     address_of,
+    children,
     dial,
     echo,
     http_request,
@@ -229,6 +233,50 @@ def shares(ports: Sequence[int], backends: Sequence[Backend]) -> list[int]:
 
 
 # ---- One balancer, one server ----------------------------------------------------
+
+
+def title(pid: int) -> str:
+    """Return a process's name (proc(5), comm); "" when it has ended."""
+    with contextlib.suppress(OSError):
+        return Path("/proc", str(pid), "comm").read_text().strip()
+    return ""
+
+
+def listens_at(pid: int, port: int) -> bool:
+    """Tell whether a process has a descriptor of this port's listener (proc(5))."""
+    local, inodes = f":{port:04X}", set()
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        fields = line.split()
+        if fields[1].endswith(local) and fields[3] == "0A":  # TCP_LISTEN
+            inodes.add(f"socket:[{fields[9]}]")
+    with contextlib.suppress(OSError):
+        return any(
+            os.readlink(entry) in inodes
+            for entry in Path("/proc", str(pid), "fd").iterdir()
+        )
+    return False
+
+
+def processes(balancer: Running) -> tuple[list[int], list[int]]:
+    """Return the live workers and the desks.
+
+    Told by their names, or where none could be written, by who has the listener.
+    """
+    workers, desks = [], []
+    for pid in children(balancer.pid):
+        name = title(pid)
+        if REFUSED and name:
+            name = "worker" if listens_at(pid, balancer.port) else "desk"
+        if "worker" in name:
+            workers.append(pid)
+        elif "desk" in name:
+            desks.append(pid)
+    return workers, desks
+
+
+def workers_of(balancer: Running) -> list[int]:
+    """Return the live workers."""
+    return processes(balancer)[0]
 
 
 class BalancerTestCase(ScriptTestCase):

@@ -29,6 +29,7 @@ from tests.balancer import (
     status_address,
     visit_once,
     wait_for_endings,
+    workers_of,
 )
 from tests.support import (
     DEADLINE_S,
@@ -224,8 +225,7 @@ class Stopping(BalancerTestCase):
     ) -> None:
         balancer = self.balance([self.backend(named)], "--workers=2", "--grace=0")
         clients = self.hold(balancer, 2)
-        workers = children(balancer.pid)
-        for worker in workers:
+        for worker in workers_of(balancer):  # they are at rest: none has the lock
             os.kill(worker, signal.SIGSTOP)
         balancer.signal(signal.SIGTERM)
         self.wait_until_refused(balancer)

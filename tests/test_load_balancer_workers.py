@@ -18,17 +18,18 @@ from tests.balancer import (
     figures,
     local_address,
     named,
+    processes,
     served_by,
+    title,
     wait_for_endings,
+    workers_of,
 )
 from tests.support import (
     DEADLINE_S,
     LONG,
-    REFUSED,
     Backend,
     Running,
     Visit,
-    children,
     dial,
     family,
     in_parallel,
@@ -39,50 +40,6 @@ MANY = bool(LONG or os.environ.get("CI"))
 KILLS = 500 if LONG else 30
 ESTABLISHED = 1  # tcp_states.h
 SEED = int(os.environ.get("LAB_SEED", "1"))
-
-
-def title(pid: int) -> str:
-    """Return a process's name (proc(5), comm); "" when it has ended."""
-    with contextlib.suppress(OSError):
-        return Path("/proc", str(pid), "comm").read_text().strip()
-    return ""
-
-
-def listens_at(pid: int, port: int) -> bool:
-    """Tell whether a process has a descriptor of this port's listener (proc(5))."""
-    local, inodes = f":{port:04X}", set()
-    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-        fields = line.split()
-        if fields[1].endswith(local) and fields[3] == "0A":  # TCP_LISTEN
-            inodes.add(f"socket:[{fields[9]}]")
-    with contextlib.suppress(OSError):
-        return any(
-            os.readlink(entry) in inodes
-            for entry in Path("/proc", str(pid), "fd").iterdir()
-        )
-    return False
-
-
-def processes(balancer: Running) -> tuple[list[int], list[int]]:
-    """Return the live workers and the desks.
-
-    Told by their names, or where none could be written, by who has the listener.
-    """
-    workers, desks = [], []
-    for pid in children(balancer.pid):
-        name = title(pid)
-        if REFUSED and name:
-            name = "worker" if listens_at(pid, balancer.port) else "desk"
-        if "worker" in name:
-            workers.append(pid)
-        elif "desk" in name:
-            desks.append(pid)
-    return workers, desks
-
-
-def workers_of(balancer: Running) -> list[int]:
-    """Return the live workers."""
-    return processes(balancer)[0]
 
 
 @unittest.skipUnless(Path("/proc/self/comm").exists(), "needs /proc (Linux)")
