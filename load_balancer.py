@@ -130,6 +130,7 @@ PENALTY_MAX_S = 300.0
 SPARE_THREADS = 8  # at least so many wait for the next connection ...
 MAX_SPARE_THREADS = 64  # ... and at most; the others end
 STACK_BYTES = 262144  # enough for the relay; the default of 8 MiB is only address space
+HASTE_S = 0.5  # at a second signal, for connections to be reset
 CUT_S = 1.0  # at a stop, after SHUT_RD, after SHUT_RDWR, and for workers to end
 LOCK_PAUSE_S = 0.00002  # until the next try for the board's lock, then doubled
 STALL_S = 5.0  # a process that keeps the board's lock for so long is killed
@@ -823,7 +824,7 @@ class Server(Addressed):
 
 
 def candidates(servers: Iterable[Server]) -> tuple[list[Server], bool]:
-    """Return who may be asked: UP servers, else a backup, else (fail open) any.
+    """Return who may be asked: UP servers, else (fail open) any.
 
     The second value tells whether it came to that: no server is UP.
     """
@@ -1260,7 +1261,8 @@ class Board(Cells):
         with self.lock:
             for server in self.servers():
                 waited_s = (time.monotonic_ns() - server.changed_ns) / 1e9
-                if server.state == DOWN and waited_s >= server.penalty_s:
+                over = server.family and waited_s >= server.penalty_s
+                if server.state == DOWN and over:
                     why = f"tried again after {server.penalty_s} s without checks"
                     server.penalty_s = min(2 * server.penalty_s, int(PENALTY_MAX_S))
                     server.health, server.in_a_row = self.options.rise, 0
@@ -1720,7 +1722,7 @@ class Worker:
                         cut = self._cutting.is_set()
                         raise OverError(CUT_QUEUED if cut else LEFT_QUEUE)
                     poll.register(client_fd, 0)  # it has sent: now only errors matter
-                elif in_vain:
+                elif in_vain:  # again: RETRY_S is over, or a server's state changed
                     row.forget_tried()
                 session.wake.hear()
         finally:
@@ -2570,7 +2572,6 @@ class Desk:
     def __init__(self, board: Board, log: Log) -> None:
         self._options, self._board, self._log = board.options, board, log
         self._stopped = threading.Event()
-        self._checked: set[int] = set()  # indexes of servers; of the starting threads
 
     def start(self) -> None:
         """Start the thread that starts the others: it may take long (RLIMIT_NPROC)."""
@@ -2684,6 +2685,7 @@ def check(server: Server, options: Options) -> tuple[bool | None, str]:
                 sock.sendall(proxy_v1(sock.getsockname(), sock.getpeername()))
             elif options.send_proxy and not server.check_at:
                 sock.sendall(PROXY_V2_LOCAL)
+            sock.settimeout(max(0.001, deadline - time.monotonic()))
             sock.sendall(options.check_send)
         except OSError as error:
             if error.errno in LOCAL_SHORTAGE and has_own_address(server):
@@ -2888,8 +2890,8 @@ class Log:
     def end(self) -> None:
         """Tell the desk that no line will follow; called by the parent."""
         if self._pipe:
-            with contextlib.suppress(OSError):
-                os.set_blocking(self._pipe[1], True)
+            with contextlib.suppress(OSError):  # full: the desk is stopped
+                select.select([], [self._pipe[1]], [], CUT_S)
                 os.write(self._pipe[1], b"end\n")
 
     def line(self, text: str, key: str = "-") -> None:
@@ -3535,7 +3537,7 @@ class Balancer:
     """All that runs, in this process: one worker, and the desk's threads.
 
     From the first signal on: `leaving`, for --stop-delay seconds; `stopping`, for
-    --grace seconds; `cutting`. A second one ends it at once.
+    --grace seconds; `cutting`. A second one cuts at once.
     """
 
     def __init__(
@@ -3573,18 +3575,23 @@ class Balancer:
             if time.monotonic() >= self._deadline:
                 if self._board.cutting:  # stopped by SIGSTOP, for one
                     break
-                if not self._board.stopping:
+                if self._board.stopping:
+                    self._cut(3 * CUT_S)
+                else:
                     self._close()
-                    continue
-                self._board.cutting = 1
-                self._board.ring_all()
-                self._deadline = time.monotonic() + 3 * CUT_S
         self._end()
 
     def _stop(self) -> None:
-        """Say that clients should go elsewhere; accept for --stop-delay."""
+        """Say that clients should go elsewhere; accept for --stop-delay.
+
+        A second signal cuts at once: not by this process' end alone, for half a reply
+        must not end like a whole one.
+        """
         self._stops += 1
         if self._stops > 1:
+            if not self._board.stopping:
+                self._close()
+            self._cut(HASTE_S)
             return
         notify("STOPPING=1")
         self._board.leaving = 1
@@ -3611,6 +3618,11 @@ class Balancer:
             print(text, flush=True)
         self._deadline = time.monotonic() + grace_s
 
+    def _cut(self, patience_s: float) -> None:
+        self._board.cutting = 1
+        self._board.ring_all()
+        self._deadline = time.monotonic() + patience_s
+
     # With one worker ------------------------------------------------------------------
 
     def _start_workers(self) -> None:
@@ -3632,7 +3644,7 @@ class Balancer:
         self._signals.wake()
 
     def _is_over(self) -> bool:
-        return self._stops > 1 or self._at_rest.is_set()
+        return self._stops > 2 or self._at_rest.is_set()
 
     def _look_after(self) -> None:
         """See to whatever may have died."""
@@ -3685,7 +3697,7 @@ class Parent(Balancer):
 
     def _is_over(self) -> bool:
         stopping = bool(self._board.stopping)
-        return self._stops > 1 or (stopping and not any(self._children.values()))
+        return self._stops > 2 or (stopping and not any(self._children.values()))
 
     def _fork(self, number: int) -> None:
         """Fork a worker, or the desk; try again when that cannot be done."""
@@ -3756,8 +3768,9 @@ class Parent(Balancer):
         """Bury the dead, and have them replaced, once a second at most."""
         with contextlib.suppress(ChildProcessError):
             while (dead := os.waitpid(-1, os.WNOHANG))[0]:
-                number = self._children.pop(dead[0])
-                self._bury(number, os.waitstatus_to_exitcode(dead[1]))
+                number = self._children.pop(dead[0], None)
+                if number is not None:  # else whoever started us left us a child
+                    self._bury(number, os.waitstatus_to_exitcode(dead[1]))
         for number, at in list(self._waiting.items()):
             if time.monotonic() >= at:
                 del self._waiting[number]

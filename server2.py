@@ -735,6 +735,8 @@ def reopen(log: Log) -> None:
     with log.flushing:
         # Not waiting for somebody to read a FIFO (open(2), ENXIO).
         new = open_to_append(log.path, getattr(os, "O_NONBLOCK", 0))
+        if isinstance(log, FlushedLog):
+            flush_name(log.path)
         old = os.dup(log.file)
         try:
             log.is_pipe = True  # until it is known: right for a file, too
@@ -757,6 +759,7 @@ class FlushedLog(Log):
 
     def __init__(self, path: str, port: int) -> None:
         super().__init__(path, port)
+        flush_name(path)
         self.flushing = threading.RLock()  # held from a write to its flush
         self._joining = threading.Lock()  # guards the two below
         self._group: list[bytes] = []
@@ -790,6 +793,16 @@ class FlushedLog(Log):
         except OSError as error:
             return 0, error.strerror or str(error)
         return logged, reason
+
+
+def flush_name(path: str) -> None:
+    """Have the name of a file on disk, which may be new (fsync(2)), where one can."""
+    with contextlib.suppress(OSError):
+        folder = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 PIPE_TURN = threading.Lock()  # held while a thread writes to a pipe

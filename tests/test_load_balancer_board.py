@@ -42,6 +42,15 @@ class Clients:
 class Cells(unittest.TestCase):
     """A row says what was noted in it, and nothing when it is nobody's."""
 
+    def test_name_without_an_address_is_never_forgiven(self) -> None:
+        board = board_of("127.0.0.1:9991")
+        options = board.options
+        options.servers[0] |= {"resolved": [], "why": "cannot resolve: unknown"}
+        board = Board(options, 10)
+        (server,) = board.servers()
+        server.changed_ns -= 3600 * 10**9
+        self.assertEqual((server.state, board.forgive()), ("DOWN", []))
+
     def test_row_keeps_its_client_and_the_servers_it_has_tried(self) -> None:
         board = board_of(*(f"127.0.0.1:{port}" for port in range(9001, 9101)))
         row = next(board.rows_of(1))

@@ -8,10 +8,13 @@ import io
 import os
 import re
 import select
+import shlex
 import signal
 import socket
+import subprocess
 import threading
 import time
+import unittest
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -50,6 +53,7 @@ from tests.support import (
     read_line,
     read_to_end,
     run_main,
+    script_command,
     send_reset,
     status_json,
     wait_until,
@@ -236,6 +240,45 @@ class Stopping(BalancerTestCase):
         wait_until(lambda: not group_members(balancer.pid), what="no process")
         found = [self.ending(balancer, local_address(client)) for client in clients]
         self.assertEqual([ending.code for ending in found], ["KD", "KD"])
+
+    def test_second_signal_resets_half_a_reply(self) -> None:
+        def half(visit: Visit) -> None:
+            visit.send(b"half a reply")
+            visit.pause(60)
+
+        balancer = self.balance([self.backend(half)])
+        client = self.dial(balancer)
+        self.assertEqual(read_exactly(client, 12), b"half a reply")
+        balancer.signal(signal.SIGTERM)
+        self.wait_until_refused(balancer)
+        balancer.signal(signal.SIGTERM)
+        self.assertTrue(is_reset(client), "a clean end looks like a whole reply")
+        self.assertEqual(balancer.wait(), 0)
+        self.assertEqual(self.ending(balancer, local_address(client)).code, "KD")
+
+    @unittest.skipUnless(hasattr(os, "fork"), "needs fork")
+    def test_child_of_somebody_else_is_no_worker(self) -> None:
+        backend = self.backend(named)
+        script = script_command(
+            "load_balancer.py",
+            ["--listen=127.0.0.1:0", "--workers=2", f"--server={backend.address}"],
+        )
+        words = " ".join(map(shlex.quote, script))
+        command = ["bash", "-c", f"sleep 0.2 & exec {words}"]
+        balancer = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        self.addCleanup(balancer.kill)
+        assert balancer.stdout
+        first = balancer.stdout.readline()
+        self.assertRegex(first, r"\Alistening on 127.0.0.1:\d+ ")
+        where = re.findall(r"127.0.0.1:\d+", first)[0]
+        wait_until(lambda: len(children(balancer.pid)) == 3, what="the sleep's end")
+        with dial(where) as client:
+            self.assertTrue(served_by(client))
+        balancer.terminate()
+        self.assertNotIn("Traceback", balancer.communicate(timeout=30)[0])
+        self.assertEqual(balancer.returncode, 0)
 
     def test_stopped_worker_is_killed_and_its_connections_are_logged(self) -> None:
         balancer = self.balance([self.backend(named)], "--workers=2", "--grace=0")

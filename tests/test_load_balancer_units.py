@@ -432,6 +432,17 @@ class LogThatCannotBeWritten(unittest.TestCase):
         self.assertEqual([line.split()[-1] for line in lines], ["before", "after"])
 
 
+    def test_end_does_not_wait_for_a_desk_that_is_stopped(self) -> None:
+        log = load_balancer.Log(str(self.path), quiet=False)
+        log.share()
+        assert log._pipe
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(log._pipe[1], bytes(4096))
+        start = time.monotonic()
+        log.end()
+        self.assertLess(time.monotonic() - start, 10)
+
     def test_connection_whose_worker_died_just_after_its_line_has_no_second(
         self,
     ) -> None:
