@@ -75,6 +75,7 @@ defaults
     timeout connect 5s
     timeout client 30s
     timeout server 30s
+    timeout check 10s
     retries 0
 frontend front
     bind 127.0.0.1:{port}
