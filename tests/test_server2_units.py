@@ -8,7 +8,6 @@ import os
 import signal
 import socket
 import threading
-import time
 import unittest
 from typing import Any
 from unittest import mock
