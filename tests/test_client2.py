@@ -761,7 +761,7 @@ class Limits(ClientTestCase):
         self.assertEqual(result.returncode, 99, result)
 
     def test_a_baseline_tells_a_difference_from_none(self) -> None:
-        slow, fast = self.backend(confirm(0.1)), self.backend(confirm(0.0))
+        slow, fast = self.backend(confirm(0.25)), self.backend(confirm(0.0))
         self.client(10, "--messages", 16, "--json", "slow", "--target", slow.address)
         same = self.client(
             *(10, "--messages", 16, "--baseline", "slow", "--target", slow.address)
