@@ -1044,6 +1044,9 @@ class Board(Cells):
         for bell in self.bells:
             bell.ring(LOOK)
 
+    def _ring_workers_locked(self) -> None:
+        self.lock.bells += [(number, LOOK) for number in range(1, len(self.bells))]
+
     # A connection's steps -------------------------------------------------------------
 
     def admit(
@@ -1151,8 +1154,7 @@ class Board(Cells):
         """End a connection: count it, free its place, hand that on."""
         with self.lock:
             if self.live >= self.limit:
-                everyone = range(1, len(self.bells))
-                self.lock.bells += [(number, LOOK) for number in everyone]
+                self._ring_workers_locked()
             self._end_locked(row, end)
 
     def _end_locked(self, row: Row, end: End) -> None:
@@ -1286,7 +1288,7 @@ class Board(Cells):
         options = self.options
         server.changed_ns = time.monotonic_ns()
         self.version += 1
-        self.lock.bells += [(n, LOOK) for n in range(1, len(self.bells))]  # of the held
+        self._ring_workers_locked()  # for those who are held
         if options.algorithm == "source" and self.queued:
             waiting = [row for row in self.taken_rows() if row.waits]
             for row in waiting:
@@ -1574,7 +1576,6 @@ class Worker:
         self._waiting: dict[int, Session] = {}  # those that wait for a place
         self._spare = self._threads = 0
         self._full = False  # the thread at accept waits for a connection to end
-        self._cutting = threading.Event()
         self._leave = Bell()  # wakes the thread at accept
         self._clients = Clients(listeners, self._leave)
 
@@ -1598,7 +1599,7 @@ class Worker:
             self._meet(session)
             session.server_sock, died = self._connected(session)
             socks = (session.client_sock, session.server_sock)
-            if self._cutting.is_set():
+            if session.cut:
                 shut_down(session.server_sock, socket.SHUT_RD)
             session.connected_ns = time.monotonic_ns()
             end = Relay(self._options, row.cells, *socks, session).run(died)
@@ -1621,7 +1622,7 @@ class Worker:
         try:
             route = read_proxy_header(session.client_sock, PROXY_HEADER_TIMEOUT_S)
         except (OSError, ValueError) as error:
-            if self._cutting.is_set():
+            if session.cut:
                 raise OverError(CUT_CONNECTING) from None
             words = say_why(error) if isinstance(error, OSError) else str(error)
             raise OverError(refuse(f"bad PROXY header: {words}")) from None
@@ -1658,7 +1659,7 @@ class Worker:
                 )  # fmt: skip
             except OverError as over:
                 failure = over.end
-                if self._cutting.is_set():
+                if session.cut:
                     raise OverError(CUT_CONNECTING) from None
                 if failure is LEFT_CONNECTING:
                     raise
@@ -1704,7 +1705,7 @@ class Worker:
                         in_vain = True
                 if server:
                     return server
-                if self._cutting.is_set():
+                if session.cut:
                     raise OverError(CUT_QUEUED)
                 wait_s = queued_until - time.monotonic()
                 if in_vain or not board.may_serve():
@@ -1719,8 +1720,7 @@ class Worker:
                 ready = dict(poll.poll(milliseconds(wait_s)))
                 if mask := ready.get(client_fd):
                     if mask & (POLLERR | POLLHUP) or has_left(session.client_sock):
-                        cut = self._cutting.is_set()
-                        raise OverError(CUT_QUEUED if cut else LEFT_QUEUE)
+                        raise OverError(CUT_QUEUED if session.cut else LEFT_QUEUE)
                     poll.register(client_fd, 0)  # it has sent: now only errors matter
                 elif in_vain:  # again: RETRY_S is over, or a server's state changed
                     row.forget_tried()
@@ -1909,9 +1909,8 @@ class Worker:
                     shut_down(session.server_sock, socket.SHUT_RDWR)
 
     def _cut(self, how: int) -> None:
-        """End all connections: their threads wake up and see `_cutting`."""
+        """End all connections: their threads wake up and see `Session.cut`."""
         with self._lock:
-            self._cutting.set()
             for session in self._live.values():
                 session.cut = CUT
                 if not session.over:
@@ -2681,11 +2680,11 @@ def check(server: Server, options: Options) -> tuple[bool | None, str]:
             if is_connected_to_itself(sock):
                 reset_at_close(sock)
                 return False, "connected to itself: nobody listens there"
+            sock.settimeout(max(0.001, deadline - time.monotonic()))
             if options.send_proxy == "v1" and not server.check_at:
                 sock.sendall(proxy_v1(sock.getsockname(), sock.getpeername()))
             elif options.send_proxy and not server.check_at:
                 sock.sendall(PROXY_V2_LOCAL)
-            sock.settimeout(max(0.001, deadline - time.monotonic()))
             sock.sendall(options.check_send)
         except OSError as error:
             if error.errno in LOCAL_SHORTAGE and has_own_address(server):
@@ -2927,9 +2926,11 @@ class Log:
     def _is_first(self, key: str) -> bool:
         """Tell whether this connection ("-": none) has had no line before."""
         row, _, accepted = key.partition(".")
+        if not accepted:
+            return True
         with self._lock:
             before, self._ended[row] = self._ended.get(row), accepted
-        return not accepted or before != accepted
+        return before != accepted
 
     def _put(self, at: float, text: str, key: str) -> None:
         if not self._is_first(key):
@@ -3329,7 +3330,7 @@ class StatusHandler(http.server.BaseHTTPRequestHandler):
                 words = "stopping\n"
             self._reply(200 if words == "ok\n" else 503, "text/plain", words)
         else:
-            words = "try /, /status.json, /metrics or /healthz\n"
+            words = "try /, /status.json, /history.json, /metrics or /healthz\n"
             self._reply(404, "text/plain", words)
 
     def do_HEAD(self) -> None:
@@ -4247,11 +4248,9 @@ def is_own(address: SocketAddress, own: Iterable[SocketAddress]) -> bool:
     ip, port = plain_ip(address[0]), address[1]
     if ip.is_unspecified:  # a connect to it goes to this machine (ip(7))
         ip = plain_ip("127.0.0.1" if ip.version == 4 else "::1")
-    for host, own_port, *_ in own:
-        listens = plain_ip(host)
+    for listens in (plain_ip(where[0]) for where in own if where[1] == port):
         covers = listens.is_unspecified and listens.version >= ip.version
-        here = listens == ip or (covers and is_local(ip, address[2:]))
-        if port == own_port and here:
+        if listens == ip or (covers and is_local(ip, address[2:])):
             return True
     return False
 

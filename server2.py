@@ -351,7 +351,7 @@ class Log:
         self.file = open_to_append(path)
         self.is_pipe = is_pipe(self.file)
         self.torn = threading.Event()  # set: blank what is torn before the next write
-        self.flushing: Any = contextlib.nullcontext()
+        self.flushing: Any = contextlib.nullcontext()  # a FlushedLog's is a lock
 
     def append(self, entries: list[bytes]) -> tuple[int, str]:
         """Append entries by one write; leave no torn one behind.
@@ -541,6 +541,7 @@ LINGER_BYTES = 64 << 20  # ... and how much, before the connection is closed
 DELIVERY_S = 2.0  # at the stop, for a client's kernel to acknowledge what was sent,
 ACKNOWLEDGED_S = 0.002  # ... asked for so often
 PROXY_TIMEOUT_S = 5.0  # the specification asks for 3 s at least
+
 
 def linger(connection: Connection, seconds: float) -> None:
     """Drop what a client still sends until it has all that was sent, or has left.
