@@ -3881,14 +3881,12 @@ parse_count = in_range(int, "a whole number from 0", 0, 1e9)
 parse_times = in_range(int, "a whole number from 1", 1, 1e9)
 parse_weight = in_range(int, "a weight from 0 to 256", 0, 256)
 parse_port = in_range(int, "a port from 1 to 65535", 1, 65535)
+parse_processes = in_range(int, "auto or 1 to 256 processes", 1, 256)
 
 
 def parse_workers(text: str) -> int:
     """Return how many processes relay; 0 stands for `auto`."""
-    return 0 if text == "auto" else WORKERS(text)
-
-
-WORKERS = in_range(int, "auto or 1 to 256 processes", 1, 256)
+    return 0 if text == "auto" else int(parse_processes(text))
 
 
 def parse_network(text: str) -> Network:
@@ -4056,16 +4054,26 @@ def parse_args(argv: Sequence[str] | None) -> Options:
         parser.error(f"--workers: {why}: use --workers 1")
     alone = why or is_free_threaded()
     options.workers = options.workers or (1 if alone else usable_cores())
-    given = options.server or [parse_server(f"127.0.0.1:{p}") for p in DEFAULT_PORTS]
-    options.notes = []
+    usual = [parse_server(f"127.0.0.1:{port}") for port in DEFAULT_PORTS]
+    options.servers = options.server or usual
+    options.notes = resolve_servers(parser, options.servers)
+    options.log = None if options.log == "-" else options.log
+    places = [place for place in options.listen if place[1]]
+    if len(set(places)) < len(places):
+        parser.error("--listen: an address is given more than once")
+    return options
+
+
+def resolve_servers(parser: Parser, servers: list[dict[str, Any]]) -> list[str]:
+    """Give each --server its addresses; return what the log should say of them."""
+    notes = []
     known: dict[tuple[Any, ...], dict[str, Any]] = {}  # by address, whose it is
-    for server in given:
+    for server in servers:
         name = format_address((server["host"], server["port"]))
         server["resolved"], server["why"] = resolve_server(parser, server)
         server["left_out"] = []  # addresses that an earlier one has
         if server["why"]:
-            words = f"{server['why']}; DOWN until it has an address"
-            options.notes.append(f"{name}: {words}")
+            notes.append(f"{name}: {server['why']}; DOWN until it has an address")
         for where in list(server["resolved"]):
             first = known.setdefault(plain_key(where[1]), server)
             if first is server:
@@ -4076,13 +4084,8 @@ def parse_args(argv: Sequence[str] | None) -> Options:
             server["resolved"].remove(where)
             server["left_out"].append(where[1])
             whose = format_address((first["host"], first["port"]))
-            options.notes.append(f"{name} is {text}, as {whose}: with its settings")
-    options.servers = given
-    options.log = None if options.log == "-" else options.log
-    places = [place for place in options.listen if place[1]]
-    if len(set(places)) < len(places):
-        parser.error("--listen: an address is given more than once")
-    return options
+            notes.append(f"{name} is {text}, as {whose}: with its settings")
+    return notes
 
 
 def resolve_server(
