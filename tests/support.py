@@ -253,6 +253,9 @@ def black_hole() -> Iterator[BlackHole]:
 # behaviours serves one connection each, the last one all later connections.
 
 
+TCP_ESTABLISHED = 1  # the first byte of struct tcp_info, linux/tcp.h
+
+
 class Visit:
     """One connection to a `Backend`: its socket, and what was seen on it."""
 
@@ -270,6 +273,21 @@ class Visit:
         self.done = threading.Event()  # the connection is closed
         with contextlib.suppress(OSError):  # the client may have gone already
             self.peer = connection.getpeername()
+
+    @property
+    def has_ended(self) -> bool:
+        """Tell whether the other side has closed: the kernel knows before our thread.
+
+        A connection that is closed and another one opened in its place are never
+        live at once, however late the thread of the first one hears of its end.
+        """
+        if self.done.is_set():
+            return True
+        try:
+            state = self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+        except (OSError, AttributeError):  # just closed, or no Linux
+            return self.done.is_set() or self.socket.fileno() < 0
+        return state != TCP_ESTABLISHED
 
     @property
     def received(self) -> bytes:
@@ -447,10 +465,10 @@ class Backend:
         self._behaviours = [behaviour] if callable(behaviour) else list(behaviour)
         self._timeout = timeout
         self.closing = threading.Event()
-        self._lock = threading.Lock()  # guards visits, current, peak
+        self._lock = threading.Lock()  # guards visits, peak, _live
         self.visits: list[Visit] = []  # every connection ever, in order of accept
-        self.current = 0
-        self.peak = 0
+        self.peak = 0  # how many were live at once, as the kernel saw them
+        self._live: list[Visit] = []
         self._threads: list[threading.Thread] = []  # the accept thread's own
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._listener = socket.socket(family)
@@ -475,6 +493,12 @@ class Backend:
     def __exit__(self, *_: object) -> None:
         """Close."""
         self.close()
+
+    @property
+    def current(self) -> int:
+        """Return how many connections are live now."""
+        with self._lock:
+            return sum(not visit.done.is_set() for visit in self.visits)
 
     @property
     def total(self) -> int:
@@ -531,8 +555,9 @@ class Backend:
             with self._lock:
                 visit = Visit(self, len(self.visits), connection)
                 self.visits.append(visit)
-                self.current += 1
-                self.peak = max(self.peak, self.current)
+                self._live = [other for other in self._live if not other.has_ended]
+                self._live.append(visit)
+                self.peak = max(self.peak, len(self._live))
             self._threads.append(
                 threading.Thread(
                     target=self._serve,
@@ -551,8 +576,6 @@ class Backend:
             visit.error = error
         finally:
             visit.socket.close()
-            with self._lock:
-                self.current -= 1
             visit.done.set()
 
 

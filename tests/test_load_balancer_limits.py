@@ -269,8 +269,7 @@ class TotalLimit(BalancerTestCase):
         balancer = self.balance([backend], "--max-connections=4")
         in_parallel(*[lambda: visit_once(balancer)] * 60)
         self.assertEqual(backend.total, 60)
-        # The fake server counts a connection until just after it was closed.
-        self.assertLessEqual(backend.peak, 4 + 4)
+        self.assertLessEqual(backend.peak, 4)
 
 
 class TotalLimitWithTwoWorkers(TotalLimit):
