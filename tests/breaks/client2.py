@@ -1,0 +1,7 @@
+"""Breaks of client2.py, in the order of its promises."""
+
+from __future__ import annotations
+
+from tests.breaks import Break
+
+BREAKS: list[Break] = []
