@@ -203,12 +203,13 @@ def with_unit(value: float | None, units: Sequence[tuple[int, str]] = TIMES) -> 
 
 
 def from_to(values: tuple[float, float] | None) -> str:
-    """Return a range of durations: 1.43–1.80 ms."""
-    low, high = map(with_unit, values or (None, None))
-    if low == high:
-        return low
-    same = low.split()[-1] == high.split()[-1]
-    return f"{low.split()[0] if same else low}–{high}"
+    """Return a range of durations in the unit of the longer one: 0.292–1.15 ms."""
+    if values is None:
+        return "–"
+    high, unit = with_unit(values[1]).split()
+    low = values[0] / next(size for size, name in TIMES if name == unit)
+    first = digits(low) if low >= 1e-4 else "0"
+    return f"{high} {unit}" if first == high else f"{first}–{high} {unit}"
 
 
 def counted(number: int, noun: str) -> str:
@@ -749,10 +750,18 @@ class Connection:
         try:
             sock.sendall(message)
             sending = False
-            size = len(self.reply) + 1 if self.in_one_piece else 1
-            return self.complete(sent, *receive(sock, size))
+            return self.complete(sent, *receive(sock, self.expected_bytes()))
         except OSError as error:
             raise self.failure(error, sending, sent) from None
+
+    def expected_bytes(self) -> int:
+        """Return how much to read at first: a reply like the last one, and a byte.
+
+        Any reply may be longer than that, and have a line end just there.
+        """
+        if not self.in_one_piece:
+            return 1
+        return READ_BYTES if self.any_reply else len(self.reply) + 1
 
     def complete(self, sent: int, data: bytes, arrived: int, seen: int) -> Times:
         """Read what is missing of a reply, and check it; raise Failed, or OSError."""
@@ -1027,7 +1036,7 @@ class Client(threading.Thread):
         append = self.clients.exchanges.append
         send, receive, unpack = sock.sendall, sock.recvmsg, TWO_LONGS.unpack
         end = time_ns() + self.clients.end_mono_ns - time.monotonic_ns()
-        most, size = self.options.messages or sys.maxsize, len(reply) + 1
+        most, size = self.options.messages or sys.maxsize, connection.expected_bytes()
         sent, sending = 0, True
         try:
             while done < most and sent < end:
@@ -1217,7 +1226,7 @@ def serve_group(pipe: Any, options: argparse.Namespace, numbers: range, k: int) 
         gc.freeze()
         gc.set_threshold(GC_EVERY)  # exchanges are many, and hold no cycles
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-    clients = Clients(options, k)
+    clients, began = Clients(options, k), time.monotonic_ns()
     threading.stack_size(STACK_BYTES)
     try:
         for number in numbers:
@@ -1233,7 +1242,7 @@ def serve_group(pipe: Any, options: argparse.Namespace, numbers: range, k: int) 
     if options.workers > 1:
         note_continuations()
     first = [clients.events.get() for _ in numbers if options.connects_first]
-    pipe.send(Counter(map(str, first)))
+    pipe.send((first.count(""), time.monotonic_ns() - began))
     clients.go.wait()
     start_ns = clients.start_mono_ns + clock_offset()
     used_s, left = time.process_time(), len(numbers)
@@ -1438,7 +1447,7 @@ class Results:
     start_ns: int = 0  # CLOCK_REALTIME
     start_mono_ns: int = 0
     connected: int = 0
-    connect_wall_ns: int = 0  # all connects before the start
+    connect_wall_ns: int = 0  # connects before the start, of the slowest group
     lost: int = 0  # clients whose worker died
     clock_step_ns: int = 0
     overflows: int = 0  # of this machine's listen queues
@@ -1700,7 +1709,7 @@ def run(
         workers=o.workers, rate=o.rate or None, started=time.time(),
         arrivals=o.arrivals if o.rate else None,
         seed=o.seed if o.arrivals == "poisson" else None)  # fmt: skip
-    overflows, clock, began = listen_overflows(), clock_offset(), time.monotonic_ns()
+    overflows, clock = listen_overflows(), clock_offset()
     throttled = throttled_s()
     edges = [1 + o.clients * k // o.workers for k in range(o.workers + 1)]
     parts = enumerate(itertools.starmap(range, itertools.pairwise(edges)))
@@ -1713,9 +1722,10 @@ def run(
             if isinstance(report, Results):
                 total.merge(report)
                 on_report(total, report)
-            elif isinstance(report, Counter):  # it is ready: how first connects went
+            elif isinstance(report, tuple):  # it is ready: how first connects went
                 unready.discard(group)
-                total.connected += report[""]
+                total.connected += report[0]
+                total.connect_wall_ns = max(total.connect_wall_ns, report[1])
             elif report is None:  # it has ended
                 going.discard(group)
                 unready.discard(group)
@@ -1728,7 +1738,6 @@ def run(
                     break
                 send_order(groups, 0)
             if not (unready or total.start_ns):
-                total.connect_wall_ns = time.monotonic_ns() - began
                 start_together(groups, o, total)
         send_order(groups, 0)  # its thread ends
     total.overflows = listen_overflows() - overflows
@@ -1785,7 +1794,8 @@ def finish_run(total: Results, options: argparse.Namespace) -> None:
     expected = options.server_names
     usual = [str(port) for port in USUAL_PORTS[:3]]
     if total.target.endswith(":9990") and total.connect_time.count > 2:
-        expected = expected or usual * (set(total.servers) < set(usual))
+        # Two of the three: one was forgotten. A single one may be all there is to be.
+        expected = expected or usual * (len(set(total.servers) & set(usual)) == 2)
     if total.servers:
         total.silent_servers = by_port(set(expected) - set(total.servers))
 
@@ -2154,20 +2164,25 @@ def named(runs: Sequence[Results]) -> list[tuple[str, Results]]:
             for k, run in enumerate(runs, 1)]  # fmt: skip
 
 
+def series_rows(runs: Sequence[Results]) -> Iterator[tuple[str, ...]]:
+    """Yield what to know of each of several runs, below what it is."""
+    what = "rate" if runs[0].rate else "run"
+    yield what, "confirmed/s", "response p50", "tenths", "p99"
+    for name, run in named(runs):
+        metric = run.response_time
+        p50, p99 = (with_unit(metric.reported(p)) for p in (0.5, 0.99))
+        yield name, digits(run.per_s), p50, from_to(metric.tenths("p50")), p99
+
+
 def series_lines(runs: Sequence[Results]) -> Iterator[str]:
-    """Yield a table of several runs, with p50 and p99 drawn beside each other."""
-    first = runs[0]
+    """Yield a table of several runs, with p50 drawn beside each other."""
+    first, row = runs[0], "{:>9}{:>13}{:>14}{:>17}{:>10}"
     head = f"client2  {counted(first.clients, 'client')} → {first.target}"
     yield f"{head}   {counted(len(runs), 'run')}"
     yield ""
-    yield f"{'rate':>9}{'confirmed/s':>13}{'response p50':>14}{'tenths':>17}{'p99':>10}"
-    most = max((run.response_time.reported(0.5) or 1 for run in runs), default=1)
-    for name, run in named(runs):
-        metric, line = run.response_time, f"{name:>9}{digits(run.per_s):>13}"
-        line += f"{with_unit(metric.reported(0.5)):>14}"
-        line += f"{from_to(metric.tenths('p50')):>17}"
-        line += f"{with_unit(metric.reported(0.99)):>10}"
-        yield f"{line}  {bar(metric.reported(0.5) or 0, most, 12)}"
+    medians = [0, *(run.response_time.reported(0.5) or 0 for run in runs)]
+    for cells, median in zip(series_rows(runs), medians, strict=True):
+        yield f"{row.format(*cells)}  {bar(median, max(medians), 12)}".rstrip()
     yield ""
     if words := knee_words(runs):
         yield from wrapped("", words)
@@ -2904,7 +2919,8 @@ def plot_knee(runs: Sequence[Results]) -> str:
             plot.path(f"dots round c{k}", f"M{at:.1f} {y(value):.1f}h0")
         plot.name(f"response time {name}", "●", f"t{k}")
     words = html.escape(knee_words(runs))
-    return plot.finish(f"{words}. Upright lines: the tenths of each run.".capitalize())
+    words = words[:1].upper() + words[1:]
+    return plot.finish(f"{words}. Upright lines: the tenths of each run.")
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -2987,7 +3003,13 @@ def render_report(
 ) -> str:
     """Return the page; `ending` says why the exit status is what it is."""
     r, several = runs[-1], len(runs) > 1
-    content = [plot_knee(runs)] if several else []
+    content = []
+    if several:
+        verdicts = ["verdict", *(run.verdict for run in runs)]
+        pairs = zip(series_rows(runs), verdicts, strict=True)
+        head, *rows = [(*cells, verdict) for cells, verdict in pairs]
+        content = [f"<h2>The runs</h2>{table(head, rows)}"]
+        content.append(plot_knee(runs))
     if theirs:
         lines = "".join(f"<li>{html.escape(w)}" for w in baseline_lines(runs, theirs))
         when = format_utc(theirs[0].started)[:16].replace("T", " ")
