@@ -75,7 +75,7 @@ def results_of(made: Sequence[Exchange], *argv: object, rate: float = 0.0) -> Re
     with mock.patch.object(client2, "time_ns", return_value=max(e.last for e in made)):
         found = Results.of(list(made), options, 0)
     found.options, found.clients = options, options.clients
-    found.rate = options.rate or None
+    found.rate = options.rate
     client2.finish_run(found, options)
     client2.judge(found, options)
     client2.notice(found, options)
