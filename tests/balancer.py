@@ -20,8 +20,8 @@ from typing import Any
 
 from tests.support import (
     DEADLINE_S,
-    LONG,
     REFUSED,
+    THOROUGH,
     Backend,
     Behaviour,
     Running,
@@ -301,7 +301,7 @@ class BalancerTestCase(ScriptTestCase):
         """Leave the variants of a class to `.ci/run`, for the default run is short."""
         super().setUpClass()
         variant = cls.__name__.endswith(("WithTwoWorkers", "WithoutSplice"))
-        if variant and not (LONG or os.environ.get("CI")):
+        if variant and not THOROUGH:
             raise unittest.SkipTest("a variant: set LAB_LONG=1 to run it, too")
 
     def balance(

@@ -71,6 +71,8 @@ def closes_after_each(visit: Visit) -> None:
 class TheVerdict(ClientTestCase):
     """DOUBTFUL where figures say more about the client, with the right reason."""
 
+    takes_long = True
+
     def stopped(self, still_s: float, go_s: float, *args: object) -> dict[str, Any]:
         """Return the document of a run that is stopped again and again."""
         backend = self.backend(confirm(0.005))
