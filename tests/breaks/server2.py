@@ -11,6 +11,15 @@ OPTIONS, PROXY = S + "Options.", S + "ProxyHeaders."
 FAULTS, LIFETIME, INPUT = S + "Faults.", S + "Lifetime.", S + "BadInput."
 U = "tests.test_server2_units."
 W = "tests.test_surroundings."
+WINDOW = W + "ClosedWindow."
+DEFAULTS = U + "Listening.test_the_defaults_are_those_of_the_contract"
+CUT_OFF = (
+    U + "Appending.test_of_a_write_cut_off_the_whole_is_logged_and_the_torn_blanked"
+)
+GROUPED = U + "Appending.test_with_fsync_"
+TIMES = U + "Records.test_each_has_the_time_of_its_event"
+SPLIT = FRAMING + "test_every_split_of_two_messages_gives_the_same_two_confirmations"
+FORGE = LOG + "test_no_message_can_forge_a_line_or_command_a_terminal"
 
 WIRE: list[Break] = [
     Break(
@@ -47,7 +56,7 @@ WIRE: list[Break] = [
         "a message may come in any pieces",
         "del rest[:end]",
         "rest.clear()",
-        (FRAMING + "test_every_split_of_two_messages_gives_the_same_two_confirmations",),
+        (SPLIT,),
     ),
     Break(
         "what is left at end of file is the last message",
@@ -100,8 +109,8 @@ WIRE: list[Break] = [
     Break(
         "--message-pause is 0.2 s",
         "seconds, 0.2,",
-        "seconds, 2.0,",
-        (S + "ClientsThatSendNoNewline",),
+        "seconds, 0.3,",
+        (DEFAULTS,),
     ),
     Break(
         "--max-message is 65,536 bytes, line end included",
@@ -137,13 +146,19 @@ WIRE: list[Break] = [
         "messages before one that is too long are confirmed",
         "range(0, len(fitting),",
         "range(0, len(fitting) * (len(fitting) == len(lines)),",
-        (FRAMING + "test_messages_before_one_that_is_too_long_are_confirmed",),
+        (OPTIONS + "test_max_message_sets_the_limit_that_the_error_names",),
     ),
     Break(
         "a confirmation does not wait for an acknowledgement",
         "(socket.IPPROTO_TCP, socket.TCP_NODELAY, os.name)",
         "(socket.SOL_SOCKET, socket.SO_KEEPALIVE, os.name)",
-        (S + "Framing",),
+        (U + "Listening.test_a_confirmation_waits_for_no_acknowledgement_of_the_last",),
+    ),
+    Break(
+        "a client that vanished is found",
+        "(socket.SOL_SOCKET, socket.SO_KEEPALIVE, os.name)",
+        "(socket.IPPROTO_TCP, socket.TCP_NODELAY, os.name)",
+        (U + "Listening.test_a_confirmation_waits_for_no_acknowledgement_of_the_last",),
     ),
 ]
 
@@ -165,7 +180,7 @@ LOGGED: list[Break] = [
         "what was recorded before the disk was full is confirmed",
         "return logged + more, reason",
         "return more, reason",
-        (WHERE + "test_service_resumes_when_the_log_can_be_written_again",),
+        (CUT_OFF,),
     ),
     Break(
         "a record that cannot be written gives an error line",
@@ -177,7 +192,7 @@ LOGGED: list[Break] = [
         "a torn record is blanked before the next one",
         "blank_torn(self)",
         "pass",
-        (WHERE + "test_service_resumes_when_the_log_can_be_written_again",),
+        (CUT_OFF,),
     ),
     Break(
         "what a killed server left torn is blanked at the start",
@@ -201,13 +216,13 @@ LOGGED: list[Break] = [
         "with --fsync each of a group has its own answer",
         "count - first",
         "count",
-        (U + "Appending", WHERE + "test_with_fsync_many_clients_are_confirmed_and_logged"),
+        (GROUPED + "each_of_a_group_is_told_what_became_of_its_own",),
     ),
     Break(
         "with --fsync a leader that fails leaves nobody waiting",
         "logged.set_result((0,",
         "print((0,",
-        (U + "Appending.test_with_fsync_a_leader_that_fails_leaves_nobody_waiting",),
+        (GROUPED + "who_joined_a_leader_that_fails_is_told",),
     ),
 ]
 
@@ -222,7 +237,7 @@ LINES: list[Break] = [
         "connected has the time of the connection",
         'self._record("connected\\n", self._began_text)',
         'self._record("connected\\n")',
-        (S + "TheLog",),
+        (TIMES,),
     ),
     Break(
         "a record begins with time, port, client",
@@ -240,7 +255,7 @@ LINES: list[Break] = [
         "with --delay replied has the time of the reply",
         'self._record(f"replied: {said}received: ")',
         "replied",
-        (S + "Options", S + "TheLog"),
+        (TIMES,),
     ),
     Break(
         "the last record is closed, and says by whom",
@@ -276,7 +291,7 @@ LINES: list[Break] = [
         "the closing record has the duration in milliseconds",
         "* 1e3:.1f} ms",
         ":.1f} ms",
-        (S + "TheLog",),
+        (TIMES,),
     ),
     Break(
         "a client that reset is told from one that closed",
@@ -288,7 +303,7 @@ LINES: list[Break] = [
         "the time has a comma and three digits of milliseconds",
         "{milliseconds % 1000:03d}",
         "{milliseconds % 1000:d}",
-        (S + "TheLog", U + "Text"),
+        (U + "Records.test_a_time_has_three_digits_of_milliseconds",),
     ),
     Break(
         "times are local",
@@ -300,43 +315,43 @@ LINES: list[Break] = [
         "control characters are escaped",
         "if text.isprintable() and",
         "if text and",
-        (LOG + "test_no_control_character_is_in_the_log",),
+        (FORGE,),
     ),
     Break(
         "the backslash is escaped where nothing else is",
         ' and "\\\\" not in text',
         "",
-        (LOG + "test_no_message_can_forge_a_line_or_command_a_terminal",),
+        (FORGE,),
     ),
     Break(
         "the backslash is escaped beside a control character",
         ' and c != "\\\\"',
         "",
-        (S + "TheLog", U + "Text"),
+        (FORGE,),
     ),
     Break(
         "an undecodable byte is shown as it came",
         "0xDC80 <= code",
         "0xDC81 <= code",
-        (LOG + "test_no_message_can_forge_a_line_or_command_a_terminal",),
+        (FORGE,),
     ),
     Break(
         "a character beyond ASCII is told from a byte",
         "\\\\u{code:04x}",
         "\\\\x{code:02x}",
-        (LOG + "test_no_message_can_forge_a_line_or_command_a_terminal",),
+        (FORGE,),
     ),
     Break(
         "a character beyond 16 bits has eight digits",
         "\\\\U{code:08x}",
         "\\\\u{code:08x}",
-        (S + "TheLog", U + "Text"),
+        (FORGE,),
     ),
     Break(
         "the line ending is no part of the record",
         '.removesuffix(b"\\r")',
         "",
-        (LOG + "test_no_control_character_is_in_the_log",),
+        (FORGE,),
     ),
     Break(
         "a connection that never sends a byte is not logged",
@@ -384,25 +399,25 @@ LINES: list[Break] = [
         "a closed terminal means stop",
         "and (self._outlives_terminal or has_terminal())",
         "",
-        (W + "ClosedWindow.test_closing_the_window_stops_it_as_sigterm_does",),
+        (WINDOW + "test_closing_the_window_stops_it_as_sigterm_does",),
     ),
     Break(
         "with nohup a closed terminal means nothing",
         "ignores_hangups() or not has_terminal()",
         "not has_terminal()",
-        (W + "ClosedWindow.test_with_nohup_it_goes_on",),
+        (WINDOW + "test_with_nohup_it_goes_on",),
     ),
     Break(
         "SIGHUP reopens the file where there never was a terminal",
         "ignores_hangups() or not has_terminal()",
         "ignores_hangups()",
-        (W + "ClosedWindow.test_sighup_reopens_the_log_where_there_never_was_a_terminal",),
+        (WINDOW + "test_sighup_reopens_the_log_where_there_never_was_a_terminal",),
     ),
     Break(
         "a log that was deleted is opened anew",
         "return answer[4] == 0",
         "return False",
-        (S + "WhereTheLogGoes",),
+        (WHERE + "test_a_log_that_was_deleted_is_begun_anew",),
     ),
 ]
 
