@@ -1632,8 +1632,8 @@ class Results:
         slower, absent = self.slower_servers()
         data: dict[str, Any] = {"version": 1, "started": format_utc(self.started)}
         data |= {name: getattr(self, name) for name in PLAIN_FIELDS}
-        data["rate"] = self.rate or None
         data |= {name: round(getattr(self, name), 6) for name in ("warmup_s", "wall_s")}
+        data |= {"rate": self.rate or None, "verdict": self.verdict}
         counts = {name: getattr(self, name) for name in COUNT_FIELDS}
         data["exchanges"] = counts | {"per_s": round(self.per_s, 1)}
         data["bytes"] = {"sent": self.bytes_sent, "received": self.bytes_received,
@@ -1652,16 +1652,26 @@ class Results:
         rows = [found._asdict() for found in slower]
         data["comparison"] = {"slower": rows, "not_compared": absent}
         data["failures"] = {name: self.failures[name] for name in FAILURES}
-        return data | {name: getattr(self, name) for name in JUDGEMENT}
+        return data | {"notices": self.notices}
 
 
-# What of Results is in JSON under its own name, and where metrics are.
-PLAIN_FIELDS = ("command", "target", "title", "clients", "workers", "rate", "arrivals",
-                "seed", "load", "timestamps", "interrupted")  # fmt: skip
+def clean(text: Any) -> str:
+    """Return a text of a file as one that may be shown."""
+    return safe_text(str(text).encode())
+
+
+TIMESTAMPS = {"kernel": "kernel", "user": "user"}  # there are no others
+# What of Results is in JSON under its own name, how it is read, and where metrics are.
+PLAIN_FIELDS: dict[str, Callable[[Any], Any]] = {
+    "command": lambda words: [str(word) for word in words],
+    "target": clean, "title": clean, "clients": int, "workers": int, "rate": float,
+    "arrivals": clean, "seed": int, "load": clean, "timestamps": TIMESTAMPS.__getitem__,
+    "interrupted": bool, "warmup_s": float, "wall_s": float,
+    "reasons": lambda words: [clean(word) for word in words],
+}  # fmt: skip
 COUNT_FIELDS = ("planned", "confirmed", "failed", "not_sent")
 METRICS = {"latency_ns": "latency", "response_time_ns": "response_time",
            "connect_ns": "connect_time"}  # fmt: skip
-JUDGEMENT = ("verdict", "reasons", "notices")
 
 
 def counts(exchange: Exchange, options: argparse.Namespace, start: int) -> bool:
@@ -3126,8 +3136,6 @@ def results_from_json(data: dict[str, Any]) -> Results:
     """Return what `as_json` wrote; an error if it did not."""
     if data["version"] != 1 or not 0 <= data["wall_s"] <= LARGEST:
         raise ValueError("another version, or no wall time")
-    if data["timestamps"] not in ("kernel", "user"):
-        raise ValueError("timestamps are of the kernel, or the user's")
     servers = {}
     for name, figures in data["servers"].items():
         servers[str(int(name))] = ServerResults(
@@ -3136,33 +3144,21 @@ def results_from_json(data: dict[str, Any]) -> Results:
             by_part=[v and float(v) for v in figures.get("by_part", ())],
             medians=[float(v) for v in figures.get("connections", ())],
         )
-    direct, failures, counts = data.get("direct"), data["failures"], data["exchanges"]
-    known: dict[str, Any] = {"target": data["target"]}
-    known |= {name: data.get(name, "") for name in ("title", "load")}
-    known = {name: safe_text(str(text).encode()) for name, text in known.items()}
+    known = {name: read(data[name]) for name, read in PLAIN_FIELDS.items()
+             if data.get(name) is not None}  # fmt: skip
     for name, own in METRICS.items():
         known[own] = Distribution.from_json(data[name])
+    if data.get("direct"):
+        known["difference"] = Distribution.from_json(data["direct"])
     return Results(
         **known,
-        difference=Distribution.from_json(direct) if direct else Distribution(),
         servers=servers,
-        failures=Counter({name: int(failures.get(name, 0)) for name in FAILURES}),
+        failures=Counter({k: int(data["failures"].get(k, 0)) for k in FAILURES}),
         bytes_sent=int(data["bytes"]["sent"]),
         bytes_received=int(data["bytes"]["received"]),
-        confirmed=int(counts["confirmed"]),
-        planned=int(counts["planned"]),
-        command=list(map(str, data["command"])),
+        confirmed=int(data["exchanges"]["confirmed"]),
+        planned=int(data["exchanges"]["planned"]),
         started=parse_utc(data["started"]),
-        clients=int(data["clients"]),
-        workers=int(data.get("workers", 1)),
-        rate=float(data.get("rate") or 0),
-        arrivals=data.get("arrivals") and safe_text(data["arrivals"].encode()),
-        seed=data.get("seed") and int(data["seed"]),
-        warmup_s=float(data.get("warmup_s", 0)),
-        wall_s=float(data["wall_s"]),
-        timestamps=data["timestamps"],
-        interrupted=bool(data["interrupted"]),
-        reasons=[safe_text(str(reason).encode()) for reason in data["reasons"]],
     )
 
 
