@@ -91,14 +91,17 @@ def whole_story(log: Path, client: str) -> list[str]:
     return list(wait_until(told, what=f"the closing line of {client}"))
 
 
-def limit_to(kind: str, amount: int) -> Callable[[], None]:
-    """Return a `preexec_fn` that sets a resource limit, RLIMIT_NOFILE and such."""
+def limit_to(kind: str, soft: int, hard: int | None = None) -> Callable[[], None]:
+    """Return a `preexec_fn` that sets a resource limit, RLIMIT_NOFILE and such.
+
+    The process may raise it from `soft` to `hard` (as `soft` when not given).
+    """
     try:
         import resource
     except ImportError:
         raise unittest.SkipTest("needs the resource module") from None
     number = getattr(resource, kind)
-    return lambda: resource.setrlimit(number, (amount, amount))
+    return lambda: resource.setrlimit(number, (soft, hard or soft))
 
 
 class Framing(ScriptTestCase):
@@ -848,7 +851,9 @@ class Options(ScriptTestCase):
 
     def test_quiet_prints_nothing_but_the_address(self) -> None:
         server = self.start("server2.py", "0", "--quiet")
-        exchange(server, b"hi\n")
+        client = self.dial(server)  # live at the stop
+        client.sendall(b"hi\n")
+        read_line(client)
         self.assertEqual(server.stop(), 0)
         self.assertEqual(
             server.stdout_lines(), [f"listening on 127.0.0.1:{server.port}"]
@@ -907,6 +912,13 @@ class Options(ScriptTestCase):
         self.assertNotIn("by client", story[-1])
         self.assertIn("1 message", story[-1])
         self.assertNotIn(name_of(silent), (self.folder / "server_log.txt").read_text())
+
+    def test_without_an_idle_timeout_silence_ends_no_connection(self) -> None:
+        server = self.start("server2.py", "0", "--idle-timeout", "0")
+        client = self.dial(server)
+        self.assertTrue(nothing_comes(client, 0.5))
+        client.sendall(b"hi\n")
+        self.assertEqual(read_line(client), b"Server %d received: hi\n" % server.port)
 
     def test_messages_keep_a_connection_from_being_idle(self) -> None:
         server = self.start("server2.py", "0", "--idle-timeout", "0.9")
@@ -1064,6 +1076,19 @@ class ProxyHeaders(ScriptTestCase):
             exchange(server, b"PROXY TCP4 10.66.6.6 10.0.0.1 666 443\r\nhi\n")
         log = self.folder / "server_log.txt"
         self.assertEqual(events(log, "10.66.6.6:666") if log.exists() else [], [])
+
+    def test_a_source_is_the_same_where_ipv4_comes_as_ipv6(self) -> None:
+        server = self.start(
+            "server2.py", "0", "--host", "::", "--accept-proxy", "127.0.0.0/8"
+        )
+        try:
+            client = self.dial(("127.0.0.1", server.port))
+        except ConnectionRefusedError:
+            self.skipTest("needs a system where :: listens on IPv4, too")
+        client.sendall(b"PROXY TCP4 10.1.2.3 192.168.0.11 4711 443\r\nhi\n")
+        self.assertEqual(read_line(client), b"Server %d received: hi\n" % server.port)
+        log = self.folder / "server_log.txt"
+        self.assertIn("received: hi", events(log, "10.1.2.3:4711"))
 
     def test_without_the_option_a_header_is_a_message(self) -> None:
         server = self.start("server2.py", "0")
@@ -1467,6 +1492,16 @@ class Lifetime(ScriptTestCase):
                 self.assertEqual(read_line(client), expected)
                 client.close()
                 waiting.remove(client)
+
+    def test_it_opens_as_many_files_as_the_system_lets_it(self) -> None:
+        server = self.start(
+            "server2.py", "0", preexec_fn=limit_to("RLIMIT_NOFILE", 30, 200)
+        )
+        clients = [self.dial(server) for _ in range(60)]
+        for client in clients:
+            client.sendall(b"hi\n")
+        expected = b"Server %d received: hi\n" % server.port
+        self.assertEqual([read_line(client) for client in clients], [expected] * 60)
 
     def test_it_works_without_what_only_some_systems_have(self) -> None:
         env = self.without(

@@ -8,9 +8,11 @@ import io
 import os
 import signal
 import socket
+import statistics
 import threading
 import time
 import unittest
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -214,7 +216,7 @@ class ProxyLines(unittest.TestCase):
                 theirs.sendall(sent)
                 connection = server2.Connection(some_server(), ours, ("127.0.0.1", 1))
                 with self.assertRaisesRegex(server2.ConnectionOver, "in time"):
-                    server2.read_proxy_line(connection)
+                    in_parallel(partial(server2.read_proxy_line, connection), timeout=5)
                 self.assertEqual(connection.bytes_in, len(sent))
 
 
@@ -394,6 +396,17 @@ class Listening(unittest.TestCase):
             },
         )  # fmt: skip
 
+    def test_what_is_no_number_in_range_is_refused(self) -> None:
+        self.assertEqual(server2.parse_args(["65535"]).port, 65_535)
+        for args in (
+            ["65536"], ["\u0663\u0664"], ["1.5"], ["0", "--max-message", "0"],
+            ["0", "--idle-timeout", "nan"], ["0", "--delay", "inf"],
+        ):  # fmt: skip
+            unseen = contextlib.redirect_stderr(io.StringIO())
+            with self.subTest(args), unseen, self.assertRaises(SystemExit) as end:
+                server2.parse_args(args)
+            self.assertEqual(end.exception.code, 2)
+
     def test_a_confirmation_waits_for_no_acknowledgement_of_the_last(self) -> None:
         listener = server2.open_listener(server2.parse_args(["0"]))
         with listener, dial(listener.getsockname()), listener.accept()[0] as sock:
@@ -445,6 +458,17 @@ class Work(unittest.TestCase):
         for thread in threads:
             thread.join(DEADLINE_S)
         self.assertEqual((began, most), (list("01234567"), 2))
+
+    def test_drawn_times_have_the_mean_and_the_bounds_that_are_asked_for(self) -> None:
+        for text, low, high in (("exp:0.02", 0, 1), ("uniform:0.01:0.03", 0.01, 0.03)):
+            with self.subTest(text):
+                draw = server2.delay(text)
+                assert draw
+                times = [draw() for _ in range(10_000)]
+                self.assertTrue(low <= min(times) <= max(times) <= high)
+                # Six times as far off as the mean of so many usually is.
+                self.assertAlmostEqual(statistics.fmean(times), 0.02, delta=0.0012)
+                self.assertGreater(statistics.stdev(times), 0.005)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,10 @@ CUT_OFF = (
 GROUPED = U + "Appending.test_with_fsync_"
 TIMES = U + "Records.test_each_has_the_time_of_its_event"
 SPLIT = FRAMING + "test_every_split_of_two_messages_gives_the_same_two_confirmations"
+IMPORT = "tests.test_system.TheRepository.test_importing_a_script_starts_nothing"
+IN_USE = (
+    W + "PortsInUse.test_a_port_in_use_is_one_line_with_the_cause_and_how_to_find_it"
+)
 FORGE = LOG + "test_no_message_can_forge_a_line_or_command_a_terminal"
 
 WIRE: list[Break] = [
@@ -421,4 +425,364 @@ LINES: list[Break] = [
     ),
 ]
 
-BREAKS: list[Break] = [*WIRE, *LOGGED, *LINES]
+START: list[Break] = [
+    Break(
+        "an older Python is told so in a line",
+        "sys.version_info < (3, 11)",
+        "sys.version_info < (3, 8)",
+        (W + "OldPython",),
+    ),
+    Break(
+        "importing starts nothing",
+        '__name__ == "__main__":',
+        '__name__ == "server2":',
+        (IMPORT,),
+    ),
+    Break(
+        "importing leaves Ctrl-C as it is",
+        '__name__ == "__main__" and signal',
+        "__name__ and signal",
+        (IMPORT,),
+    ),
+    Break(
+        "--version says 2.0",
+        'VERSION = "2.0"',
+        'VERSION = "2.1"',
+        (OPTIONS + "test_version_is_printed",),
+    ),
+    Break(
+        "port 0 takes a free one, and the first line names it",
+        "name = format_address(listener.getsockname())",
+        "name = format_address((args.host, args.port))",
+        (OPTIONS + "test_the_first_line_names_the_real_address",),
+    ),
+    Break(
+        "the first line names the address",
+        "listening on {name}",
+        "listening at {name}",
+        (OPTIONS + "test_the_first_line_names_the_real_address",),
+    ),
+    Break(
+        "the second line names the log",
+        "logging to {os.path.abspath(args.log)}",
+        "logging to {args.log}",
+        (OPTIONS + "test_the_second_line_names_the_log",),
+    ),
+    Break(
+        "IPv6 has brackets",
+        'if ":" in host else',
+        'if "%" in host else',
+        (OPTIONS + "test_an_ipv6_host_is_in_brackets",),
+    ),
+    Break(
+        "--host is the local machine alone",
+        '"127.0.0.1", "listen on',
+        '"0.0.0.0", "listen on',
+        (DEFAULTS,),
+    ),
+    Break(
+        "--log is server_log.txt in the current folder",
+        'str, "server_log.txt"',
+        'str, "server.log"',
+        (DEFAULTS,),
+    ),
+    Break(
+        "the usual port can be taken again at once",
+        '(socket.SOL_SOCKET, socket.SO_REUSEADDR, "posix")',
+        '(socket.SOL_SOCKET, socket.SO_REUSEADDR, "")',
+        (LIFETIME + "test_the_same_port_can_be_taken_again_at_once",),
+    ),
+    Break(
+        "a bad argument is one line",
+        "(see --help)\\n",
+        "\\n(see --help)\\n",
+        (INPUT + "test_bad_arguments_end_with_one_line_and_2",),
+    ),
+    Break(
+        "a bad argument ends with 2",
+        "self.exit(2,",
+        "self.exit(1,",
+        (INPUT + "test_bad_arguments_end_with_one_line_and_2",),
+    ),
+    Break(
+        "a port is 65,535 at most",
+        "0, 65_535)",
+        "0, 65_536)",
+        (U + "Listening.test_what_is_no_number_in_range_is_refused",),
+    ),
+    Break(
+        "numbers are ASCII digits",
+        "text.isascii() and",
+        "text and",
+        (U + "Listening.test_what_is_no_number_in_range_is_refused",),
+    ),
+    Break(
+        "a host that cannot be looked up is named in one line",
+        "except (OSError, UnicodeError) as error:",
+        "except OSError as error:",
+        (INPUT + "test_bad_arguments_end_with_one_line_and_2",),
+    ),
+    Break(
+        "a log that cannot be written is named in one line",
+        "complain(f\"cannot write the log {args.log}: {error.strerror}\")",
+        "raise",
+        (INPUT + "test_bad_arguments_end_with_one_line_and_2",),
+    ),
+    Break(
+        "a port in use ends with 1",
+        "return 1 if",
+        "return 2 if",
+        (INPUT + "test_a_port_in_use_is_named_and_gives_1",),
+    ),
+    Break(
+        "a port in use has the command that finds who holds it",
+        "find it with {who_listens(args.port)}",
+        "find it",
+        (IN_USE,),
+    ),
+    Break(
+        "a system without threads is told in one line",
+        "except (OSError, RuntimeError) as error:",
+        "except OSError as error:",
+        (INPUT + "test_a_system_without_threads_to_spare_is_told_in_one_line",),
+    ),
+    Break(
+        "Ctrl-C ends it during the look-up of a name",
+        "signal.signal(signal.SIGINT, signal.SIG_DFL)",
+        "pass",
+        (W + "SlowNames",),
+    ),
+    Break(
+        "closed standard streams are opened",
+        "open_missing_streams()\n",
+        "pass\n",
+        (W + "ClosedStreams.test_a_server_serves_and_its_log_has_nothing_but_records",),
+    ),
+    Break(
+        "the most descriptors that the system gives are used",
+        "(hard, hard)",
+        "(30, hard)",
+        (LIFETIME + "test_it_opens_as_many_files_as_the_system_lets_it",),
+    ),
+]
+
+GIVEN: list[Break] = [
+    Break(
+        "--quiet prints no message",
+        "if self._quiet:",
+        "if not self:",
+        (OPTIONS + "test_quiet_prints_nothing_but_the_address",),
+    ),
+    Break(
+        "--quiet does not name the log",
+        "if not args.quiet:",
+        "if args:",
+        (OPTIONS + "test_quiet_prints_nothing_but_the_address",),
+    ),
+    Break(
+        "--quiet says nothing at a stop",
+        "live and not server.args.quiet",
+        "live",
+        (OPTIONS + "test_quiet_prints_nothing_but_the_address",),
+    ),
+    Break(
+        "--idle-timeout is 3,600 s",
+        "seconds, 3_600",
+        "seconds, 360",
+        (DEFAULTS,),
+    ),
+    Break(
+        "an idle connection is closed after --idle-timeout",
+        "set_timeouts(self.sock, self.args.idle_timeout)\n            for",
+        "set_timeouts(self.sock, 0)\n            for",
+        (OPTIONS + "test_an_idle_connection_is_closed_after_its_timeout",),
+    ),
+    Break(
+        "--idle-timeout 0: never",
+        "math.ceil(s * 1e6)",
+        "math.ceil((s or 0.1) * 1e6)",
+        (OPTIONS + "test_without_an_idle_timeout_silence_ends_no_connection",),
+    ),
+    Break(
+        "a pause that ends a message leaves the idle timeout as it was",
+        "finally:\n            set_timeouts(self.sock, self.args.idle_timeout)",
+        "finally:\n            pass",
+        (PAUSES[:-1],),
+    ),
+    Break(
+        "an idle connection is told from one that vanished",
+        '"idle" if is_there else',
+        '"by client" if is_there else',
+        (U + "Ends.test_a_client_that_vanished_is_not_called_idle",),
+    ),
+    Break(
+        "--max-connections: further clients wait",
+        "len(self.live) < self._most",
+        "len(self.live) <= self._most",
+        (OPTIONS + "test_more_than_max_connections_wait_for_their_turn",),
+    ),
+    Break(
+        "--max-connections: who waits has the place of who leaves",
+        "if was_full or",
+        "if",
+        (OPTIONS + "test_more_than_max_connections_wait_for_their_turn",),
+    ),
+    Break(
+        "--max-connections 0: no limit",
+        "args.max_connections or sys.maxsize",
+        "args.max_connections or 1",
+        (FRAMING + "test_one_silent_client_does_not_keep_others_waiting",),
+    ),
+    Break(
+        "--delay is waited for each message",
+        "stopping.wait(self._draw())",
+        "self._draw()",
+        (OPTIONS + "test_delay_is_waited_per_message_and_by_each_client_alone",),
+    ),
+    Break(
+        "--delay: each client waits alone",
+        "places or sys.maxsize",
+        "places or 1",
+        (OPTIONS + "test_delay_is_waited_per_message_and_by_each_client_alone",),
+    ),
+    Break(
+        "--delay exp:S has the mean S",
+        "random.expovariate, 1 / drawn[0]",
+        "random.expovariate, drawn[0]",
+        (U + "Work.test_drawn_times_have_the_mean_and_the_bounds_that_are_asked_for",),
+    ),
+    Break(
+        "--delay uniform:LOW:HIGH is between",
+        "random.uniform, *drawn",
+        "random.uniform, 0, drawn[1]",
+        (U + "Work.test_drawn_times_have_the_mean_and_the_bounds_that_are_asked_for",),
+    ),
+    Break(
+        "--parallel N: so many are worked on at a time",
+        "if self._free:",
+        "if self:",
+        (OPTIONS + "test_parallel_is_for_all_connections_together",),
+    ),
+    Break(
+        "--parallel: the others wait in order",
+        "self._waiting.popleft()",
+        "self._waiting.pop()",
+        (U + "Work.test_no_more_work_than_places_and_the_first_to_come_is_the_first",),
+    ),
+    Break(
+        "--parallel: messages are worked on one by one",
+        "1 if alone else",
+        "BATCH_MESSAGES if alone else",
+        (OPTIONS + "test_parallel_is_for_all_connections_together",),
+    ),
+    Break(
+        "--accept-proxy: the log has the client of the line",
+        "connection.client = format_address(client)",
+        "pass",
+        (PROXY + "test_the_log_shows_the_client_that_the_header_names",),
+    ),
+    Break(
+        "--accept-proxy: nobody else is believed",
+        "any(address in network for network in networks)",
+        "True",
+        (PROXY + "test_a_header_from_another_source_is_not_believed",),
+    ),
+    Break(
+        "without --accept-proxy the line is a message",
+        "if is_trusted(self.client, self.args.accept_proxy):",
+        "if self.args.accept_proxy is not None:",
+        (PROXY + "test_without_the_option_a_header_is_a_message",),
+    ),
+    Break(
+        "--accept-proxy: IPv4 seen as IPv6 is IPv4",
+        'getattr(address, "ipv4_mapped", None) or address',
+        "address",
+        (PROXY + "test_a_source_is_the_same_where_ipv4_comes_as_ipv6",),
+    ),
+    Break(
+        "--accept-proxy: the line has 107 bytes at most",
+        "PROXY_LINE_BYTES = 107",
+        "PROXY_LINE_BYTES = 106",
+        (PROXY + "test_the_log_shows_the_client_that_the_header_names",),
+    ),
+    Break(
+        "--accept-proxy: a longer line is none",
+        "PROXY_LINE_BYTES = 107",
+        "PROXY_LINE_BYTES = 108",
+        (PROXY + "test_an_invalid_header_ends_the_connection_without_an_answer",),
+    ),
+    Break(
+        "--accept-proxy: UNKNOWN leaves the connection's own address",
+        "UNKNOWN[^\\r\\n]*",
+        "UNKNOWN",
+        (PROXY + "test_the_log_shows_the_client_that_the_header_names",),
+    ),
+    Break(
+        "--accept-proxy: an invalid line ends the connection",
+        'raise ValueError("not a PROXY line")',
+        "return None",
+        (PROXY + "test_an_invalid_header_ends_the_connection_without_an_answer",),
+    ),
+    Break(
+        "--accept-proxy: a port above 65,535 is none",
+        "max(int(port), int(target_port)) > 65_535",
+        "int(target_port) > 65_535",
+        (U + "ProxyLines.test_every_invalid_line_raises_value_error",),
+    ),
+    Break(
+        "--accept-proxy: who sends no line in time is cut",
+        "max(deadline - time.monotonic(), 1e-3)",
+        "0",
+        (U + "ProxyLines.test_what_came_of_a_line_is_counted",),
+    ),
+    Break(
+        "--accept-proxy: what follows the line is a message",
+        "connection.sock.recv(1)",
+        "connection.sock.recv(PROXY_LINE_BYTES)",
+        (PROXY + "test_the_log_shows_the_client_that_the_header_names",),
+    ),
+    Break(
+        "--fault refuse",
+        'args.fault[0] != "refuse"',
+        "args",
+        (FAULTS + "test_refuse_refuses_connections",),
+    ),
+    Break(
+        "--fault hang",
+        'fault == "hang" or',
+        "",
+        (FAULTS + "test_hang_accepts_and_never_answers",),
+    ),
+    Break(
+        "--fault reset",
+        'struct.pack("ii", 1, 0)',
+        'struct.pack("ii", 0, 0)',
+        (FAULTS + "test_reset_answers_with_a_reset",),
+    ),
+    Break(
+        "--fault slow:SECONDS",
+        "self.server.stopping.wait(seconds)",
+        "pass",
+        (FAULTS + "test_slow_answers_later_by_the_given_seconds",),
+    ),
+    Break(
+        "--fault close-early",
+        "confirmations[: len(confirmations) // 2]",
+        "confirmations",
+        (FAULTS + "test_close_early_ends_before_the_confirmation_is_whole",),
+    ),
+    Break(
+        "--fault half-close ends one direction",
+        "self.sock.shutdown(socket.SHUT_WR)\n            self._is_mute",
+        "self._is_mute",
+        (FAULTS + "test_half_close_ends_one_direction_and_goes_on_reading",),
+    ),
+    Break(
+        "--fault half-close goes on reading",
+        "self._is_mute = True",
+        "raise ConnectionOver",
+        (FAULTS + "test_half_close_ends_one_direction_and_goes_on_reading",),
+    ),
+]
+
+BREAKS: list[Break] = [*WIRE, *LOGGED, *LINES, *START, *GIVEN]
