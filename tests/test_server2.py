@@ -13,6 +13,7 @@ import signal
 import socket
 import statistics
 import subprocess
+import sys
 import threading
 import time
 import unittest
@@ -1273,6 +1274,69 @@ class Lifetime(ScriptTestCase):
             "stopping: 2 live connections, waiting 2 s at most; Ctrl-C again cuts them",
         )
         self.assertEqual(server.wait(10), 0)
+
+    def test_a_stop_accepts_nobody_else(self) -> None:
+        server = self.start("server2.py", "0", "--message-pause", "0")
+        client = self.dial(server)  # without its message a stop waits for it
+        client.sendall(b"half")
+        exchange(server, b"hi\n")
+        server.signal(signal.SIGTERM)
+        server.wait_for_line("stopping")
+        with self.assertRaises(OSError):
+            dial(server)
+
+    def test_a_stop_cuts_who_neither_ends_a_message_nor_leaves(self) -> None:
+        server = self.start("server2.py", "0", "--message-pause", "0")
+        client = self.dial(server)
+        client.sendall(b"half")
+        exchange(server, b"hi\n")
+        self.assertEqual(server.stop(10), 0)
+        self.assertEqual(read_to_end(client), b"")
+        story = whole_story(self.folder / "server_log.txt", name_of(client))
+        self.assertEqual(story[0], "connected")
+        self.assertTrue(
+            story[1].startswith("closed: shutdown, 0 messages, 4 bytes in, 0 bytes out")
+        )
+
+    def test_a_stop_lets_nobody_work_any_longer(self) -> None:
+        server = self.start("server2.py", "0", "--delay", "60")
+        client = self.dial(server)
+        client.sendall(b"hi\n")
+        self.assertTrue(nothing_comes(client))
+        server.signal(signal.SIGTERM)
+        self.assertEqual(read_to_end(client), b"Server %d received: hi\n" % server.port)
+        self.assertEqual(server.wait(10), 0)
+
+    @unittest.skipUnless(os.name == "posix", "needs signals that end a process")
+    def test_a_second_signal_ends_it_at_once(self) -> None:
+        patient = (
+            f"import sys; sys.path.insert(0, {str(ROOT)!r}); import server2; "
+            "server2.GRACE_S = 1_000; server2.main(['0', '--message-pause', '0'])"
+        )
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with self.subTest(number), subprocess.Popen(
+                [sys.executable, "-c", patient],
+                cwd=self.folder, env=script_environment(), stdout=subprocess.PIPE,
+                text=True,
+            ) as process:  # fmt: skip
+                self.addCleanup(process.kill)
+                assert process.stdout
+                match = LISTENING.match(process.stdout.readline())
+                assert match
+                with dial(("127.0.0.1", int(match[2]))) as client:
+                    client.sendall(b"half")
+                    self.assertIn("logging", process.stdout.readline())
+                    process.send_signal(signal.SIGTERM)
+                    self.assertIn("stopping", process.stdout.readline())
+                    process.send_signal(number)
+                    self.assertEqual(process.wait(DEADLINE_S), -number)
+
+    @unittest.skipUnless(os.name == "posix", "needs signals that end a process")
+    def test_a_signal_that_comes_late_does_not_change_the_exit_status(self) -> None:
+        env = self.without()
+        late = "import atexit, os\natexit.register(os.kill, os.getpid(), 15)\n"
+        Path(env["PYTHONPATH"], "sitecustomize.py").write_text(late)
+        self.assertEqual(self.start("server2.py", "0", env=env).stop(), 0)
 
     def test_it_stops_while_clients_are_busy_and_confirms_nothing_unlogged(
         self,

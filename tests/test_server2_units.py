@@ -25,6 +25,7 @@ from tests.support import (
     in_parallel,
     read_exactly,
     read_line,
+    read_to_end,
     send_reset,
     wait_until,
 )
@@ -274,6 +275,31 @@ class Ends(ScriptTestCase):
             serving.join(DEADLINE_S)
             self.assertFalse(serving.is_alive())
 
+    def test_a_stop_awaits_that_a_client_has_every_confirmation(self) -> None:
+        listener, client = socket.create_server(("127.0.0.1", 0)), socket.socket()
+        with listener, client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+            client.settimeout(DEADLINE_S)
+            client.connect(listener.getsockname())
+            connection = server2.Connection(some_server(), *listener.accept())
+            connection.server.stopping.set()
+
+            def serve() -> None:
+                connection.serve()
+                connection.sock.close()
+
+            with mock.patch.object(server2, "DELIVERY_S", DEADLINE_S):
+                serving = threading.Thread(target=serve, daemon=True)
+                serving.start()
+                message = b"x" * 60_000 + b"\n"
+                client.sendall(message)
+                read_exactly(client, 1)
+                serving.join(0.3)  # not before this client has the rest
+                client.sendall(b"more")  # to a closed socket: the rest would be lost
+                rest = read_to_end(client)
+                serving.join(DEADLINE_S)
+        self.assertEqual(rest, b"erver 9991 received: " + message)
+
     def test_a_client_that_vanished_is_not_called_idle(self) -> None:
         gone = TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))  # by TCP
         ours = BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
@@ -342,11 +368,14 @@ class Threads(ScriptTestCase):
         before = threading.active_count()
         for _ in range(5):
             with self.dial(self.listener.getsockname()) as client:
+                name = test_server2.name_of(client)
                 self.assertTrue(self.server.accept())
                 client.sendall(b"hi\n")
                 self.assertEqual(read_line(client), b"Server %d received: hi\n" % port)
             wait_until(lambda: not self.server.live, 5, "the connection's end")
         self.assertEqual(threading.active_count(), before + 1)
+        names = [thread.name for thread in threading.enumerate()]
+        self.assertIn(f"connection-{name}", names)
 
     def test_a_stop_serves_who_waits_for_a_thread_also_at_max_connections(self) -> None:
         self.server._most = 1

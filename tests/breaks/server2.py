@@ -23,6 +23,17 @@ IMPORT = "tests.test_system.TheRepository.test_importing_a_script_starts_nothing
 IN_USE = (
     W + "PortsInUse.test_a_port_in_use_is_one_line_with_the_cause_and_how_to_find_it"
 )
+QUEUE = (
+    LIFETIME
+    + "test_clients_in_the_listen_queue_are_served_also_where_much_is_refused"
+)
+WITHOUT = LIFETIME + "test_it_works_without_what_only_some_systems_have"
+RECEIVED = (
+    LIFETIME
+    + "test_what_was_received_before_sigterm_is_answered_also_to_a_slow_reader"
+)
+FIRST = LIFETIME + "test_a_pause_that_ends_the_first_message_ends_a_stopping_server_too"
+THREADS = U + "Threads."
 FORGE = LOG + "test_no_message_can_forge_a_line_or_command_a_terminal"
 
 WIRE: list[Break] = [
@@ -785,4 +796,292 @@ GIVEN: list[Break] = [
     ),
 ]
 
-BREAKS: list[Break] = [*WIRE, *LOGGED, *LINES, *START, *GIVEN]
+STOP: list[Break] = [
+    Break(
+        "SIGTERM and Ctrl-C stop it",
+        "{signal.SIGTERM, signal.SIGINT}",
+        "{signal.SIGTERM}",
+        (LIFETIME + "test_sigterm_and_ctrl_c_end_it_with_0",),
+    ),
+    Break(
+        "a stop ends with 0",
+        "    terminal.close()\n    return 0",
+        "    terminal.close()\n    return 1",
+        (LIFETIME + "test_sigterm_and_ctrl_c_end_it_with_0",),
+    ),
+    Break(
+        "a second signal ends it at once",
+        "signal.signal(number, signal.SIG_DFL)",
+        "pass",
+        (LIFETIME + "test_a_second_signal_ends_it_at_once",),
+    ),
+    Break(
+        "no late signal changes the exit status",
+        "signal.signal(signal_number, signal.SIG_IGN)",
+        "signal.signal(signal_number, signal.SIG_DFL)",
+        (LIFETIME + "test_a_signal_that_comes_late_does_not_change_the_exit_status",),
+    ),
+    Break(
+        "who waits in the listen queue at a stop is served",
+        "LAST_S = 0.5",
+        "LAST_S = 0.0",
+        (QUEUE,),
+    ),
+    Break(
+        "the listen queue is long",
+        "LISTEN_QUEUE = 4_096",
+        "LISTEN_QUEUE = 4",
+        (QUEUE,),
+    ),
+    Break(
+        "a stop accepts nobody else",
+        "server.listener.close()",
+        "pass",
+        (LIFETIME + "test_a_stop_accepts_nobody_else",),
+    ),
+    Break(
+        "a stop says how many connections are live",
+        "{counted(live, 'live connection')}",
+        "{live}",
+        (LIFETIME + "test_a_stop_says_how_many_connections_are_live",),
+    ),
+    Break(
+        "a message that was received before a stop is confirmed",
+        "(socket.SHUT_RD, GRACE_S)",
+        "(socket.SHUT_RDWR, GRACE_S)",
+        (RECEIVED,),
+    ),
+    Break(
+        "at a stop a slow reader gets every confirmation",
+        "linger(self, DELIVERY_S)",
+        "pass",
+        (U + "Ends.test_a_stop_awaits_that_a_client_has_every_confirmation",),
+    ),
+    Break(
+        "at a stop a first message that is on the way is awaited",
+        "if connection.message_count or",
+        "if server or",
+        (LIFETIME + "test_sighup_reopens_the_log_also_while_it_stops",),
+    ),
+    Break(
+        "a stopping server waits no longer once all have left",
+        "while server.live and (",
+        "while (",
+        (FIRST,),
+    ),
+    Break(
+        "the end by a stop is told from one by the client",
+        'reason = "shutdown"',
+        'reason = "by server"',
+        (LIFETIME + "test_a_stop_cuts_who_neither_ends_a_message_nor_leaves",),
+    ),
+    Break(
+        "a stop cuts who neither sends nor reads",
+        "or how == socket.SHUT_RDWR:",
+        "and how == socket.SHUT_RD:",
+        (LIFETIME + "test_a_stop_cuts_who_neither_ends_a_message_nor_leaves",),
+    ),
+    Break(
+        "a stop takes a few seconds at most",
+        "GRACE_S = 2.0",
+        "GRACE_S = 60.0",
+        (LIFETIME + "test_a_stop_cuts_who_neither_ends_a_message_nor_leaves",),
+    ),
+    Break(
+        "a stop ends the work that is pretended",
+        "stopping.wait(self._draw())",
+        "time.sleep(self._draw())",
+        (LIFETIME + "test_a_stop_lets_nobody_work_any_longer",),
+    ),
+    Break(
+        "no connection is closed while a stop can reach it",
+        "self.live.discard(connection)",
+        "connection.sock.close(); self.live.discard(connection)",
+        (THREADS + "test_no_connection_is_closed_while_a_stop_can_reach_it",),
+    ),
+    Break(
+        "no thread is left when its client has gone",
+        "rests = self._resting < RESTING_THREADS",
+        "rests = True",
+        (LIFETIME + "test_threads_and_descriptors_come_back_after_many_clients",),
+    ),
+    Break(
+        "a thread serves the next client, too",
+        "RESTING_THREADS = 8",
+        "RESTING_THREADS = 0",
+        (THREADS + "test_a_thread_serves_the_next_client_too",),
+    ),
+    Break(
+        "a defect ends one connection and is told",
+        "except Exception:",
+        "except KeyError:",
+        (THREADS + "test_a_defect_is_told_with_its_traceback_and_ends_one_connection",),
+    ),
+    Break(
+        "threads have names",
+        'f"connection-{connection.client}"',
+        'f"{connection.client}"',
+        (THREADS + "test_a_thread_serves_the_next_client_too",),
+    ),
+]
+
+SYSTEM: list[Break] = [
+    Break(
+        "without descriptors new clients wait, and it does not spin",
+        "self.stopping.wait(BACKOFF_S)",
+        "pass",
+        (LIFETIME + "test_running_out_of_descriptors_hurts_only_the_late",),
+    ),
+    Break(
+        "without threads new clients wait",
+        "except (OSError, MemoryError, RuntimeError) as error:",
+        "except (OSError, MemoryError) as error:",
+        (U + "Threads",),
+    ),
+    Break(
+        "a client that reads nothing is given up",
+        'raise ConnectionOver("by server (client does not read)") from None',
+        "self._send(data)",
+        (U + "Ends",),
+    ),
+    Break(
+        "sends have a deadline",
+        "(socket.SO_SNDTIMEO, SEND_TIMEOUT_S)",
+        "(socket.SO_SNDTIMEO, 0)",
+        (U + "Ends",),
+    ),
+    Break(
+        "a client that resets while it is refused takes nobody with it",
+        "except (BlockingIOError, ConnectionAbortedError):",
+        "except BlockingIOError:",
+        (U + "Threads",),
+    ),
+    Break(
+        "clients are served where sockets inherit O_NONBLOCK",
+        "sock.setblocking(True)",
+        "pass",
+        (THREADS + "test_clients_are_served_where_sockets_inherit_o_nonblock",),
+    ),
+    Break(
+        "without SO_RCVTIMEO Python's own timeout serves",
+        'not hasattr(socket, "SO_RCVTIMEO") or',
+        "",
+        (WITHOUT,),
+    ),
+    Break(
+        "without MSG_DONTWAIT it sends all the same",
+        'getattr(socket, "MSG_DONTWAIT", 0)',
+        "socket.MSG_DONTWAIT",
+        (WITHOUT,),
+    ),
+    Break(
+        "without SIGHUP it starts",
+        'getattr(signal, "SIGHUP", None)',
+        "signal.SIGHUP",
+        (WITHOUT,),
+    ),
+    Break(
+        "without fcntl and resource it starts",
+        "except ImportError:",
+        "except ZeroDivisionError:",
+        (WITHOUT,),
+    ),
+    Break(
+        "without fcntl it lingers all the same",
+        "fcntl is None or",
+        "",
+        (WITHOUT, U + "Ends"),
+    ),
+    Break(
+        "without flock(2) it writes to a pipe all the same",
+        "contextlib.suppress(OSError, AttributeError)",
+        "contextlib.suppress(OSError)",
+        (S + "WhereTheLogGoes", WITHOUT),
+    ),
+    Break(
+        "without ctypes it writes and sends all the same",
+        "except (ImportError, AttributeError, OSError, TypeError):",
+        "except (AttributeError, OSError, TypeError):",
+        (WITHOUT,),
+    ),
+    Break(
+        "without sched_setscheduler it starts",
+        "contextlib.suppress(AttributeError, OSError)",
+        "contextlib.suppress(OSError)",
+        (WITHOUT,),
+    ),
+    Break(
+        "with a scheduler that refuses it starts",
+        "contextlib.suppress(AttributeError, OSError)",
+        "contextlib.suppress(AttributeError)",
+        (QUEUE,),
+    ),
+    Break(
+        "with a limit that may not be raised it starts",
+        "contextlib.suppress(AttributeError, ValueError, OSError)",
+        "contextlib.suppress(AttributeError)",
+        (QUEUE,),
+    ),
+    Break(
+        "with socket options that are refused it starts",
+        "        with contextlib.suppress(OSError):\n            listener.setsockopt",
+        "        with contextlib.nullcontext():\n            listener.setsockopt",
+        (QUEUE,),
+    ),
+    Break(
+        "without O_NONBLOCK the log is reopened",
+        'getattr(os, "O_NONBLOCK", 0)',
+        "os.O_NONBLOCK",
+        (WITHOUT,),
+    ),
+    Break(
+        "every message is printed",
+        "received: {text}\")",
+        "{text}\")",
+        (OPTIONS + "test_every_message_is_printed_and_many_are_summed_up",),
+    ),
+    Break(
+        "many messages are summed up",
+        "EVENTS_SHOWN = 20",
+        "EVENTS_SHOWN = 20_000",
+        (OPTIONS + "test_every_message_is_printed_and_many_are_summed_up",),
+    ),
+    Break(
+        "none of the messages is forgotten in the sum",
+        "self._counted[noun] += number",
+        "self._counted[noun] += 1",
+        (OPTIONS + "test_every_message_is_printed_and_many_are_summed_up",),
+    ),
+    Break(
+        "nobody who reads its output stops no client",
+        "if len(self._lines) < LINES_WAITING:",
+        "self._changed.wait_for(lambda: not self._lines)\n            if self:",
+        (LIFETIME + "test_nobody_reading_its_output_stops_no_service",),
+    ),
+    Break(
+        "nobody who reads its output does not keep it from stopping",
+        "self._printing), CUT_S",
+        "self._printing)",
+        (LIFETIME + "test_nobody_reading_its_output_stops_no_service",),
+    ),
+    Break(
+        "the end of who read its output is no defect",
+        "contextlib.suppress(OSError, ValueError)",
+        "contextlib.suppress(ValueError)",
+        (LIFETIME + "test_the_end_of_whoever_read_its_output_stops_no_service",),
+    ),
+    Break(
+        "an output that does not block loses no line",
+        "select.select([], [stream], [])",
+        "return",
+        (W + "ClosedStreams.test_a_servers_output_that_does_not_block_loses_no_line",),
+    ),
+    Break(
+        "an output in ASCII gets no question mark",
+        '"backslashreplace"',
+        '"replace"',
+        (W + "Characters.test_a_narrow_encoding_gets_ascii_and_no_question_marks",),
+    ),
+]
+
+BREAKS: list[Break] = [*WIRE, *LOGGED, *LINES, *START, *GIVEN, *STOP, *SYSTEM]
