@@ -8,9 +8,11 @@ import io
 import os
 import signal
 import socket
+import statistics
 import threading
 import time
 import unittest
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -24,6 +26,7 @@ from tests.support import (
     in_parallel,
     read_exactly,
     read_line,
+    read_to_end,
     send_reset,
     wait_until,
 )
@@ -335,7 +338,7 @@ class ProxyLines(unittest.TestCase):
                 theirs.sendall(sent)
                 connection = server2.Connection(some_server(), ours, ("127.0.0.1", 1))
                 with self.assertRaisesRegex(server2.ConnectionOver, "in time"):
-                    server2.read_proxy_line(connection)
+                    in_parallel(partial(server2.read_proxy_line, connection), timeout=5)
                 self.assertEqual(connection.bytes_in, len(sent))
 
 
@@ -392,6 +395,31 @@ class Ends(ScriptTestCase):
             send_reset(client)
             serving.join(DEADLINE_S)
             self.assertFalse(serving.is_alive())
+
+    def test_a_stop_awaits_that_a_client_has_every_confirmation(self) -> None:
+        listener, client = socket.create_server(("127.0.0.1", 0)), socket.socket()
+        with listener, client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+            client.settimeout(DEADLINE_S)
+            client.connect(listener.getsockname())
+            connection = server2.Connection(some_server(), *listener.accept())
+            connection.server.stopping.set()
+
+            def serve() -> None:
+                connection.serve()
+                connection.sock.close()
+
+            with mock.patch.object(server2, "DELIVERY_S", DEADLINE_S):
+                serving = threading.Thread(target=serve, daemon=True)
+                serving.start()
+                message = b"x" * 60_000 + b"\n"
+                client.sendall(message)
+                read_exactly(client, 1)
+                serving.join(0.3)  # not before this client has the rest
+                client.sendall(b"more")  # to a closed socket: the rest would be lost
+                rest = read_to_end(client)
+                serving.join(DEADLINE_S)
+        self.assertEqual(rest, b"erver 9991 received: " + message)
 
     def test_a_client_that_vanished_is_not_called_idle(self) -> None:
         gone = TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))  # by TCP
@@ -461,11 +489,14 @@ class Threads(ScriptTestCase):
         before = threading.active_count()
         for _ in range(5):
             with self.dial(self.listener.getsockname()) as client:
+                name = test_server2.name_of(client)
                 self.assertTrue(self.server.accept())
                 client.sendall(b"hi\n")
                 self.assertEqual(read_line(client), b"Server %d received: hi\n" % port)
             wait_until(lambda: not self.server.live, 5, "the connection's end")
         self.assertEqual(threading.active_count(), before + 1)
+        names = [thread.name for thread in threading.enumerate()]
+        self.assertIn(f"connection-{name}", names)
 
     def test_a_stop_serves_who_waits_for_a_thread_also_at_max_connections(self) -> None:
         self.server._most = 1
@@ -514,6 +545,17 @@ class Listening(unittest.TestCase):
                 "delay": None, "parallel": 0, "fault": ("", 0.0), "quiet": False,
             },
         )  # fmt: skip
+
+    def test_what_is_no_number_in_range_is_refused(self) -> None:
+        self.assertEqual(server2.parse_args(["65535"]).port, 65_535)
+        for args in (
+            ["65536"], ["\u0663\u0664"], ["1.5"], ["0", "--max-message", "0"],
+            ["0", "--idle-timeout", "nan"], ["0", "--delay", "inf"],
+        ):  # fmt: skip
+            unseen = contextlib.redirect_stderr(io.StringIO())
+            with self.subTest(args), unseen, self.assertRaises(SystemExit) as end:
+                server2.parse_args(args)
+            self.assertEqual(end.exception.code, 2)
 
     def test_a_confirmation_waits_for_no_acknowledgement_of_the_last(self) -> None:
         listener = server2.open_listener(server2.parse_args(["0"]))
@@ -566,6 +608,17 @@ class Work(unittest.TestCase):
         for thread in threads:
             thread.join(DEADLINE_S)
         self.assertEqual((began, most), (list("01234567"), 2))
+
+    def test_drawn_times_have_the_mean_and_the_bounds_that_are_asked_for(self) -> None:
+        for text, low, high in (("exp:0.02", 0, 1), ("uniform:0.01:0.03", 0.01, 0.03)):
+            with self.subTest(text):
+                draw = server2.delay(text)
+                assert draw
+                times = [draw() for _ in range(10_000)]
+                self.assertTrue(low <= min(times) <= max(times) <= high)
+                # Six times as far off as the mean of so many usually is.
+                self.assertAlmostEqual(statistics.fmean(times), 0.02, delta=0.0012)
+                self.assertGreater(statistics.stdev(times), 0.005)
 
 
 if __name__ == "__main__":
