@@ -353,12 +353,14 @@ class Slices:
     counts: Counter[tuple[int, Any]] = field(default_factory=Counter)  # (slice, thing)
 
     def add(self, moments: Sequence[int], things: Iterable[Any]) -> None:
+        """Count things, each at its moment in ns."""
         if moments:
             self.reach(min(moments), max(moments))
             slices = map(operator.rshift, moments, itertools.repeat(self.shift))
             self.counts.update(zip(slices, things, strict=False))
 
     def merge(self, other: Slices) -> None:
+        """Add what another one has, which gets slices of the same length."""
         shift = max(self.shift, other.shift)
         self.widen(shift)
         other.widen(shift)
@@ -879,6 +881,7 @@ class Connection:
         return False
 
     def close(self) -> None:
+        """Close the connection, if there is one."""
         if self.sock is not None:
             self.sock.close()
             self.sock = None
@@ -1362,6 +1365,7 @@ class ServerResults:
     medians: list[float] = field(default_factory=list)  # of connections, then, too
 
     def merge(self, other: ServerResults) -> None:
+        """Add what another one has: of the same run, or of another machine."""
         self.confirmed += other.confirmed
         self.connections += other.connections
         self.clients |= other.clients
@@ -1576,6 +1580,7 @@ class Results:
 
     @property
     def failed(self) -> int:
+        """How many exchanges failed, in whatever way."""
         return self.failures.total()
 
     @property
@@ -2008,8 +2013,8 @@ def figure_of(results: Results, name: str) -> float | None:
         tried = max(1, results.confirmed + results.failed)
         return 100 * results.failed / tried if name == "failed%" else results.failed
     metric, _, key = name.partition(".")
-    attribute = {"response": "response_time", "connect": "connect_time"}
-    values: Distribution = getattr(results, attribute.get(metric, metric))
+    own = next(own for own in METRICS.values() if own.startswith(metric))
+    values: Distribution = getattr(results, own)
     if key[0] == "p":
         return values.reported(float(key[1:]) / 100)
     if not values.count:
@@ -2221,6 +2226,7 @@ class Progress:
         self.counts = deque([(self.began, 0)], 16)  # steady over a few reports
 
     def draw(self, total: Results, latest: Results) -> None:
+        """Show how far the run is, and the p99 latency of the latest report."""
         now, planned = time.monotonic(), self.options.planned
         done = total.confirmed + total.failed + total.warmed_up
         since, before = self.counts[0]
@@ -2242,6 +2248,7 @@ class Progress:
         self.write(f"\r\x1b[K{line}" if self.redraws else f"{line}\n")
 
     def write(self, text: str) -> None:
+        """Write to the terminal, as long as it is there."""
         with contextlib.suppress(OSError, ValueError):
             put(text, self.out)
 
@@ -2277,8 +2284,7 @@ def exchange_lines(results: Results, options: argparse.Namespace) -> Iterator[st
 
 def metrics_of(results: Results) -> dict[str, Distribution]:
     """Return the metrics that have values, by the names that people see."""
-    metrics = {"latency": results.latency, "response time": results.response_time,
-               "connect": results.connect_time}  # fmt: skip
+    metrics = {own.replace("_", " "): getattr(results, own) for own in METRICS.values()}
     return {name: metric for name, metric in metrics.items() if metric.count}
 
 
@@ -2293,7 +2299,7 @@ def percentile_lines(results: Results) -> Iterator[str]:
         row = "".join(f"{with_unit(v):>9}" for v in (*cells, metric.maximum))
         yield f" {name:<13}{row}"
         ranges = [metric.tenths(n) for n in shown]
-        if name == "connect" or not any(ranges):
+        if name == "connect time" or not any(ranges):
             continue
         has_tenths = True
         for k, edge in enumerate(("tenths from", "to")):
@@ -2656,14 +2662,17 @@ class Plot:
             self.path(f"line {style}", f"M{way}")
 
     def text(self, x: float, y: float, words: str, anchor: str = "start") -> None:
+        """Write words that start, end or have their middle at a point."""
         at = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"'
         self.parts.append(f"<text {at}>{html.escape(words)}</text>")
 
     def name(self, words: str, mark: str = "■", style: str = "") -> None:
+        """Add a mark and its meaning to the legend."""
         mark = f'<b class="{style}">{mark}</b>'
         self.key.append(f"<span>{mark} {html.escape(words)}</span> ")
 
     def left_axis(self, scale: Scale, words: Callable[[float], str]) -> None:
+        """Draw a line across, and its value in words, at each tick."""
         for value in scale.ticks():
             self.path("grid", f"M{LEFT} {scale(value):.1f}H{RIGHT}")
             self.text(LEFT - 8, scale(value) + 4, words(value), "end")
