@@ -1451,7 +1451,6 @@ class Results:
     connect_wall_ns: int = 0  # connects before the start, of the slowest group
     lost: int = 0  # clients whose worker died
     clock_step_ns: int = 0
-    overflows: int = 0  # of this machine's listen queues
     silent_servers: list[str] = field(default_factory=list)  # of a demo or --direct
     reasons: list[str] = field(default_factory=list)  # to doubt it; none: valid
     notices: list[str] = field(default_factory=list)  # what else it showed
@@ -1722,8 +1721,7 @@ def run(
         workers=o.workers, rate=o.rate, started=time.time(),
         arrivals=o.arrivals if o.rate else None,
         seed=o.seed if o.arrivals == "poisson" else None)  # fmt: skip
-    overflows, clock = listen_overflows(), clock_offset()
-    throttled = throttled_s()
+    clock, throttled = clock_offset(), throttled_s()
     edges = [1 + o.clients * k // o.workers for k in range(o.workers + 1)]
     parts = enumerate(itertools.starmap(range, itertools.pairwise(edges)))
     with socket.socket() as holder:  # the kernel turns its stamps on with a delay
@@ -1759,7 +1757,6 @@ def run(
                     length = 0  # nobody answered: each records that, and ends
                 send_order(groups, (start, start + length))
         send_order(groups, 0)  # its thread ends
-    total.overflows = listen_overflows() - overflows
     total.clock_step_ns = clock_offset() - clock
     total.still_s[-1] = throttled_s() - throttled
     finish_run(total, o)
@@ -1804,15 +1801,6 @@ def finish_run(total: Results, options: argparse.Namespace) -> None:
         expected = expected or usual * (len(set(total.servers) & set(usual)) == 2)
     if total.servers:
         total.silent_servers = by_port(set(expected) - set(total.servers))
-
-
-def listen_overflows() -> int:
-    """Return how often a listen queue of this machine overflowed (0: not known)."""
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        lines = Path("/proc/net/netstat").read_text().splitlines()
-        names, values = (line.split() for line in lines if line.startswith("TcpExt:"))
-        return int(values[names.index("ListenOverflows")])
-    return 0
 
 
 def describe_load(options: argparse.Namespace) -> str:
@@ -1872,10 +1860,6 @@ def judge(results: Results, options: argparse.Namespace) -> None:
     if options.direct and r.confirmed and not pairs:
         doubt(f"no direct exchange was made: the servers that answered,"
             f" {', '.join(r.servers)}, are none of --direct's")  # fmt: skip
-    slow = r.connect_time.between(SYN_RETRY_NS, sys.maxsize)
-    if slow and r.overflows > 0:
-        doubt(f"{counted(slow, 'connect')} took 1 s or longer and this machine's listen"
-            " queues overflowed: a listener's queue is too short")  # fmt: skip
     if options.rate and tried and not r.interrupted:
         judge_open_loop(r, options, doubt)
     elif not (options.direct or options.reconnect or options.think):
@@ -1932,7 +1916,7 @@ def notice(results: Results, options: argparse.Namespace) -> None:
             " than --ramp")  # fmt: skip
     for name in r.silent_servers:
         say(f"{name} answered nobody: is it running? (python3 server2.py {name})")
-    if slow and not r.overflows:
+    if slow:
         say(f"{counted(slow, 'connect')} took 1 s or longer: SYN sent again, listen"
             " queue full?")  # fmt: skip
     ends = r.failures["closed"] + r.failures["reset"]
@@ -1953,7 +1937,8 @@ def checks_of(results: Results) -> str:
     """Return in words what was checked, of a run that nothing makes doubtful."""
     if not results.options:
         return "as each of the runs was"
-    words = "clock steady, client2 did not stand still"
+    words = "clock steady"
+    words += ", client2 did not stand still" if hasattr(signal, "SIGCONT") else ""
     words += ", kernel arrival times" if results.timestamps == "kernel" else ""
     return words + (", sent in time" if results.send_delay.count else "")
 
@@ -2466,8 +2451,8 @@ def head_lines(results: Results) -> Iterator[str]:
 def own_words(results: Results) -> str:
     """Say what client2 itself took."""
     r = results
-    late, where = with_unit(r.wake_delay.percentile(0.99)), "not in the figures"
-    where = where if r.timestamps == "kernel" else "part of the figures"
+    late, where = with_unit(r.wake_delay.percentile(0.99)), "not in latency"
+    where = where if r.timestamps == "kernel" else "part of latency"
     words = f"woke {late} late at p99 to read replies ({where})"
     if r.send_delay.count:
         late = with_unit(r.send_delay.percentile(0.99))
@@ -3191,8 +3176,11 @@ def merge_files(paths: list[str]) -> Results:
         merged.notices = ["not all runs were at the same time: wall times were added"]
     merged.started = min(part.started for part in parts)
     merged.target = ", ".join(dict.fromkeys(part.target for part in parts))
-    rates = [part.rate for part in parts if part.rate]
-    merged.rate = sum(rates) if len(rates) == len(parts) else 0.0
+    if all(part.rate for part in parts):  # the most that was asked for at a time
+        merged.rate = max(
+            sum(p.rate for p in parts if p.started <= at < p.started + p.wall_s)
+            for at in [part.started for part in parts]
+        )
     merged.interrupted = any(part.interrupted for part in parts)
     merged.timestamps = max(part.timestamps for part in parts)  # "user", if any is
     merged.load = f"merged from {counted(len(parts), 'run')}"

@@ -365,13 +365,22 @@ class TheClock(ClientTestCase):
 
     def test_merged_runs_that_followed_one_another_have_their_own_rate(self) -> None:
         backend = self.backend(confirm(0.01))
-        documents = [self.measure(backend, 1, "--messages", 20) for _ in range(4)]
+        words = ("--messages", 20, "--rate", 60)
+        documents = [self.measure(backend, 2, *words) for _ in range(4)]
         files = sorted(self.folder.glob("run-*.json"))
         self.client("--merge", *files, "--json", "sum.json")
         merged = json.loads((self.folder / "sum.json").read_text())
         total = sum(document["wall_s"] for document in documents)
         self.assertAlmostEqual(merged["wall_s"], total, delta=0.001)
+        self.assertEqual(merged["rate"], 60)  # and not that of all four
         self.assertEqual(len(merged["latency_ns"]["parts"]["p50"]), 40)
+        # Beside one another they asked for more.
+        for document, name in zip(documents, "abcd", strict=True):
+            document["started"] = documents[0]["started"]
+            (self.folder / f"{name}.json").write_text(json.dumps(document))
+        self.client("--merge", "a.json", "b.json", "--json", "sum.json")
+        merged = json.loads((self.folder / "sum.json").read_text())
+        self.assertEqual(merged["rate"], 120)
         self.assertEqual(set(documents[0]["latency_ns"]["tenths"]), {
             "p50", "p90", "p95", "p99", "p99_9"})  # fmt: skip
 

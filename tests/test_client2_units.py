@@ -10,6 +10,7 @@ import itertools
 import math
 import os
 import random
+import signal
 import socket
 import tempfile
 import threading
@@ -886,6 +887,13 @@ class TheVerdict(unittest.TestCase):
                 found = self.judged(self.made(), **change)
                 self.assertEqual(found.verdict, "doubtful")
                 self.assertIn(words, found.reasons[0])
+
+    def test_only_what_can_be_seen_here_is_said_to_be_checked(self) -> None:
+        run = results_of([exchange(1, MS)])
+        self.assertIn("client2 did not stand still", client2.checks_of(run))
+        with mock.patch.object(signal, "SIGCONT"):
+            del signal.SIGCONT  # as on Windows
+            self.assertNotIn("stand still", client2.checks_of(run))
 
     def test_standing_still_for_less_than_a_twentieth_is_none(self) -> None:
         found = self.judged(self.made(), wall_s=10.0, still_s={0: 0.4})
