@@ -25,7 +25,7 @@ percentile's range goes from the least to the greatest of the parts' own percent
 
 Threads of the main process:
     MainThread   main → measure → run: starts the groups together, adds up; all output
-    reader-K     Group.read: passes on what group K reports
+    reader-K     read_reports: passes on what group K reports
 Of each group (in this process; where it takes several, in a process of its own):
     group-K      serve_group: reports what its clients did, and watches for stalls
     orders       follow_orders: the start, and the end before its time
@@ -1274,37 +1274,32 @@ def follow_orders(pipe: Any, clients: Clients) -> None:
     os._exit(1)
 
 
-class Group:
-    """A group as the main process sees it."""
+def start_group(k: int, numbers: range, options: argparse.Namespace,
+                inbox: queue.SimpleQueue[Any]) -> Any:  # fmt: skip
+    """Start group K and the thread that passes on its reports; return its pipe."""
+    kind: Any = multiprocessing.dummy
+    if options.workers > 1:
+        kind = multiprocessing.get_context("spawn")  # a fork would copy held locks
+    pipe, far_end = kind.Pipe()
+    arguments = far_end, options, numbers, k
+    worker = kind.Process(target=serve_group, args=arguments, name=f"group-{k}")
+    worker.daemon = True
+    with without_signals():
+        worker.start()
+        threading.Thread(
+            target=read_reports, args=(pipe, k, inbox), name=f"reader-{k}", daemon=True
+        ).start()
+    if options.workers > 1:
+        far_end.close()  # the pipe ends with the process
+    return pipe
 
-    def __init__(self, number: int, numbers: range, options: argparse.Namespace,
-                 inbox: queue.SimpleQueue[Any]) -> None:  # fmt: skip
-        kind: Any = multiprocessing.dummy
-        if options.workers > 1:
-            kind = multiprocessing.get_context("spawn")  # a fork would copy held locks
-        self.inbox, self.left = inbox, len(numbers)  # clients that have not ended
-        self.pipe, self.far_end = kind.Pipe()
-        arguments = self.far_end, options, numbers, number
-        self.worker = kind.Process(
-            target=serve_group, args=arguments, name=f"group-{number}"
-        )
-        self.worker.daemon = True
-        name = f"reader-{number}"
-        reader = threading.Thread(target=self.read, name=name, daemon=True)
-        with without_signals():
-            self.worker.start()
-            reader.start()
-        if options.workers > 1:
-            self.far_end.close()  # the pipe ends with the process
 
-    def read(self) -> None:
-        """Pass on what the group reports, until it ends (thread reader-K)."""
-        with contextlib.suppress(EOFError, OSError):
-            while (report := self.pipe.recv()) is not None:
-                if isinstance(report, Results):
-                    self.left -= report.ended
-                self.inbox.put((self, report))
-        self.inbox.put((self, None))
+def read_reports(pipe: Any, k: int, inbox: queue.SimpleQueue[Any]) -> None:
+    """Pass on what group K reports, and None when it ends (thread reader-K)."""
+    with contextlib.suppress(EOFError, OSError):
+        while (report := pipe.recv()) is not None:
+            inbox.put((k, report))
+    inbox.put((k, None))
 
 
 @contextlib.contextmanager
@@ -1723,31 +1718,33 @@ def run(
         seed=o.seed if o.arrivals == "poisson" else None)  # fmt: skip
     clock, throttled = clock_offset(), throttled_s()
     edges = [1 + o.clients * k // o.workers for k in range(o.workers + 1)]
-    parts = enumerate(itertools.starmap(range, itertools.pairwise(edges)))
+    parts = list(itertools.starmap(range, itertools.pairwise(edges)))
     with socket.socket() as holder:  # the kernel turns its stamps on with a delay
         ask_for_stamps(holder)
-        groups = [Group(k, numbers, o, inbox) for k, numbers in parts]
-        going, unready = set(groups), set(groups)
+        pipes = [start_group(k, part, o, inbox) for k, part in enumerate(parts)]
+        left = [len(part) for part in parts]  # clients of each group
+        going, unready = set(range(o.workers)), set(range(o.workers))
         while going:
-            group, report = inbox.get()
+            k, report = inbox.get()
             if isinstance(report, Results):
+                left[k] -= report.ended
                 total.merge(report)
                 on_report(total, report)
             elif isinstance(report, tuple):  # it is ready: how first connects went
-                unready.discard(group)
+                unready.discard(k)
                 total.connected += report[0]
                 total.connect_wall_ns = max(total.connect_wall_ns, report[1])
             elif report is None:  # it has ended
-                going.discard(group)
-                unready.discard(group)
-                total.lost += max(0, group.left)
+                going.discard(k)
+                unready.discard(k)
+                total.lost += left[k]
             elif isinstance(report, str):
                 raise OSError(report)
             elif not total.interrupted:  # a signal: report what there is, and end
                 total.interrupted = True
                 if not total.start_ns:
                     break
-                send_order(groups, 0)
+                send_order(pipes, 0)
             if not (unready or total.start_ns):
                 start = total.start_mono_ns = time.monotonic_ns()
                 total.start_ns = start + clock_offset()
@@ -1755,19 +1752,19 @@ def run(
                 length = int(o.duration * 1e9) or sys.maxsize - start
                 if o.connects_first and not total.connected:
                     length = 0  # nobody answered: each records that, and ends
-                send_order(groups, (start, start + length))
-        send_order(groups, 0)  # its thread ends
+                send_order(pipes, (start, start + length))
+        send_order(pipes, 0)  # its thread ends
     total.clock_step_ns = clock_offset() - clock
     total.still_s[-1] = throttled_s() - throttled
     finish_run(total, o)
     return total
 
 
-def send_order(groups: list[Group], order: Any) -> None:
+def send_order(pipes: Iterable[Any], order: Any) -> None:
     """Send an order to all groups: (start, end) or 0, to end at once."""
-    for group in groups:
+    for pipe in pipes:
         with contextlib.suppress(OSError):  # its reader sees that it has ended
-            group.pipe.send(order)
+            pipe.send(order)
 
 
 def finish_run(total: Results, options: argparse.Namespace) -> None:
@@ -3288,15 +3285,6 @@ def parse_address(text: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def format_address(address: tuple[Any, ...]) -> str:
-    """Return "host:port" of a socket address, or "[IPv6%zone]:port"."""
-    host, port = address[:2]
-    if any(address[3:]) and "%" not in host:
-        with contextlib.suppress(OSError):  # the interface may be gone
-            host += f"%{socket.if_indextoname(address[3])}"
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
 def number(convert: Callable[[str], Any], least: float) -> Callable[[str], Any]:
     """Return a parser of numbers that refuses what is too small or beyond reason."""
 
@@ -3434,7 +3422,9 @@ def check_options(
     if len(options.rate) > 1 and not (options.duration or options.messages):
         parser.error("several rates need a --duration, or --messages")
     try:
-        options.texts = texts_of(options.message)
+        options.texts = [os.fsencode(options.message)]
+        if options.message.startswith("@"):
+            options.texts = Path(options.message[1:]).read_bytes().splitlines()
     except OSError as error:
         parser.error(f"--message: cannot read {options.message[1:]}: {say_why(error)}")
     if any(b"\n" in text for text in options.texts) and not options.any_reply:
@@ -3454,13 +3444,6 @@ def can_write(path: str) -> bool:
         return False
     is_other = os.path.exists(path) and not os.path.isfile(path)  # a pipe, a terminal
     return os.access(path if is_other else folder, os.W_OK)
-
-
-def texts_of(message: str) -> list[bytes]:
-    """Return the messages' texts; OSError if their file cannot be read."""
-    if message.startswith("@"):
-        return Path(message[1:]).read_bytes().splitlines()
-    return [os.fsencode(message)]
 
 
 def resolve(address: tuple[str, int]) -> Addresses:
@@ -3549,7 +3532,8 @@ def measure(options: argparse.Namespace, command: list[str]) -> list[Results]:
     """Run what the options describe, one run or several, with the demo around it."""
     o, runs = options, []
     target = o.target or ("127.0.0.1", 9990)
-    o.addresses, o.target_text = resolve(target), format_address(target)
+    host = f"[{target[0]}]" if ":" in target[0] else target[0]
+    o.addresses, o.target_text = resolve(target), f"{host}:{target[1]}"
     o.server_names = [str(a[1]) for a in o.direct]
     o.direct = {str(a[1]): resolve(a) for a in o.direct}
     o.workers = workers_for(o.clients, o.workers, 2 if o.direct else 1)
