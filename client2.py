@@ -1446,6 +1446,7 @@ class Results:
     connect_wall_ns: int = 0  # connects before the start, of the slowest group
     lost: int = 0  # clients whose worker died
     clock_step_ns: int = 0
+    overflows: int = 0  # of this machine's listen queues
     silent_servers: list[str] = field(default_factory=list)  # of a demo or --direct
     reasons: list[str] = field(default_factory=list)  # to doubt it; none: valid
     notices: list[str] = field(default_factory=list)  # what else it showed
@@ -1716,7 +1717,8 @@ def run(
         workers=o.workers, rate=o.rate, started=time.time(),
         arrivals=o.arrivals if o.rate else None,
         seed=o.seed if o.arrivals == "poisson" else None)  # fmt: skip
-    clock, throttled = clock_offset(), throttled_s()
+    overflows, clock = listen_overflows(), clock_offset()
+    throttled = throttled_s()
     edges = [1 + o.clients * k // o.workers for k in range(o.workers + 1)]
     parts = list(itertools.starmap(range, itertools.pairwise(edges)))
     with socket.socket() as holder:  # the kernel turns its stamps on with a delay
@@ -1754,6 +1756,7 @@ def run(
                     length = 0  # nobody answered: each records that, and ends
                 send_order(pipes, (start, start + length))
         send_order(pipes, 0)  # its thread ends
+    total.overflows = listen_overflows() - overflows
     total.clock_step_ns = clock_offset() - clock
     total.still_s[-1] = throttled_s() - throttled
     finish_run(total, o)
@@ -1798,6 +1801,15 @@ def finish_run(total: Results, options: argparse.Namespace) -> None:
         expected = expected or usual * (len(set(total.servers) & set(usual)) == 2)
     if total.servers:
         total.silent_servers = by_port(set(expected) - set(total.servers))
+
+
+def listen_overflows() -> int:
+    """Return how often a listen queue of this machine overflowed (0: not known)."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        lines = Path("/proc/net/netstat").read_text().splitlines()
+        names, values = (line.split() for line in lines if line.startswith("TcpExt:"))
+        return int(values[names.index("ListenOverflows")])
+    return 0
 
 
 def describe_load(options: argparse.Namespace) -> str:
@@ -1857,6 +1869,10 @@ def judge(results: Results, options: argparse.Namespace) -> None:
     if options.direct and r.confirmed and not pairs:
         doubt(f"no direct exchange was made: the servers that answered,"
             f" {', '.join(r.servers)}, are none of --direct's")  # fmt: skip
+    slow = r.connect_time.between(SYN_RETRY_NS, sys.maxsize)
+    if slow and r.overflows > 0:
+        doubt(f"{counted(slow, 'connect')} took 1 s or longer and this machine's listen"
+            " queues overflowed: a listener's queue is too short")  # fmt: skip
     if options.rate and tried and not r.interrupted:
         judge_open_loop(r, options, doubt)
     elif not (options.direct or options.reconnect or options.think):
@@ -1913,7 +1929,7 @@ def notice(results: Results, options: argparse.Namespace) -> None:
             " than --ramp")  # fmt: skip
     for name in r.silent_servers:
         say(f"{name} answered nobody: is it running? (python3 server2.py {name})")
-    if slow:
+    if slow and not r.overflows:
         say(f"{counted(slow, 'connect')} took 1 s or longer: SYN sent again, listen"
             " queue full?")  # fmt: skip
     ends = r.failures["closed"] + r.failures["reset"]
@@ -3422,9 +3438,7 @@ def check_options(
     if len(options.rate) > 1 and not (options.duration or options.messages):
         parser.error("several rates need a --duration, or --messages")
     try:
-        options.texts = [os.fsencode(options.message)]
-        if options.message.startswith("@"):
-            options.texts = Path(options.message[1:]).read_bytes().splitlines()
+        options.texts = texts_of(options.message)
     except OSError as error:
         parser.error(f"--message: cannot read {options.message[1:]}: {say_why(error)}")
     if any(b"\n" in text for text in options.texts) and not options.any_reply:
@@ -3444,6 +3458,13 @@ def can_write(path: str) -> bool:
         return False
     is_other = os.path.exists(path) and not os.path.isfile(path)  # a pipe, a terminal
     return os.access(path if is_other else folder, os.W_OK)
+
+
+def texts_of(message: str) -> list[bytes]:
+    """Return the messages' texts; OSError if their file cannot be read."""
+    if message.startswith("@"):
+        return Path(message[1:]).read_bytes().splitlines()
+    return [os.fsencode(message)]
 
 
 def resolve(address: tuple[str, int]) -> Addresses:
