@@ -3001,8 +3001,9 @@ def render_report(
         content.append(summary if several else body)
     machine = f"{platform.node()}, {platform.platform()}"
     machine += f", Python {platform.python_version()}"
-    doubts = list(dict.fromkeys(words for run in runs for words in run.reasons))
-    verdict = "doubtful" if doubts else f"valid ({checks_of(r)})"
+    doubts = list(dict.fromkeys(w for run in runs for w in run.reasons + run.notices))
+    is_doubtful = any(run.reasons for run in runs)
+    verdict = "doubtful" if is_doubtful else f"valid ({checks_of(r)})"
     title = r.title or f"{counted(r.clients, 'client')} → {r.target}"
     what = f"{len(runs)} runs" if several else r.load
     ran = f"ran {with_unit(r.wall_s * 1e9)} · " if not several else ""
