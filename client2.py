@@ -754,11 +754,12 @@ class Connection:
     def expected_bytes(self) -> int:
         """Return how much to read at first: a reply like the last one, and a byte.
 
-        Any reply may be longer than that, and have a line end just there.
+        Any reply may be longer than that, and have a line end just there: it gets much
+        more room, but not READ_BYTES, whose buffer would take a microsecond.
         """
         if not self.in_one_piece:
             return 1
-        return READ_BYTES if self.any_reply else len(self.reply) + 1
+        return (2 * len(self.reply) + 400) if self.any_reply else len(self.reply) + 1
 
     def complete(self, sent: int, data: bytes, arrived: int, seen: int) -> Times:
         """Read what is missing of a reply, and check it; raise Failed, or OSError."""
