@@ -2720,10 +2720,10 @@ def user_metric(results: Results) -> tuple[str, Distribution]:
 
 def columns_of(
     slices: Slices, results: Results, most: int
-) -> list[tuple[float, float, Counter[Any]]]:
-    """Return slices as at most so many columns: (from s, to s, counts of things).
+) -> Iterator[tuple[float, float, Counter[Any]]]:
+    """Yield slices as at most so many columns: (from s, to s, counts of things).
 
-    Columns of one run have the same edges, so that they can be stacked.
+    Columns of one run have the same edges, within it, so that they can be stacked.
     """
     slices.widen(results.events.shift)
     zero, last = (ns >> slices.shift for ns in (results.start_ns, results.events.last))
@@ -2733,10 +2733,9 @@ def columns_of(
         columns[max(0, slice_ - zero) // per].update(things)
     width_s = per * 2**slices.shift / 1e9
     rest_s = (results.start_ns - (zero << slices.shift)) / 1e9
-    return [
-        (max(0.0, k * width_s - rest_s), (k + 1) * width_s - rest_s, columns[k])
-        for k in sorted(columns)
-    ]
+    for k in sorted(columns):
+        at, to = k * width_s - rest_s, (k + 1) * width_s - rest_s
+        yield max(0.0, at), min(to, results.warmup_s + results.wall_s), columns[k]
 
 
 def plot_exchanges(results: Results) -> str:
@@ -2751,17 +2750,17 @@ def plot_exchanges(results: Results) -> str:
     else:
         text = f"{name.capitalize()}: the darker a field, the more exchanges (log)."
         draw_heat(plot, results, metric, x, y)
-    columns = columns_of(metric.slices, results, COLUMNS)
+    columns = list(columns_of(metric.slices, results, COLUMNS))
     for p, least, style in ((0.5, 3, "ink"), (0.99, 100, "ink dash")):
         points = [
-            (min(x.end, x((at + to) / 2)), y(percentile_of(levels, p)))
+            (x((at + to) / 2), y(percentile_of(levels, p)))
             for at, to, levels in columns
             if levels.total() >= least
         ]
         plot.line(style, points)
     for at, to, things in columns_of(results.events, results, 4 * COLUMNS):
         if number := things["failed"]:
-            way = f"M{min(x.end, x((at + to) / 2)):.1f} {TOP}m-4-4l8 8m0-8l-8 8"
+            way = f"M{x((at + to) / 2):.1f} {TOP}m-4-4l8 8m0-8l-8 8"
             plot.path("fail", way, f"{number} failed near {at:.3g} s")
     return plot.finish(
         f"{text} Failures are crosses at the top. Lines, where exchanges are many"
@@ -2798,7 +2797,7 @@ def draw_heat(
         ends = [hdr_highest(((level + k) << COARSE + LEVEL) - 1) for k in (0, 1)]
         low, high = (min(plot.bottom, y(max(1, end))) for end in ends)
         shade = min(SHADES - 1, int(SHADES * math.log1p(number) / most))
-        ways[shade] += box(min(x.end, x(at)), min(x.end, x(to)), low, high)
+        ways[shade] += box(x(at), x(to), low, high)
     for shade, way in enumerate(ways):
         plot.path(f"f0 h{shade}", way)
 
@@ -2854,23 +2853,21 @@ def plot_rate(results: Results) -> str:
         failed = [(at, to, things["failed"]) for at, to, things in events]
         drawn.append(("failed", "bad", "bad", failed))
     tops = defaultdict[float, float](float)  # of the bars, by where they are
-    for *_, columns in drawn:
-        for at, to, number in columns:
-            tops[at] += number / (to - at)
-    y = Scale(0, max(tops.values(), default=1) * 1.1, plot.bottom, TOP)
-    plot.left_axis(y, grouped)
-    tops.clear()
+    boxes = []
     for name, style, colour, columns in drawn:
         plot.name(name, "■", colour)
         for at, to, number in columns:
-            low, tops[at] = tops[at], tops[at] + number / (to - at)
-            left, right = max(x.start, x(at)), min(x.end, x(to) - 0.6)
-            if left < right and number:
-                plot.path(style, box(left, right, y(low), y(tops[at])))
+            if number and at < to:
+                low, tops[at] = tops[at], tops[at] + number / (to - at)
+                boxes.append((style, x(at), max(x(at), x(to) - 0.6), low, tops[at]))
+    y = Scale(0, max(tops.values(), default=1) * 1.1, plot.bottom, TOP)
+    plot.left_axis(y, grouped)
+    for style, left, right, low, high in boxes:
+        plot.path(style, box(left, right, y(low), y(high)))
     flight, points = 0, []
     for at, to, things in columns_of(results.events, results, MOST_SLICES):
         flight += things["sent"] - things["ended"]
-        points.append((min(x.end, x((at + to) / 2)), flight))
+        points.append((x((at + to) / 2), flight))
     z = Scale(0, max([1, *(n for _, n in points)]) * 1.1, plot.bottom, TOP)
     plot.line("ink", ((at, z(n)) for at, n in points))
     for value in z.ticks():
