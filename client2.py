@@ -1827,6 +1827,8 @@ def describe_load(options: argparse.Namespace) -> str:
         words = "one message at a time"
     words += f", for {options.duration:g} s" if options.duration else ""
     words += f", {options.think:g} s between" if options.think else ""
+    words += f", {counted(options.size, 'byte')} each" if options.size else ""
+    words += ", in pairs with direct ones" if options.direct else ""
     return words + (", a connection per message" if options.reconnect else "")
 
 

@@ -385,6 +385,14 @@ class Comparisons(unittest.TestCase):
         found += ["its own verdict was doubtful", "the same run was given twice"]
         self.assertEqual(words, found)
 
+    def test_messages_of_another_size_or_in_pairs_are_another_load(self) -> None:
+        options = options_of(3, "--duration", 2, "--size", 2000)
+        said = client2.describe_load(options)
+        self.assertEqual(said, "one message at a time, for 2 s, 2\u2009000 bytes each")
+        options.size, options.direct = 0, {"9991": []}
+        said = client2.describe_load(options)
+        self.assertTrue(said.endswith("for 2 s, in pairs with direct ones"), said)
+
 
 class Texts(unittest.TestCase):
     """What people read."""
