@@ -2093,9 +2093,11 @@ def baseline_doubts(ours: Sequence[Results], theirs: Sequence[Results]) -> list[
     """Return what speaks against a comparison, in words."""
     words: list[str] = []
     for name in ("clients", "rate", "arrivals", "load"):
-        kinds = {getattr(run, name) for run in (*ours, *theirs)}
+        found = [str(getattr(run, name)) for run in (*ours, *theirs)]
+        # Another seed is chance, as between any two runs.
+        kinds = dict.fromkeys(re.sub(r" \(--seed \d+\)", "", kind) for kind in found)
         if len(kinds) > 1 and not words:
-            words.append(f"other {name}: {', '.join(str(kind) for kind in kinds)}")
+            words.append(f"other {name}: {', '.join(kinds)}")
     if any(run.interrupted for run in theirs):
         words.append("it was interrupted")
     if any(run.reasons for run in theirs):

@@ -385,6 +385,14 @@ class Comparisons(unittest.TestCase):
         found += ["its own verdict was doubtful", "the same run was given twice"]
         self.assertEqual(words, found)
 
+    def test_another_seed_is_no_other_configuration(self) -> None:
+        ours, theirs = self.run_of(1000), self.run_of(1100)
+        words = "9 messages/s, Poisson arrivals (--seed {}), for {} s"
+        ours.load, theirs.load = words.format(1, 2), words.format(7, 2)
+        self.assertEqual(client2.baseline_doubts([ours], [theirs]), [])
+        theirs.load = words.format(1, 3)
+        self.assertIn("other load: ", client2.baseline_doubts([ours], [theirs])[0])
+
     def test_messages_of_another_size_or_in_pairs_are_another_load(self) -> None:
         options = options_of(3, "--duration", 2, "--size", 2000)
         said = client2.describe_load(options)
