@@ -346,6 +346,22 @@ class Comparisons(unittest.TestCase):
         self.assertGreater(client2.chance([[1, 4, 2, 3], [2, 3, 1, 4]]), 0.5)
         self.assertEqual(client2.chance([[5], [9]]), 1.0)
 
+    def test_another_seed_is_no_other_configuration(self) -> None:
+        ours, theirs = self.run_of(1000), self.run_of(1100)
+        words = "9 messages/s, Poisson arrivals (--seed {}), for {} s"
+        ours.load, theirs.load = words.format(1, 2), words.format(7, 2)
+        self.assertEqual(client2.baseline_doubts([ours], [theirs]), [])
+        theirs.load = words.format(1, 3)
+        self.assertIn("other load: ", client2.baseline_doubts([ours], [theirs])[0])
+
+    def test_messages_of_another_size_or_in_pairs_are_another_load(self) -> None:
+        options = options_of(3, "--duration", 2, "--size", 2000)
+        said = client2.describe_load(options)
+        self.assertEqual(said, "one message at a time, for 2 s, 2\u2009000 bytes each")
+        options.size, options.direct = 0, {"9991": []}
+        said = client2.describe_load(options)
+        self.assertTrue(said.endswith("for 2 s, in pairs with direct ones"), said)
+
     def test_turns_are_seen_by_the_moments_of_starting(self) -> None:
         self.assertTrue(client2.take_turns([1, 3, 5, 7], [2, 4, 6, 8]))
         self.assertFalse(client2.take_turns([1, 2, 3, 4], [5, 6, 7, 8]))
@@ -384,22 +400,6 @@ class Comparisons(unittest.TestCase):
         found = ["other clients: 1, 5", "it was interrupted"]
         found += ["its own verdict was doubtful", "the same run was given twice"]
         self.assertEqual(words, found)
-
-    def test_another_seed_is_no_other_configuration(self) -> None:
-        ours, theirs = self.run_of(1000), self.run_of(1100)
-        words = "9 messages/s, Poisson arrivals (--seed {}), for {} s"
-        ours.load, theirs.load = words.format(1, 2), words.format(7, 2)
-        self.assertEqual(client2.baseline_doubts([ours], [theirs]), [])
-        theirs.load = words.format(1, 3)
-        self.assertIn("other load: ", client2.baseline_doubts([ours], [theirs])[0])
-
-    def test_messages_of_another_size_or_in_pairs_are_another_load(self) -> None:
-        options = options_of(3, "--duration", 2, "--size", 2000)
-        said = client2.describe_load(options)
-        self.assertEqual(said, "one message at a time, for 2 s, 2\u2009000 bytes each")
-        options.size, options.direct = 0, {"9991": []}
-        said = client2.describe_load(options)
-        self.assertTrue(said.endswith("for 2 s, in pairs with direct ones"), said)
 
 
 class Texts(unittest.TestCase):
