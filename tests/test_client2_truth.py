@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import os
 import re
@@ -14,6 +13,7 @@ import threading
 import time
 import unittest
 from functools import partial
+from itertools import cycle, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -230,7 +230,7 @@ class TheReply(ClientTestCase):
         replies = [b"+ab\r\n", b"+ab\r\n", b"+abcd\nthe rest\n"]
 
         def behave(visit: Visit) -> None:
-            for reply in itertools.cycle(replies):
+            for reply in cycle(replies):
                 if not visit.read_line():
                     break
                 visit.send(reply)
@@ -431,7 +431,7 @@ class TheClock(ClientTestCase):
         ]
         for one, again in zip(*due, strict=True):
             self.assertAlmostEqual(one, again, delta=0.005)
-        gaps = [b - a for a, b in itertools.pairwise(due[0])]
+        gaps = [b - a for a, b in pairwise(due[0])]
         self.assertGreater(max(gaps), 4 * min(gaps))
 
     def test_with_reconnect_a_client_connects_when_its_message_is_due(self) -> None:
