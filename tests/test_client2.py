@@ -256,7 +256,7 @@ class TheExchange(ClientTestCase):
 
     def test_ramp_spreads_the_start_of_the_clients(self) -> None:
         backend = self.backend(confirm())
-        self.client(5, "--ramp", 1, "--target", backend.address)
+        self.client(5, "--ramp", 2, "--target", backend.address)
         starts = sorted(visit.began for visit in backend.visits)
         self.assertEqual(len(starts), 5)
         self.assertGreater(starts[-1] - starts[0], 0.6)

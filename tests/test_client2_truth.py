@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import os
 import re
@@ -14,6 +13,7 @@ import threading
 import time
 import unittest
 from functools import partial
+from itertools import cycle, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -231,7 +231,7 @@ class TheReply(ClientTestCase):
         replies = [b"+ab\r\n", b"+ab\r\n", b"+abcd\nthe rest\n"]
 
         def behave(visit: Visit) -> None:
-            for reply in itertools.cycle(replies):
+            for reply in cycle(replies):
                 if not visit.read_line():
                     break
                 visit.send(reply)
@@ -366,7 +366,8 @@ class TheClock(ClientTestCase):
 
     def test_merged_runs_that_followed_one_another_have_their_own_rate(self) -> None:
         backend = self.backend(confirm(0.01))
-        documents = [self.measure(backend, 1, "--messages", 20) for _ in range(4)]
+        words = ("--messages", 20, "--rate", 60)
+        documents = [self.measure(backend, 2, *words) for _ in range(4)]
         files = sorted(self.folder.glob("run-*.json"))
         self.client("--merge", *files, "--json", "sum.json")
         merged = json.loads((self.folder / "sum.json").read_text())
@@ -374,6 +375,14 @@ class TheClock(ClientTestCase):
         self.assertAlmostEqual(merged["wall_s"], total, delta=0.001)
         parts = len(merged["latency_ns"]["parts"]["p50"])  # of a late run, fewer
         self.assertIn(parts, range(31, 41))
+        self.assertEqual(merged["rate"], 60)  # and not that of all four
+        # Beside one another they asked for more.
+        for document, name in zip(documents, "abcd", strict=True):
+            document["started"] = documents[0]["started"]
+            (self.folder / f"{name}.json").write_text(json.dumps(document))
+        self.client("--merge", "a.json", "b.json", "--json", "sum.json")
+        merged = json.loads((self.folder / "sum.json").read_text())
+        self.assertEqual(merged["rate"], 120)
         self.assertEqual(set(documents[0]["latency_ns"]["tenths"]), {
             "p50", "p90", "p95", "p99", "p99_9"})  # fmt: skip
 
@@ -424,7 +433,7 @@ class TheClock(ClientTestCase):
         ]
         for one, again in zip(*due, strict=True):
             self.assertAlmostEqual(one, again, delta=0.005)
-        gaps = [b - a for a, b in itertools.pairwise(due[0])]
+        gaps = [b - a for a, b in pairwise(due[0])]
         self.assertGreater(max(gaps), 4 * min(gaps))
 
     def test_with_reconnect_a_client_connects_when_its_message_is_due(self) -> None:

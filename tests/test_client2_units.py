@@ -10,6 +10,7 @@ import itertools
 import math
 import os
 import random
+import signal
 import socket
 import tempfile
 import threading
@@ -344,6 +345,22 @@ class Comparisons(unittest.TestCase):
         self.assertLess(client2.chance([list(range(100, 110)), list(range(10))]), 0.005)
         self.assertGreater(client2.chance([[1, 4, 2, 3], [2, 3, 1, 4]]), 0.5)
         self.assertEqual(client2.chance([[5], [9]]), 1.0)
+
+    def test_another_seed_is_no_other_configuration(self) -> None:
+        ours, theirs = self.run_of(1000), self.run_of(1100)
+        words = "9 messages/s, Poisson arrivals (--seed {}), for {} s"
+        ours.load, theirs.load = words.format(1, 2), words.format(7, 2)
+        self.assertEqual(client2.baseline_doubts([ours], [theirs]), [])
+        theirs.load = words.format(1, 3)
+        self.assertIn("other load: ", client2.baseline_doubts([ours], [theirs])[0])
+
+    def test_messages_of_another_size_or_in_pairs_are_another_load(self) -> None:
+        options = options_of(3, "--duration", 2, "--size", 2000)
+        said = client2.describe_load(options)
+        self.assertEqual(said, "one message at a time, for 2 s, 2\u2009000 bytes each")
+        options.size, options.direct = 0, {"9991": []}
+        said = client2.describe_load(options)
+        self.assertTrue(said.endswith("for 2 s, in pairs with direct ones"), said)
 
     def test_turns_are_seen_by_the_moments_of_starting(self) -> None:
         self.assertTrue(client2.take_turns([1, 3, 5, 7], [2, 4, 6, 8]))
@@ -886,6 +903,13 @@ class TheVerdict(unittest.TestCase):
                 found = self.judged(self.made(), **change)
                 self.assertEqual(found.verdict, "doubtful")
                 self.assertIn(words, found.reasons[0])
+
+    def test_only_what_can_be_seen_here_is_said_to_be_checked(self) -> None:
+        run = results_of([exchange(1, MS)])
+        self.assertIn("client2 did not stand still", client2.checks_of(run))
+        with mock.patch.object(signal, "SIGCONT"):
+            del signal.SIGCONT  # as on Windows
+            self.assertNotIn("stand still", client2.checks_of(run))
 
     def test_standing_still_for_less_than_a_twentieth_is_none(self) -> None:
         found = self.judged(self.made(), wall_s=10.0, still_s={0: 0.4})
