@@ -462,6 +462,7 @@ class TheFigures(ClientTestCase):
         self.assertLess(document["latency_ns"]["p50"], 5 * MS + NOISE_NS)
         if os.uname().sysname == "Linux":
             self.assertEqual(document["timestamps"], STAMPS)
+        self.assertNotIn("had no kernel timestamp", str(document["reasons"]))
 
     def test_two_modes_show_as_two_modes(self) -> None:
         backend = self.backend(confirm(lambda number: 0.002 if number % 3 else 0.06))
@@ -778,6 +779,16 @@ class Limits(ClientTestCase):
         self.assertRegex(other.stdout, r"latency p50 -\d[^\n]*: faster\n")
         self.assertNotRegex(same.stdout, r"faster|slower")
         self.assertIn("one run each: repeat both, in turns", same.stdout)
+
+    def test_a_baseline_can_be_several_runs(self) -> None:
+        backend = self.backend(confirm(0.002))
+        for name in "ab":
+            self.client(2, "--json", name, "--target", backend.address)
+        document = self.measure(backend, 2, "--baseline", "a", "b", "a")
+        baseline = document["baseline"]
+        self.assertEqual(baseline["runs"], [1, 3])
+        self.assertEqual(baseline["doubts"], ["the same run was given twice"])
+        self.assertEqual(baseline["p50"]["said"], "repeat")
 
     def test_merge_adds_runs_up(self) -> None:
         fast, slow = (

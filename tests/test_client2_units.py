@@ -100,8 +100,14 @@ class PercentilesAreNearestRank(unittest.TestCase):
 
     def test_of_one_to_ten(self) -> None:
         metric = distribution([7, 3, 10, 1, 9, 2, 8, 4, 6, 5])
-        found = [metric.percentile(p) for p in (0, 0.1, 0.5, 0.9, 0.91, 1)]
-        self.assertEqual(found, [1, 1, 5, 9, 10, 10])
+        read = Distribution.from_json(metric.as_json())  # from a histogram
+        for one in (metric, read):
+            found = [one.percentile(p) for p in (0, 0.1, 0.5, 0.9, 0.91, 1)]
+            self.assertEqual(found, [1, 1, 5, 9, 10, 10])
+
+    def test_a_rank_is_a_whole_number_where_a_float_is_a_little_more(self) -> None:
+        self.assertGreater(0.55 * 100, 55)
+        self.assertEqual(distribution(list(range(1, 101))).percentile(0.55), 55)
 
     def test_of_three_values(self) -> None:
         metric = distribution([30, 10, 20])
@@ -116,6 +122,7 @@ class PercentilesAreNearestRank(unittest.TestCase):
         self.assertEqual(empty, [None] * 7)
 
     def test_none_is_reported_that_the_sample_cannot_carry(self) -> None:
+        self.assertEqual(distribution([5]).reported(0.5), 5)
         for name, least in (("p90", 29), ("p95", 59), ("p99", 299), ("p99_9", 2995)):
             with self.subTest(name):
                 p = client2.PERCENTILES[name]
@@ -135,6 +142,9 @@ class Tenths(unittest.TestCase):
         self.assertAlmostEqual(low, 1000, delta=8)
         self.assertAlmostEqual(high, 10_000, delta=80)
         self.assertEqual(len(metric.part_values("p90")), 10)
+        written = metric.as_json()["tenths"]
+        self.assertEqual(written["p50"], [round(low), round(high)])
+        self.assertIsNone(written["p99_9"])
 
     def test_there_is_none_where_parts_are_too_few(self) -> None:
         for count, name, given in (
@@ -146,6 +156,11 @@ class Tenths(unittest.TestCase):
             metric.extend(array("q", [5000] * count), moments)
             with self.subTest(count=count, name=name):
                 self.assertEqual(metric.tenths(name) is not None, given)
+        for bursts in (5, 6):  # so many exchanges at one moment are in one part
+            metric = Distribution()
+            metric.extend([5000] * 120, [k % bursts * 10**9 for k in range(120)])
+            with self.subTest(bursts=bursts):
+                self.assertEqual(metric.tenths("p50") is not None, bursts == 6)
 
     def test_they_hold_the_median_of_a_correlated_run(self) -> None:
         source, held = random.Random(3), 0
@@ -195,13 +210,15 @@ class TimeInSlices(unittest.TestCase):
         self.assertLessEqual(len(slices.by_slice()), client2.MOST_SLICES)
 
     def test_parts_are_of_about_equal_number(self) -> None:
-        slices = Slices()
-        slices.add([k * 10**7 for k in range(1000)], [1] * 1000)
-        sizes = Counter[int]()
-        for slice_, part in slices.cut().items():
-            sizes[part] += slices.by_slice()[slice_].total()
-        self.assertEqual(sorted(sizes), list(range(10)))
-        self.assertLess(max(sizes.values()), 1.4 * min(sizes.values()))
+        steady = [k * 10**7 for k in range(1000)]
+        faster_and_faster = [round(math.sqrt(k) * 10**7) for k in range(1000)]
+        for moments in (steady, faster_and_faster):
+            slices, sizes = Slices(), Counter[int]()
+            slices.add(moments, [1] * 1000)
+            for slice_, part in slices.cut().items():
+                sizes[part] += slices.by_slice()[slice_].total()
+            self.assertEqual(sorted(sizes), list(range(10)))
+            self.assertLess(max(sizes.values()), 1.4 * min(sizes.values()))
 
 
 class Histograms(unittest.TestCase):
@@ -270,13 +287,16 @@ class Histograms(unittest.TestCase):
         source = random.Random(2)
         values = [int(source.lognormvariate(14, 1)) for _ in range(3000)]
         whole = Distribution.from_json(distribution(values).as_json())
-        merged = Distribution()
-        for part in (values[:1000], values[1000:1500], values[1500:]):
-            merged.merge(Distribution.from_json(distribution(part).as_json()))
-        self.assertEqual(merged.counts, whole.counts)
-        self.assertEqual(merged.percentile(0.99), whole.percentile(0.99))
-        self.assertEqual(merged.count, 3000)
-        self.assertEqual((merged.minimum, merged.maximum), (min(values), max(values)))
+        values.sort()
+        parts = values[:1000], values[1000:1500], values[1500:]
+        for order in (parts, parts[::-1]):
+            merged = Distribution()
+            for part in order:
+                merged.merge(Distribution.from_json(distribution(part).as_json()))
+            self.assertEqual(merged.counts, whole.counts)
+            self.assertEqual(merged.percentile(0.99), whole.percentile(0.99))
+            self.assertEqual(merged.count, 3000)
+            self.assertEqual((merged.minimum, merged.maximum), (values[0], values[-1]))
 
     def test_beyond_the_limit_memory_is_bounded_and_figures_stay_close(self) -> None:
         values = [1000 + 37 * k for k in range(5000)]
@@ -296,10 +316,11 @@ class Histograms(unittest.TestCase):
 class Comparisons(unittest.TestCase):
     """A difference is claimed only where chance does not make it."""
 
-    def servers(self, more: float, seed: int = 1, reconnect: bool = False) -> Results:
+    def servers(self, more: float, seed: int = 1, reconnect: bool = False,
+                apart: float = 0.02) -> Results:  # fmt: skip
         """Return a run of three servers, the second slower by so much."""
         source, made = random.Random(seed), []
-        offsets = [source.lognormvariate(0, 0.02) for _ in range(30)]
+        offsets = [source.lognormvariate(0, apart) for _ in range(30)]
         for k in range(6000):
             client = k % 30
             name = ("9991", "9992", "9993")[client % 3]
@@ -316,6 +337,8 @@ class Comparisons(unittest.TestCase):
         self.assertEqual((found.server, absent), ("9992", []))
         self.assertAlmostEqual(found.ratio, 1.2, delta=0.05)
         self.assertTrue(1 < found.tenths[0] < found.ratio < found.tenths[1])
+        (row,) = self.servers(0.2).as_json()["comparison"]["slower"]
+        self.assertEqual((row["server"], row["than"]), found[:2])
         words = client2.slower_words(self.servers(0.2))
         self.assertRegex(words, r"9992 is slower than 999[13]: p50 \+\d\d% \(\+\d")
 
@@ -325,13 +348,39 @@ class Comparisons(unittest.TestCase):
         )
         self.assertLessEqual(called, 1)
 
+    def test_servers_that_differ_no_more_than_connections_do_are_equal(self) -> None:
+        # Each connection keeps its own pace: the same ones are slower in every part.
+        runs = [self.servers(0, seed, apart=0.3) for seed in range(4)]
+        self.assertLessEqual(sum(bool(r.slower_servers()[0]) for r in runs), 1)
+
+    def test_a_ratio_of_each_part_if_all_are_above_and_enough_for_the_pairs(
+        self,
+    ) -> None:
+        for ratios, pairs, found in (
+            ([1.2] * 9 + [1.1], 3, [1.2] * 9 + [1.1]),
+            ([1.2] * 9 + [1.01], 3, []),
+            ([1.2] * 6, 1, [1.2] * 6),  # by chance once in 32
+            ([1.2] * 5, 1, []),  # once in 16
+            ([1.2] * 7, 3, [1.2] * 7),  # one of three pairs: 3 in 64
+            ([1.2] * 6, 3, []),
+        ):
+            with self.subTest(ratios=ratios, pairs=pairs):
+                fast = [1.0] * len(ratios)
+                self.assertEqual(client2.ratios_of(ratios, fast, pairs), found)
+
     def test_new_connections_are_compared_by_tenths_alone(self) -> None:
         run = self.servers(0.2, reconnect=True)
         self.assertEqual(run.servers["9992"].medians, [])
         self.assertEqual(run.slower_servers()[0][0].server, "9992")
 
     def test_less_than_5_percent_is_not_worth_a_sentence(self) -> None:
-        self.assertEqual(self.servers(0.03).slower_servers()[0], [])
+        for more, named in ((0.04, []), (0.08, ["9992"])):
+            run = self.servers(more, apart=0)
+            for name, server in run.servers.items():  # in all parts alike
+                server.by_part = [1e6 + more * 1e6 * (name == "9992")] * 10
+                server.medians = []
+            slower, _ = run.slower_servers()
+            self.assertEqual([found.server for found in slower], named)
 
     def test_a_server_that_was_not_there_all_the_time_is_not_compared(self) -> None:
         run = self.servers(0.5)
@@ -356,14 +405,16 @@ class Comparisons(unittest.TestCase):
         return results_of(made, 1, "--messages", 1000)
 
     def test_one_run_each_is_called_different_only_if_all_parts_are(self) -> None:
-        for median, said in (
-            (100_000, "repeat"),
-            (300_000, "slower"),
-            (30_000, "faster"),
+        for median, spread, said in (
+            (100_000, 0.02, "repeat"),
+            (300_000, 0.02, "slower"),
+            (30_000, 0.02, "faster"),
+            (120_000, 0.5, "repeat"),  # some parts are slower, some are not
+            (80_000, 0.5, "repeat"),
         ):
-            change = client2.compare_runs(
-                [self.run_of(median)], [self.run_of(100_000, seed=2)], "p50"
-            )
+            ours = self.run_of(median, spread)
+            theirs = self.run_of(100_000, spread, seed=2)
+            change = client2.compare_runs([ours], [theirs], "p50")
             assert change
             self.assertEqual(change.said, said)
 
@@ -375,6 +426,9 @@ class Comparisons(unittest.TestCase):
             change = client2.compare_runs(ours, theirs, "p50")
             assert change
             self.assertEqual(change.said, said)
+        change = client2.compare_runs(slow[:3], theirs, "p50")
+        assert change
+        self.assertEqual((change.said, change.chance), ("repeat", None))
 
     def test_what_speaks_against_a_comparison_is_said(self) -> None:
         ours, theirs = self.run_of(1000), self.run_of(1000)
@@ -383,6 +437,15 @@ class Comparisons(unittest.TestCase):
         found = ["other clients: 1, 5", "it was interrupted"]
         found += ["its own verdict was doubtful", "the same run was given twice"]
         self.assertEqual(words, found)
+
+    def test_runs_that_did_not_take_turns_are_said_to_be_so(self) -> None:
+        for starts, said in (((1, 3, 5, 7), False), ((-4, -3, -2, -1), True)):
+            ours = [self.run_of(1000) for _ in range(4)]
+            theirs = [self.run_of(1000 + k) for k in range(4)]
+            for k, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+                one.started, other.started = starts[k], 2 * k
+            words = "; ".join(client2.baseline_doubts(ours, theirs))
+            self.assertEqual("did not take turns" in words, said, words)
 
 
 class Texts(unittest.TestCase):
