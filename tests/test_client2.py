@@ -42,6 +42,7 @@ from tests.support import (
     confirm,
     in_parallel,
     localhost_resolves,
+    read_line,
     refusing_address,
     reset_after,
     reset_at_once,
@@ -185,6 +186,19 @@ class TheExchange(ClientTestCase):
         backend = self.backend(confirm(0.5))
         self.client(12, "--target", backend.address)
         self.assertEqual((backend.total, backend.peak), (12, 12))
+
+    def test_all_are_connected_before_the_first_message_is_sent(self) -> None:
+        # The queue holds one connection: the third and the fourth have to wait.
+        with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
+            target = f"127.0.0.1:{listener.getsockname()[1]}"
+            client = self.spawn("client2.py", 4, "--timeout", 30, "--target", target)
+            first, _ = listener.accept()
+            self.assertEqual(select.select([first], [], [], 0.5)[0], [])
+            rest = [listener.accept()[0] for _ in range(3)]
+            for connection in (first, *rest):
+                with connection:
+                    connection.sendall(b"Server 1 received: " + read_line(connection))
+            self.assertEqual(client.wait(), 0)
 
     def test_messages_are_sent_one_after_the_other_on_one_connection(self) -> None:
         backend = self.backend(confirm())

@@ -608,6 +608,14 @@ class TheSchedule(unittest.TestCase):
         self.assertAlmostEqual(mean, 2e6, delta=1e5)  # of 10,000: 2 % standard error
         self.assertAlmostEqual(spread / mean, 1, delta=0.06)  # exponential
 
+    def test_a_seed_that_was_drawn_is_another_one_and_said(self) -> None:
+        words = (2, "--rate", 500, "--duration", 1, "--arrivals", "poisson")
+        drawn = [options_of(*words, rate=500) for _ in range(5)]
+        self.assertGreater(len({options.seed for options in drawn}), 1)
+        for options in drawn:
+            said = client2.describe_load(options)
+            self.assertIn(f"(--seed {options.seed})", said)
+
     def test_groups_share_one_schedule(self) -> None:
         options = options_of(4, "--rate", 100, "--messages", 25, rate=100)
         options.workers = 3
@@ -804,6 +812,15 @@ class TheResults(unittest.TestCase):
         self.assertEqual((run.bytes_sent, run.bytes_received), (21, 43))
         self.assertEqual(run.servers["9991"].confirmed, 1)
 
+    def test_what_the_balancer_adds_is_the_difference_of_each_pair(self) -> None:
+        options = options_of(1, "--messages", 4)
+        options.direct = {"9991": []}
+        made = [exchange(k * MS, k * MS + took, direct=directly) for k, (took, directly)
+                in enumerate(((9000, 4000), (8000, 1000), (9000, -1)), 1)]  # fmt: skip
+        run = Results.of([*made, exchange(9 * MS, 10 * MS)], options, 0)
+        self.assertEqual((run.difference.minimum, run.difference.maximum), (5000, 7000))
+        self.assertEqual((run.difference.count, run.direct_failed), (2, 1))
+
     def test_servers_are_listed_by_their_numbers(self) -> None:
         made = [exchange(1, 10, outcome=GOOD._replace(server=name))
                 for name in ("10000", "9991", "9992")]  # fmt: skip
@@ -932,7 +949,17 @@ class TheVerdict(unittest.TestCase):
             "left over on 3 connections": {"left_over": 3},
             "most direct exchanges failed": {"direct_failed": 5},
             "had no kernel timestamp": {"unstamped": 50},
-        }
+            "nothing was confirmed": {"confirmed": 0},
+            "replies came before their messages were sent": {
+                "examples": {("mismatch", "the reply came before its message"): ["x"]}
+            },
+            "bytes were left over after a reply": {
+                "examples": {("mismatch", "2 bytes left over after it"): ["x"]}
+            },
+            "1 connect took 1 s or longer and this machine's listen queues": {
+                "connect_time": distribution([MS, 1_010 * MS]), "overflows": 3,
+            },
+        }  # fmt: skip
         for words, change in cases.items():
             with self.subTest(words):
                 found = self.judged(self.made(), **change)
@@ -979,6 +1006,36 @@ class TheVerdict(unittest.TestCase):
         made += self.made()[:10]
         found = self.judged(made, 2, "--rate", 1000, "--messages", 50, rate=1000)
         self.assertIn("the clients were waiting after failures", found.reasons[0])
+
+    def test_a_schedule_that_was_not_kept_is_a_reason(self) -> None:
+        argv = (2, "--rate", 1000, "--messages", 50)
+        late = distribution([20 * MS] * 100)
+        for made, change, words in (
+            (self.made(), {}, None),
+            (self.made()[:80], {}, "sent 80% of the 100 messages planned: client2"),
+            (self.made(), {"send_delay": late}, "client2 sent 20.0 ms late at p99"),
+        ):
+            with self.subTest(words):
+                found = self.judged(made, *argv, rate=1000, **change).reasons
+                self.assertEqual(len(found), 1 if words else 0, found)
+                self.assertIn(words or "", str(found))
+
+    def test_what_else_a_run_showed_is_a_notice(self) -> None:
+        delayed = [exchange(k * MS, k * MS + (41 * MS if k % 5 else MS // 2))
+                   for k in range(1, 101)]  # fmt: skip
+        slow = [exchange(k * MS, k * MS + 9, connect=1_010 * MS) for k in (1, 2)]
+        some = [exchange(k * MS, k * MS + (41 * MS if k % 5 == 0 else MS // 2))
+                for k in range(1, 101)]  # fmt: skip
+        for made, words in (
+            (self.made(), None),
+            (some, "20% of replies took about 40 ms"),
+            (delayed, None),  # so long took the median, too: a server's own delay
+            (slow, "2 connects took 1 s or longer: SYN sent again"),
+        ):
+            with self.subTest(words):
+                found = results_of(made, 1, "--messages", len(made)).notices
+                self.assertEqual(len(found), 1 if words else 0, found)
+                self.assertIn(words or "", str(found))
 
     def test_a_split_by_chance_is_told_from_an_uneven_one(self) -> None:
         for counts, words in (
