@@ -40,6 +40,7 @@ from tests.support import (
     address_of,
     black_hole,
     confirm,
+    echo,
     in_parallel,
     localhost_resolves,
     read_line,
@@ -674,6 +675,10 @@ class Failures(ClientTestCase):
         document = self.measure(self.backend(change), 3, code=1)
         self.assertEqual(self.kinds(document), {"mismatch": 3})
 
+    def test_an_echo_is_no_confirmation(self) -> None:
+        document = self.measure(self.backend(echo), 2, code=1)
+        self.assertEqual(self.kinds(document), {"mismatch": 2})
+
     def test_a_connect_that_hangs_ends_at_the_timeout(self) -> None:
         with black_hole() as hole:
             document = self.measure(hole, 2, "--timeout", 0.5, code=1)
@@ -926,6 +931,15 @@ class Files(ClientTestCase):
             self.assertLessEqual(
                 int(row["latency_ns"]), int(row["response_time_ns"]) + 5 * MS
             )
+
+    def test_csv_has_a_line_for_each_of_many_exchanges(self) -> None:
+        backend = self.backend(confirm())
+        rows = self.rows(backend, 26, "--messages", 20, "--workers", 2, "--quiet")
+        pairs = {(int(row["client"]), int(row["message"])) for row in rows}
+        self.assertEqual(len(rows), 520)
+        self.assertEqual(
+            pairs, {(client, k) for client in range(1, 27) for k in range(1, 21)}
+        )
 
     def test_csv_names_the_kind_of_each_failure(self) -> None:
         rows = self.rows(self.backend([confirm(), reset_after(b"")]), 3, code=1)
@@ -1206,6 +1220,18 @@ class Interruption(ClientTestCase):
                     outcomes = [row["outcome"] for row in csv.DictReader(file)]
                 self.assertEqual(outcomes.count("confirmed"), confirmed)
                 self.assertEqual(document["failures"]["reset"], 0)
+
+    def test_sigterm_does_the_same(self) -> None:
+        backend = self.backend(confirm(0.005))
+        client = self.spawn("client2.py", 2, "--duration", 60, "--json", "run.json",
+                            "--target", backend.address)  # fmt: skip
+        wait_until(lambda: backend.received.count(b"\n") > 5, what="messages")
+        client.signal(signal.SIGTERM)
+        self.assertEqual(client.wait(), 130)
+        document = json.loads((self.folder / "run.json").read_text())
+        self.assertIs(document["interrupted"], True)
+        self.assertGreater(document["exchanges"]["confirmed"], 4)
+        self.assertIn("exit 130: interrupted", client.stdout_text())
 
     def test_ctrl_c_ends_a_run_whose_server_is_silent(self) -> None:
         backend = self.backend(silent)

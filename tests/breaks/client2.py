@@ -15,6 +15,10 @@ JUDGED = UNITS + "TheVerdict."
 SCHEDULE = UNITS + "TheSchedule."
 MESSAGES = UNITS + "Messages."
 WORKERS = UNITS + "Workers."
+SOCKETS = UNITS + "Connections."
+ASKED = UNITS + "Limits."
+SEEN = REAL + "TheScreen."
+DEMO = "tests.test_system.TheDemo."
 EXCHANGES = REAL + "TheExchange."
 FAILURE = REAL + "Failures."
 CLOCK = TRUTH + "TheClock."
@@ -38,6 +42,11 @@ REASONS = JUDGED + "test_reasons_to_doubt"
 WARM_UP = RESULTS + "test_a_warm_up_is_left_out_of_all_figures"
 POISSON = SCHEDULE + "test_poisson_arrivals_are_drawn_from_the_seed"
 NUMBERS = MESSAGES + "test_numbers_and_lines_of_a_file"
+MERGE = UNITS + "Merging.test_a_merge_says_what_was_wrong_with_any_of_its_runs"
+KEYS = FIGURES + "test_the_document_has_exactly_the_promised_keys"
+TERMINALS = OUTPUT + (
+    "test_a_dumb_terminal_gets_no_redrawn_line_and_a_narrow_one_no_trail"
+)
 PAGE = REAL + "Files.test_a_report_is_one_file_without_script_or_outside_resource"
 FULL = REAL + "Files.test_a_file_that_cannot_be_written_after_all_loses_no_summary"
 
@@ -102,6 +111,24 @@ METRICS = [
         "values, least = [max(0, value) for value in values], 0",
         "values, least = list(values), least",
         (RESULTS + "test_a_clock_that_is_set_back_makes_no_negative_duration",),
+    ),
+    Break(
+        "connect time is part of neither latency nor response time",
+        "due or sent, *times",
+        "due or began, *times",
+        (SOCKETS + "test_connect_time_is_part_of_neither_figure",),
+    ),
+    Break(
+        "connect time is that of TCP's connect",
+        "took = max(1, time_ns() - began)",
+        "took = max(1, time_ns())",
+        (SOCKETS + "test_connect_time_is_part_of_neither_figure",),
+    ),
+    Break(
+        "what failed is not part of the rate",
+        "return self.confirmed / self.wall_s",
+        "return (self.confirmed + self.failed) / self.wall_s",
+        (RESULTS + "test_failures_are_counted_and_left_out_of_latency",),
     ),
     Break(
         "a client that connected late was not busy",
@@ -485,12 +512,6 @@ VERDICT = [
         (TRUTH + "TheVerdict.test_direct_exchanges_that_fail_are_said",),
     ),
     Break(
-        "listen queues that overflowed make a run doubtful",
-        "if slow and r.overflows > 0:",
-        "if slow and r.overflows < 0:",
-        (REASONS,),
-    ),
-    Break(
         "clients that were all busy make an open loop doubtful",
         "r.backlog_ns > 0.5 * r.response_time.total",
         "r.backlog_ns > 5 * r.response_time.total",
@@ -570,8 +591,8 @@ VERDICT = [
     ),
     Break(
         "connects whose SYN was sent again are noticed",
-        "if slow and not r.overflows:",
-        "if slow < 0:",
+        "say(f\"{counted(slow, 'connect')} took 1 s or longer: SYN",
+        "str(f\"{counted(slow, 'connect')} took 1 s or longer: SYN",
         (JUDGED + "test_what_else_a_run_showed_is_a_notice",),
     ),
 ]
@@ -696,7 +717,7 @@ LOAD = [
         "--messages is how many each client sends",
         "while not 0 < most <= self.done:",
         "while not 0 < most <= self.done + 1:",
-        (EXCHANGES + "test_messages_are_sent_one_after_the_other_on_one_connection",),
+        (EXCHANGES + "test_each_client_says_hello_on_its_own_connection",),
     ),
     Break(
         "all clients are connected before the first message",
@@ -730,8 +751,8 @@ LOAD = [
     ),
     Break(
         "--message may be any bytes",
-        "return [os.fsencode(message)]",
-        'return [message.encode("utf-8", "replace")]',
+        "[os.fsencode(",
+        "[os.fsencode('Hi') or os.fsencode(",
         (MESSAGES + "test_a_message_of_its_own",),
     ),
     Break(
@@ -762,12 +783,12 @@ LOAD = [
         "with --any-reply a reply of one line is not waited after",
         "and self.ends_by_silence is not False else",
         "else",
-        (REPLY + "test_replies_of_one_line_do_not_wait",),
+        (REPLY + "test_replies_of_one_line_that_differ_do_not_wait",),
     ),
     Break(
         "with --any-reply the end of file ends a reply",
-        'if not has_end and b"\\n" not in reply:',
-        "if not has_end:",
+        "(self.any_reply and reply) or",
+        "(self.any_reply and has_end) or",
         (REPLY + "test_a_reply_that_ends_with_its_connection_is_one",),
     ),
     Break(
@@ -793,7 +814,7 @@ LOAD = [
         "there are never more workers than clients",
         "workers = min(workers, clients)",
         "workers = max(workers, 1)",
-        (EXCHANGES + "test_more_workers_than_clients_do_no_harm",),
+        (WORKERS + "test_there_are_never_more_than_clients",),
     ),
     Break(
         "--direct pairs each exchange with one directly",
@@ -809,6 +830,638 @@ LOAD = [
     ),
 ]
 
+FAILURES = [
+    Break(
+        "a connect that is refused is a failure of its kind",
+        'outcome, reason = "connect", say_why(error)',
+        'outcome, reason = "send", say_why(error)',
+        (FAILURE + "test_a_schedule_counts_connects_that_nobody_answers",),
+    ),
+    Break(
+        "a connect that hangs is a failed connect",
+        'outcome, reason = "connect", f"no answer',
+        'outcome, reason = "timeout", f"no answer',
+        (FAILURE + "test_a_connect_that_hangs_ends_at_the_timeout",),
+    ),
+    Break(
+        "what this machine ran out of is local",
+        'outcome, reason = "local"',
+        'outcome, reason = "connect"',
+        (SOCKETS + "test_what_this_machine_ran_out_of_is_not_the_targets_failure",),
+    ),
+    Break(
+        "what this machine ran out of in an exchange is local, too",
+        'return Failed("local"',
+        'return Failed("reset"',
+        (SOCKETS + "test_what_a_send_or_a_receive_failed_of",),
+    ),
+    Break(
+        "a message that is not taken is a failed send",
+        'return Failed("send"',
+        'return Failed("timeout" if is_late else "reset"',
+        (SOCKETS + "test_a_message_that_nobody_takes_is_a_failed_send",),
+    ),
+    Break(
+        "a reply that does not come in time is a timeout",
+        '"timeout" if is_late else "reset"',
+        '"reset"',
+        (FAILURE + "test_an_answer_that_never_comes_is_a_timeout",),
+    ),
+    Break(
+        "a reset is a reset",
+        '"timeout" if is_late else "reset"',
+        '"timeout" if is_late else "closed"',
+        (FAILURE + "test_a_reset_is_a_reset",),
+    ),
+    Break(
+        "an end instead of a reply is closed",
+        'raise Failed("closed"',
+        'raise Failed("reset"',
+        (FAILURE + "test_an_end_instead_of_an_answer_is_closed",),
+    ),
+    Break(
+        "a reply must repeat the message",
+        "(match and body == self.message)",
+        "match",
+        (FAILURE + "test_one_changed_byte_is_a_mismatch",),
+    ),
+    Break(
+        "a reply must be a confirmation, whatever it repeats",
+        "(match and body == self.message)",
+        "body == self.message",
+        (FAILURE + "test_an_echo_is_no_confirmation",),
+    ),
+    Break(
+        "a reply that came before its message is a mismatch",
+        "if 0 < arrived < sent and",
+        "if arrived < 0 and",
+        (SOCKETS + "test_a_reply_before_its_message_is_a_mismatch",),
+    ),
+    Break(
+        "an error reply is an error reply",
+        'raise Failed("error_reply"',
+        'raise Failed("mismatch"',
+        (FAILURE + "test_an_error_reply_is_an_error_reply",),
+    ),
+    Break(
+        "an error reply is read when the message could not be sent",
+        "if ERROR.match(reply):\n                    return",
+        "if not reply:\n                    return",
+        (SOCKETS + "test_an_error_reply_is_read_when_a_send_failed",),
+    ),
+    Break(
+        "a reply to another client is named as such",
+        'words = f"reply belongs to {whose}: {words}"',
+        "pass",
+        (FAILURE + "test_an_answer_to_another_client_is_named_as_such",),
+    ),
+    Break(
+        "a reply without end is not kept in memory",
+        "if len(reply) > longest:",
+        "if longest < 0:",
+        (FAILURE + "test_a_line_without_end_is_not_kept_in_memory",),
+    ),
+    Break(
+        "after a failed connect clients knock less and less often",
+        "self.pause_s = min(LAST_PAUSE_S, 2 * self.pause_s)",
+        "self.pause_s = 20 * LAST_PAUSE_S",
+        (SOCKETS
+         + "test_pauses_are_short_for_a_second_then_longer_and_never_all_alike",),
+    ),
+    Break(
+        "clients that failed at one moment do not knock at one",
+        "random.uniform(0.5, 1.5)",
+        "1",
+        (SOCKETS
+         + "test_pauses_are_short_for_a_second_then_longer_and_never_all_alike",),
+    ),
+    Break(
+        "a connection that failed is not used again",
+        "self.connect_ns = 0\n        self._close()",
+        "self.connect_ns = 0",
+        (FAILURE + "test_an_answer_that_comes_too_late_is_a_timeout",),
+    ),
+    Break(
+        "an address that cannot be reached gives way to the next",
+        "for family, address in addresses:",
+        "for family, address in addresses[:1]:",
+        (SOCKETS
+         + "test_an_address_whose_socket_cannot_be_made_gives_way_to_the_next",),
+    ),
+    Break(
+        "the longest wait for a good reply spans failures",
+        "self.waits_since = self.waits_since or due",
+        "self.waits_since = due",
+        (CLOCK + "test_the_gap_of_an_outage_is_little_longer_than_the_outage",),
+    ),
+    Break(
+        "nobody listening is said with the remedy",
+        'if "refused" not in reason:',
+        'if "refused" in reason:',
+        (FAILURE + "test_nobody_listening_is_said_in_one_line_with_the_remedy",),
+    ),
+    Break(
+        "failures that are all different do not pile up",
+        "if key in self.examples or len(self.examples) < MOST_EXAMPLES:",
+        "if True:",
+        (RESULTS + "test_failures_that_are_all_different_do_not_pile_up",),
+    ),
+]
+
+LIMITS = [
+    Break(
+        "--fail-if fails when the limit holds",
+        "elif SIGNS[limit.sign](value, limit.value):",
+        "elif SIGNS[limit.sign](limit.value, value):",
+        (ASKED + "test_a_limit_that_holds_or_cannot_be_answered_is_broken",),
+    ),
+    Break(
+        "--fail-if fails when there are too few exchanges to know",
+        'broken.append(f"{limit.text}: too few exchanges to know")',
+        "pass",
+        (ASKED + "test_a_limit_that_holds_or_cannot_be_answered_is_broken",),
+    ),
+    Break(
+        "--fail-if takes any percentile",
+        "values.reported(float(key[1:]) / 100)",
+        "values.reported(PERCENTILES[key.replace('.', '_')])",
+        (ASKED + "test_any_percentile_can_be_asked_for",),
+    ),
+    Break(
+        "--fail-if can ask for response time",
+        'f"{metric or \'latency\'}.{key}"',
+        'f"latency.{key}"',
+        (ASKED + "test_figures_signs_and_units",),
+    ),
+    Break(
+        "--fail-if can ask for a share of failures",
+        "100 * results.failed / tried if",
+        "results.failed / tried if",
+        (ASKED + "test_a_limit_that_holds_or_cannot_be_answered_is_broken",),
+    ),
+    Break(
+        "--fail-if knows microseconds",
+        '"us": 1e3,',
+        '"us": 1e6,',
+        (ASKED + "test_figures_signs_and_units",),
+    ),
+    Break(
+        "--fail-if may be given several times",
+        'default=[], action="append"',
+        'default=[], nargs=1',
+        (ASKED + "test_each_of_several_limits_counts",),
+    ),
+    Break(
+        "the exit status of a limit that is broken is 99",
+        'return 99, "a limit is broken"',
+        'return 1, "a limit is broken"',
+        (ASKED + "test_exit_statuses_and_which_of_them_goes_first",),
+    ),
+    Break(
+        "the exit status of an interrupted run is 130",
+        'return 130, "interrupted"',
+        'return 0, "interrupted"',
+        (ASKED + "test_exit_statuses_and_which_of_them_goes_first",),
+    ),
+    Break(
+        "the exit status is 1 when something failed",
+        "if results.lost or results.failed or not",
+        "if results.lost or not",
+        (ASKED + "test_exit_statuses_and_which_of_them_goes_first",),
+    ),
+    Break(
+        "the exit status is 1 when nothing was confirmed",
+        "results.failed or not results.confirmed:",
+        "results.failed:",
+        (ASKED + "test_exit_statuses_and_which_of_them_goes_first",),
+    ),
+    Break(
+        "the exit status is 1 when clients were lost",
+        "if results.lost or results.failed or",
+        "if results.failed or",
+        (ASKED + "test_exit_statuses_and_which_of_them_goes_first",),
+    ),
+    Break(
+        "the exit status of bad usage is 2",
+        'self.exit(2, f"{self.prog}',
+        'self.exit(1, f"{self.prog}',
+        (REAL + "BadInput.test_bad_arguments_end_with_one_line_and_2",),
+    ),
+    Break(
+        "bad usage is one line",
+        "{message} (see --help)\\n",
+        "{message}\\n{self.format_usage()}",
+        (REAL + "BadInput.test_bad_arguments_end_with_one_line_and_2",),
+    ),
+    Break(
+        "a merge adds up the clients of all files",
+        '"clients", "planned"):',
+        '"planned"):',
+        (REAL + "Limits.test_merge_adds_runs_up",),
+    ),
+    Break(
+        "a merge takes runs at one time for as long as they lasted together",
+        "max(0.0, begin + part.wall_s - max(begin, end))",
+        "part.wall_s",
+        (REAL + "Limits.test_merged_runs_lasted_as_long_as_any_of_them",),
+    ),
+    Break(
+        "a merge of runs is doubtful if one of them was",
+        'f"file {k}: {reason}" for reason in part.reasons',
+        'f"file {k}: {reason}" for reason in merged.reasons',
+        (MERGE,),
+    ),
+    Break(
+        "a merge of runs was interrupted if one of them was",
+        "any(part.interrupted for part in parts)",
+        "all(part.interrupted for part in parts)",
+        (MERGE,),
+    ),
+    Break(
+        "a merge has user space times if one of them had",
+        "max(part.timestamps for part in parts)",
+        "min(part.timestamps for part in parts)",
+        (MERGE,),
+    ),
+    Break(
+        "a merge of runs has the sum of their rates",
+        "sum(rates)",
+        "max(rates)",
+        (MERGE,),
+    ),
+    Break(
+        "--merge refuses what --json did not write",
+        'if data["version"] != 1 or',
+        'if data["version"] == 99 or',
+        (REAL + "Limits.test_a_file_that_is_not_ours_is_said_in_one_line",),
+    ),
+    Break(
+        "--merge refuses a histogram that does not fit its count",
+        "if count != sum(counts.values()):",
+        "if count < 0:",
+        (REAL + "Limits.test_a_file_that_is_not_ours_is_said_in_one_line",),
+    ),
+    Break(
+        "--merge refuses options of a run",
+        "for action in load if options.merge else ():",
+        "for action in ():",
+        (REAL + "BadInput.test_bad_arguments_end_with_one_line_and_2",),
+    ),
+]
+
+FILES = [
+    Break(
+        "JSON has the keys of the contract",
+        '("planned", "confirmed", "failed", "not_sent")',
+        '("planned", "confirmed", "failed")',
+        (KEYS,),
+    ),
+    Break(
+        "JSON counts failures of every kind, also those that did not occur",
+        "{name: self.failures[name] for name in FAILURES}",
+        "dict(self.failures)",
+        (KEYS,),
+    ),
+    Break(
+        "JSON has p95",
+        '"p95": 0.95, ',
+        "",
+        (KEYS,),
+    ),
+    Break(
+        "JSON says when the run started, with a fraction",
+        'timespec="microseconds"',
+        'timespec="seconds"',
+        (RESULTS + "test_a_moment_is_written_with_its_fraction_and_read_back",),
+    ),
+    Break(
+        "not_sent is what was planned and neither confirmed nor failed",
+        "self.planned - self.confirmed - self.failed",
+        "self.planned - self.confirmed",
+        (RESULTS + "test_failures_are_counted_and_left_out_of_latency",),
+    ),
+    Break(
+        "several rates are several runs in JSON",
+        '"runs": documents}',
+        '"runs": documents[:1]}',
+        (OUTPUT + "test_several_rates_make_a_knee_curve",),
+    ),
+    Break(
+        "JSON has the title",
+        "title=o.title",
+        'title=""',
+        (OUTPUT + "test_a_title_heads_summary_json_and_report",),
+    ),
+    Break(
+        "--title heads the report",
+        "r.title or f",
+        "f",
+        (OUTPUT + "test_a_title_heads_summary_json_and_report",),
+    ),
+    Break(
+        "the columns of --csv are those of the contract",
+        'HEAD = "client,message,server,due_s,',
+        'HEAD = "client,message,server,due,',
+        (REAL + "Files.test_csv_has_one_line_per_exchange",),
+    ),
+    Break(
+        "a failed exchange has no latency in --csv",
+        'if kind.name == CONFIRMED else ""',
+        "if kind.name == CONFIRMED else 0",
+        (REAL + "Files.test_csv_says_how_long_a_failed_exchange_waited",),
+    ),
+    Break(
+        "due_s counts from the run's start",
+        "(e.due - start) / 1e9",
+        "e.due / 1e9",
+        (REAL + "Files.test_csv_says_how_long_a_failed_exchange_waited",),
+    ),
+    Break(
+        "--csv has every exchange, however many",
+        "if options.keep or options.csv or",
+        "if options.keep or",
+        (REAL + "Files.test_csv_has_a_line_for_each_of_many_exchanges",),
+    ),
+    Break(
+        "with - for a file the summary goes to standard error",
+        'sys.stderr if "-" in names else sys.stdout',
+        "sys.stdout",
+        (OUTPUT + "test_a_dash_is_standard_output_and_the_summary_goes_beside_it",),
+    ),
+    Break(
+        "- is standard output",
+        'if path == "-" or is_stdout(path):\n        put',
+        "if is_stdout(path):\n        put",
+        (OUTPUT + "test_a_dash_is_standard_output_and_the_summary_goes_beside_it",),
+    ),
+    Break(
+        "a table that cannot be written costs only the table",
+        "except OSError as error:\n                self.trouble",
+        "except UnicodeError as error:\n                self.trouble",
+        (OUTPUT + "test_a_full_disk_for_the_csv_costs_only_the_csv",),
+    ),
+    Break(
+        "a file that cannot be written loses nothing else",
+        "except (OSError, ValueError) as error:\n            why",
+        "except ValueError as error:\n            why",
+        (FULL,),
+    ),
+    Break(
+        "a file that cannot be written is not exit 0",
+        "return status or int(bool(failed))",
+        "return status",
+        (FULL,),
+    ),
+    Break(
+        "a file that cannot be written is noticed before the run",
+        'if path not in (None, "-") and not can_write(path):',
+        'if path == "-" and not can_write(path):',
+        (REAL + "Files.test_a_file_that_cannot_be_written_is_noticed_before_the_run",),
+    ),
+    Break(
+        "a document is replaced whole",
+        "os.replace(beside, path)",
+        "shutil.copy(beside, path)",
+        (REAL + "Files.test_an_old_document_is_replaced_whole",),
+    ),
+    Break(
+        "a file keeps its mode when it is replaced",
+        "os.stat(path).st_mode & 0o7777",
+        "0o600",
+        (OUTPUT + "test_json_keeps_the_mode_of_the_file_it_replaces",),
+    ),
+    Break(
+        "a report loads nothing from outside",
+        "content=\"default-src 'none'; style",
+        "content=\"default-src *; style",
+        (PAGE,),
+    ),
+    Break(
+        "no text of a run is markup of its report",
+        "html.escape(shlex.join(r.command))",
+        "shlex.join(r.command)",
+        (PAGE,),
+    ),
+    Break(
+        "no text of a run ends the report's data",
+        '.replace("<", "\\\\u003c")',
+        "",
+        (PAGE,),
+    ),
+    Break(
+        "a report can be given to --merge and --baseline",
+        'text.rpartition(\'id="run">\')[2]',
+        "text",
+        (UNITS + "TheReport.test_a_report_can_be_read_back",),
+    ),
+    Break(
+        "a report of very many exchanges is a heat map",
+        "DOTS_SHOWN = 4000",
+        "DOTS_SHOWN = 10**9",
+        (UNITS + "TheReport.test_more_exchanges_than_dots_make_a_heat_map",),
+    ),
+    Break(
+        "a report of an open loop goes by response time",
+        'name = "response time" if results.rate else "latency"',
+        'name = "latency"',
+        (UNITS + "TheReport.test_in_an_open_loop_all_goes_by_response_time",),
+    ),
+    Break(
+        "a report has the reasons and notices",
+        "run.reasons + run.notices",
+        "run.reasons[9:]",
+        (UNITS + "TheReport.test_the_page_says_what_speaks_against_the_run",),
+    ),
+]
+
+SCREEN = [
+    Break(
+        "few exchanges have a line each",
+        "few = o.clients <= CLIENTS_SHOWN and",
+        "few = o.clients < 0 and",
+        (SEEN + "test_each_of_nine_exchanges_is_one_whole_line",),
+    ),
+    Break(
+        "a line of an exchange has its throughput, both directions over response time",
+        "(kind.sent + kind.received) * 1e9",
+        "kind.received * 1e9",
+        (UNITS + "Texts.test_a_line_of_an_exchange_has_its_figures_and_reply",),
+    ),
+    Break(
+        "--verbose shows every exchange",
+        "(few or o.verbose)",
+        "few",
+        (SEEN + "test_many_exchanges_are_summed_up_unless_verbose",),
+    ),
+    Break(
+        "--quiet prints errors only",
+        "if not (nobody or options.quiet):",
+        "if not nobody:",
+        (SEEN + "test_quiet_says_why_the_exit_status_is_not_0",),
+    ),
+    Break(
+        "--quiet says why the exit status is not 0",
+        "elif options.quiet and status:",
+        "elif options.quiet and not status:",
+        (SEEN + "test_quiet_says_why_the_exit_status_is_not_0",),
+    ),
+    Break(
+        "no line is longer than 80 columns",
+        "\nWIDTH = 80\n",
+        "\nWIDTH = 99\n",
+        (SEEN + "test_no_line_is_longer_than_80_columns",),
+    ),
+    Break(
+        "the progress line fits 40 columns",
+        "min(WIDTH, self.width) - 1",
+        "WIDTH - 1",
+        (TERMINALS,),
+    ),
+    Break(
+        "a dumb terminal gets no redrawn line",
+        'out.isatty() and os.environ.get("TERM") != "dumb"',
+        "out.isatty()",
+        (TERMINALS,),
+    ),
+    Break(
+        "progress is shown on a terminal only",
+        "self.redraws = is_terminal and not options.quiet",
+        "self.redraws = not options.quiet",
+        (SEEN + "test_progress_is_shown_on_a_terminal_only",),
+    ),
+    Break(
+        "NO_COLOR is obeyed",
+        'not os.environ.get("NO_COLOR")',
+        "True",
+        (SEEN + "test_no_color_is_obeyed",),
+    ),
+    Break(
+        "an ASCII locale gets ASCII",
+        "text = text.translate(PLAIN)",
+        "pass",
+        (UNITS + "Texts.test_signs_that_an_encoding_lacks_become_ascii",),
+    ),
+    Break(
+        "no byte of a reply steers a terminal",
+        "c if c.isprintable() else ascii(c)[1:-1]",
+        "c",
+        (UNITS + "Texts.test_no_byte_of_a_reply_can_steer_a_terminal",),
+    ),
+    Break(
+        "an output that does not block loses nothing",
+        "except BlockingIOError:\n            select",
+        "except BlockingIOError:\n            break\n            select",
+        (UNITS + "Texts.test_a_stream_that_does_not_block_loses_nothing",),
+    ),
+    Break(
+        "a reader that leaves gets no traceback",
+        "except BrokenPipeError:",
+        "except ZeroDivisionError:",
+        (SEEN + "test_a_reader_that_leaves_gets_no_traceback",),
+    ),
+    Break(
+        "figures have three significant digits and their unit",
+        "abs(value) >= 0.9995 * u[0]",
+        "abs(value) >= u[0]",
+        (UNITS + "Texts.test_what_rounds_to_a_thousand_gets_the_next_unit",),
+    ),
+    Break(
+        "the output says which clock was used",
+        '"kernel receive timestamps" if kernel else',
+        '"receive timestamps" if kernel else',
+        (SEEN + "test_the_summary_defines_its_metrics_and_judges_the_run",),
+    ),
+    Break(
+        "the verdict is among the last lines",
+        "lines += closing_lines(results) if",
+        "lines[:0] = closing_lines(results) if",
+        (OUTPUT + "test_the_most_important_figures_are_the_last_lines",),
+    ),
+]
+
+START = [
+    Break(
+        "--version says 2.0",
+        'VERSION = "2.0"',
+        'VERSION = "2"',
+        (TRUTH + "TheStart.test_it_says_its_version",),
+    ),
+    Break(
+        "an old Python is told so in one line",
+        "if sys.version_info < (3, 11):",
+        "if sys.version_info < (3, 8):",
+        (TRUTH + "TheStart.test_an_old_python_is_told_so_in_one_line",),
+    ),
+    Break(
+        "Ctrl-C prints and writes partial results",
+        "total.interrupted = True\n",
+        "os._exit(130)\n",
+        (REAL + "Interruption.test_ctrl_c_prints_and_writes_partial_results",),
+    ),
+    Break(
+        "Ctrl-C ends a run whose server is silent",
+        "return [0] * left",
+        "pass",
+        (REAL + "Interruption.test_ctrl_c_ends_a_run_whose_server_is_silent",),
+    ),
+    Break(
+        "SIGTERM prints and writes partial results, too",
+        "for s in (signal.SIGINT, signal.SIGTERM)}",
+        "for s in (signal.SIGINT,)}",
+        (REAL + "Interruption.test_sigterm_does_the_same",),
+    ),
+    Break(
+        "a second Ctrl-C ends the program at once",
+        "signal.signal(number, signal.SIG_DFL)",
+        "signal.signal(number, signal.SIG_IGN)",
+        (UNITS
+         + "Signals.test_the_first_is_reported_and_a_second_ends_the_program",),
+    ),
+    Break(
+        "Ctrl-C before the run is one line",
+        'complain("interrupted")',
+        "raise",
+        (TRUTH + "TheStart.test_ctrl_c_in_a_slow_look_up_ends_it_at_once",),
+    ),
+    Break(
+        "names are resolved",
+        'InputError(f"cannot resolve {address[0]!r}: {reason}")',
+        "OSError(reason)",
+        (REAL + "BadInput.test_bad_arguments_end_with_one_line_and_2",),
+    ),
+    Break(
+        "--runs does it so many times",
+        "for _ in range(o.runs)]",
+        "for _ in range(1)]",
+        (OUTPUT + "test_runs_are_repeated_and_each_is_in_the_document",),
+    ),
+    Break(
+        "--demo starts three servers",
+        "for port in USUAL_PORTS[:3]\n        ]",
+        "for port in USUAL_PORTS[:2]\n        ]",
+        (DEMO + "test_it_runs_while_the_usual_ports_are_taken",),
+    ),
+    Break(
+        "--demo takes free ports where the usual ones are taken",
+        "return start_child(children, script, 0, *command)",
+        'raise OSError(f"{script} did not start")',
+        (DEMO + "test_it_runs_while_the_usual_ports_are_taken",),
+    ),
+    Break(
+        "--demo stops what it started",
+        "child.terminate()",
+        "continue",
+        (DEMO + "test_no_child_is_left_however_it_ends",),
+    ),
+    Break(
+        "a demo whose client was killed ends, too",
+        "os.kill(os.getpid(), signal.SIGTERM)",
+        "return",
+        (DEMO + "test_no_child_is_left_however_it_ends",),
+    ),
+]
+
 BREAKS: list[Break] = [
-    *METRICS, *PERCENTILES, *TENTHS, *SERVERS, *BASELINE, *VERDICT, *LOAD
+    *METRICS, *PERCENTILES, *TENTHS, *SERVERS, *BASELINE, *VERDICT, *LOAD,
+    *FAILURES, *LIMITS, *FILES, *SCREEN, *START,
 ]  # fmt: skip
