@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import unittest
 from unittest import mock
@@ -102,6 +103,13 @@ class Choice(unittest.TestCase):
                     server.health = 0 if server in down else server.top_health
                 found = load_balancer.candidates(servers)
                 self.assertEqual(load_balancer.first_rank(*found), asked)
+
+    def test_random_takes_a_busier_server_only_when_both_picks_are_it(self) -> None:
+        board = board_of("127.0.0.1:1", "127.0.0.1:2")
+        busy, _ = servers = board.servers()
+        busy.places_taken, rng = 5, random.Random(7)
+        found = [load_balancer.choose(servers, "random", rng) for _ in range(1000)]
+        self.assertAlmostEqual(found.count(busy), 250, delta=70)  # 5 deviations
 
     def test_full_servers_are_passed_over(self) -> None:
         board = board_of("127.0.0.1:1,max=1", "127.0.0.1:2,max=2")
