@@ -116,6 +116,47 @@ class Choice(unittest.TestCase):
         self.assertEqual(self.served(board, 4), [0, 1, 1, -1])
 
 
+class Health(unittest.TestCase):
+    """What checks, and connects for clients, say of a server."""
+
+    def states(self, board: Board, results: str) -> str:
+        """Note checks, "+" for one that passed; return "U" or "D" after each one."""
+        (server,) = board.servers()
+        found = ""
+        for result in results:
+            board.record_check(server, result == "+", "")
+            found += server.state[0]
+        return found
+
+    def test_only_results_in_a_row_count(self) -> None:
+        for results, states in (("--+--+---", "UUUUUUUUD"), ("---+-+-++", "UUDDDDDDU")):
+            with self.subTest(results):
+                self.assertEqual(self.states(board_of(), results), states)
+
+    def test_connect_for_a_client_says_nothing_where_checks_speak(self) -> None:
+        for server, argument, state in (
+            ("127.0.0.1:1", "--check-expect=+PONG", "DOWN"),
+            ("127.0.0.1:1,check=2", "--rise=2", "DOWN"),
+            ("127.0.0.1:1", "--check-send=PING", "UP"),
+        ):
+            with self.subTest(server=server, argument=argument):
+                board = board_of(server, arguments=(argument,))
+                self.states(board, "---")
+                (served,), row = board.servers(), Clients(board).begin()
+                for _ in range(2):
+                    board.connected(row, served, 0)
+                self.assertEqual(served.state, state)
+
+    def test_shortage_of_this_machine_is_no_failure_of_the_server(self) -> None:
+        for code, failures in (("RC", 0), ("SC", 1), ("sC", 1)):
+            with self.subTest(code):
+                board = board_of("127.0.0.1:1", arguments=("--fall=1",))
+                row, (server,) = Clients(board).begin(), board.servers()
+                board.give_back(row, server, End(code, "why"))
+                self.assertEqual(server.connect_failures, failures)
+                self.assertEqual(server.is_healthy, not failures)
+
+
 class TheQueue(unittest.TestCase):
     """Who waits is served in the order of accept."""
 
