@@ -31,6 +31,7 @@ from tests.support import (
     Visit,
     accept_then_close,
     banner,
+    cpu_s,
     descriptors,
     dial,
     echo,
@@ -224,6 +225,16 @@ class Relay(OneServer):
             self.assertLess(sender.sent, 45 * MIB, "the sender was never stopped")
             self.assertEqual(len(read_to_end(client)), 50 * MIB)
         self.assertLess(grown, 2 * 1024, "KiB for two connections")
+
+    def test_reader_that_stops_costs_no_time(self) -> None:
+        sender = Progress(50 * MIB)
+        self.behave(sender)
+        self.open()
+        sender.wait_until_blocked()
+        used = sum(cpu_s(pid) for pid in family(self.running.pid))
+        threading.Event().wait(2)
+        used = sum(cpu_s(pid) for pid in family(self.running.pid)) - used
+        self.assertLess(used, 0.1)  # who spins takes all that there is
 
     def test_server_that_stops_reading_blocks_its_client_alone(self) -> None:
         let_go = threading.Event()
@@ -730,6 +741,24 @@ class TimeLimits(OneServer):
                 lambda: not figures(self.running)["connections"]["active"],
                 what="no active connection",
             )
+
+
+class HalfCloseLimit(OneServer):
+    """Once one side has ended, another limit holds than for idle connections."""
+
+    OPTIONS = ("--idle-timeout=0", "--half-close-timeout=0.5")
+
+    def test_limit_begins_with_the_end_of_one_side(self) -> None:
+        self.behave(silent)
+        client, name = self.open()
+        client.settimeout(1.5)
+        self.assertRaises(TimeoutError, client.recv, 1)
+        client.shutdown(socket.SHUT_WR)
+        ending = self.assert_end(name, "sD")
+        self.assertEqual(
+            ending.words, "server silent for 0.5 s after the other side ended"
+        )
+        self.assertGreater(ending.duration_ms, 1900)
 
 
 class TimeLimitsWithTwoWorkers(TimeLimits):

@@ -773,9 +773,9 @@ class StopDelay(ProgramTestCase):
 
         def refused() -> bool:
             try:
-                with dial(balancer, 5) as client:
+                with dial(balancer) as client:
                     return client.recv(1) == b""
-            except OSError:
+            except (ConnectionRefusedError, ConnectionResetError):
                 return True
 
         wait_until(refused, what="a refusal")

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.balancer import (
+    TIME,
     BalancerTestCase,
     changes,
     command,
@@ -99,7 +100,7 @@ class Stopping(BalancerTestCase):
         wait_until(refused, what="new connections to be refused")
 
     def test_live_connections_end_normally_within_the_grace(self) -> None:
-        balancer = self.balance([self.backend(named)], "--grace=20")
+        balancer = self.balance([self.backend(named)], "--grace=100")
         clients = self.hold(balancer, 10)
         names = [local_address(client) for client in clients]
         balancer.signal(signal.SIGTERM)
@@ -113,6 +114,25 @@ class Stopping(BalancerTestCase):
         for name in names:
             self.assertEqual(self.ending(balancer, name).code, "--")
         self.assertEqual(balancer.stderr_text(), "")
+
+    def test_start_and_stop_have_a_line_each_in_the_log(self) -> None:
+        balancer = self.balance([self.backend(named)], "--grace=100")
+        (client,) = self.hold(balancer)
+        balancer.signal(signal.SIGTERM)
+        self.wait_until_refused(balancer)
+        client.close()
+        self.assertEqual(balancer.wait(), 0)
+        workers = "1 worker" if self.WORKERS == 1 else f"{self.WORKERS} workers"
+        lines = [line for line in balancer.stdout_lines()[1:] if "client=" not in line]
+        self.assertEqual(
+            [re.sub(rf"\A{TIME} ", "", line) for line in lines],
+            [
+                f"listening on 127.0.0.1:{balancer.port} with {workers}, version 2.0",
+                "stopping: 1 live connection, waiting 100 s at most; "
+                "Ctrl-C again cuts them",
+                "stopped",
+            ],
+        )
 
     def test_connections_left_at_the_end_of_the_grace_are_closed(self) -> None:
         balancer = self.balance([self.backend(named)], "--grace=0.8")

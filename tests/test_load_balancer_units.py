@@ -495,6 +495,46 @@ class LastBytes(unittest.TestCase):
         return ours
 
 
+class Prepared(unittest.TestCase):
+    """What sockets are told before they are used."""
+
+    def test_bytes_go_at_once_and_a_vanished_peer_is_looked_for(self) -> None:
+        with socket.socket() as sock:
+            load_balancer.prepare(sock)
+            for level, option, value in (
+                (socket.IPPROTO_TCP, "TCP_NODELAY", 1),
+                (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
+                (socket.IPPROTO_TCP, "TCP_KEEPIDLE", 60),
+                (socket.IPPROTO_TCP, "TCP_KEEPINTVL", 15),
+                (socket.IPPROTO_TCP, "TCP_KEEPCNT", 4),
+            ):
+                if number := getattr(socket, option, None):
+                    with self.subTest(option):
+                        self.assertEqual(sock.getsockopt(level, number), value)
+
+
+class Defects(unittest.TestCase):
+    """What should not happen costs one connection, and is told."""
+
+    def test_defect_ends_its_connection_with_a_traceback_and_a_code(self) -> None:
+        lab = Connections()
+        log = mock.Mock(silent=False)
+        worker = load_balancer.Worker(lab.board, [], log, 1)
+        row, client_sock = lab.admit(), mock.Mock()
+        session = load_balancer.Session(row, client_sock, ("127.0.0.1", 50000))
+        worker._live[row.index] = session
+        with (
+            mock.patch.object(worker, "_meet", side_effect=ValueError("a defect")),
+            contextlib.redirect_stderr(io.StringIO()) as stderr,
+        ):
+            worker._serve(session)
+        self.assertIn("Traceback", stderr.getvalue())
+        line, _ = log.line.call_args[0]
+        self.assertRegex(line, r"end=ID internal error: ValueError\('a defect'\)\Z")
+        client_sock.close.assert_called_once_with()
+        self.assertEqual((lab.board.live, lab.servers[0].places_taken), (0, 0))
+
+
 class DefectsOfTheStatusPage(unittest.TestCase):
     """What should not happen is shown; that a client left early is nothing."""
 

@@ -572,14 +572,16 @@ STOPPING = [
     ),
     Break(
         "a client in the queue hears of the stop",
-        "if session.cut:\n                    raise OverError(CUT_QUEUED)",
-        "if False:\n                    raise OverError(CUT_QUEUED)",
+        "CUT_QUEUED if session.cut else LEFT_QUEUE",
+        "LEFT_QUEUE",
         at("operations", "Stopping.test_queued_clients_are_told_when_it_stops"),
     ),
     Break(
         "a connection cut before its server is no end in data",
-        "if end is not CUT or row.connect_ns:",
-        "if True:",
+        "if session.cut:\n"
+        "                raise OverError(CUT_CONNECTING) from None\n"
+        "            words",
+        "words",
         at("operations", "Stopping.test_cut_before_the_proxy_header_is_no_end_in_data"),
     ),
     Break(
@@ -612,19 +614,19 @@ STOPPING = [
         "the log says that it stops, and how many are live",
         "text += f\": {count(live, 'live connection')}, waiting",
         "text += f\": {count(1, 'live connection')}, waiting",
-        at("operations", "Stopping", "Log"),
+        at("operations", "Stopping.test_start_and_stop_have_a_line_each_in_the_log"),
     ),
     Break(
         "the log's last line says that it has stopped",
         "self._log.line(\"stopped\")\n        self._log.close()",
         "self._log.close()",
-        at("operations", "Log"),
+        at("operations", "Stopping.test_start_and_stop_have_a_line_each_in_the_log"),
     ),
     Break(
         "the log's first line says where it listens, and its version",
         "self._log.line(f\"{first_line.partition(' (')[0]} with {what}\")",
         "pass",
-        at("operations", "Log"),
+        at("operations", "Stopping.test_start_and_stop_have_a_line_each_in_the_log"),
     ),
     Break(
         "systemd is told when it is ready",
@@ -700,7 +702,7 @@ RELAYING = [
         "--half-close-timeout holds once one side has ended",
         "timeout_s = options.half_close_timeout if half else options.idle_timeout",
         "timeout_s = options.idle_timeout",
-        at("", "TimeLimits"),
+        at("", "HalfCloseLimit"),
     ),
     Break(
         "--idle-timeout holds while both sides are there",
@@ -712,7 +714,7 @@ RELAYING = [
         "0 as a timeout: never",
         "limit_ms = timeout_s * 1000 or math.inf",
         "limit_ms = timeout_s * 1000",
-        at("faults", "UrgentData"),
+        at("", "HalfCloseLimit"),
     ),
     Break(
         "an idle connection that has bytes left is reset",
@@ -720,8 +722,7 @@ RELAYING = [
         "if False:  # lest",
         at(
             "faults",
-            "StoppedReaders.test_client_that_stops_in_a_reply_is_reset_and_what_it_"
-            "missed_is_told",
+            "StoppedReaders.test_client_that_stops_in_the_last_reply_is_reset",
         ),
     ),
     Break(
@@ -780,8 +781,8 @@ RELAYING = [
         "return self.dropped + self.pending + max(0, not_acknowledged)",
         "return self.dropped + self.pending",
         at(
-            "",
-            "Closing.test_bytes_that_a_reset_server_never_took_are_counted_undelivered",
+            "faults",
+            "StoppedReaders.test_client_that_stops_in_the_last_reply_is_reset",
         ),
     ),
     Break(
@@ -791,10 +792,19 @@ RELAYING = [
         at("faults", "UrgentData"),
     ),
     Break(
-        "a client that does not read costs no memory",
-        "if not reads.from_ended and not reads.pending:",
-        "if not reads.from_ended:",
-        at("", "Relay"),
+        "what a slow reader has not taken yet is kept for it",
+        "return self.in_pipe or (len(self.rest) if self.rest else 0)",
+        "return self.in_pipe",
+        at(
+            "",
+            "Relay.test_reader_that_stops_costs_no_memory_and_gets_everything_later",
+        ),
+    ),
+    Break(
+        "a reader that has stopped costs nothing",
+        "mask = 0 if reads.from_ended or reads.pending else POLLIN",
+        "mask = 0 if reads.from_ended else POLLIN",
+        at("", "Relay.test_reader_that_stops_costs_no_time"),
     ),
     Break(
         "both sides are probed by keepalive",
@@ -841,10 +851,316 @@ RELAYING = [
 ]
 
 
+ADDRESSES = [
+    Break(
+        "--allow: clients from elsewhere are refused",
+        "return bool(options.allow) and not is_in(options.allow, source)",
+        "return False",
+        at("limits", "Access.test_client_outside_is_closed_and_no_server_contacted"),
+    ),
+    Break(
+        "--allow: no server is contacted for who is refused",
+        "if is_barred(options, peer):\n                raise OverError",
+        "if False:\n                raise OverError",
+        at("limits", "Access.test_client_outside_is_closed_and_no_server_contacted"),
+    ),
+    Break(
+        "an IPv4-mapped client is IPv4, for --allow and in the log",
+        'return getattr(ip, "ipv4_mapped", None) or ip',
+        "return ip",
+        at(
+            "limits",
+            "Access.test_ipv4_rule_holds_for_ipv4_clients_of_an_ipv6_listener",
+        ),
+    ),
+    Break(
+        "--allow takes an IPv4-mapped network as IPv4",
+        "if mapped and network.prefixlen >= 96:",
+        "if False:",
+        at("faults", "OneAddress.test_allow_takes_a_mapped_network"),
+    ),
+    Break(
+        "--accept-proxy: --allow is for the client in the header",
+        "if is_barred(options, row.source()):",
+        "if is_barred(options, peer):",
+        at(
+            "proxy",
+            "Trust.test_allowed_networks_are_those_of_the_client_in_the_header",
+        ),
+    ),
+    Break(
+        "--accept-proxy: all other sources are refused",
+        "if not is_in(options.accept_proxy, peer):",
+        "if False:",
+        at("proxy", "Trust.test_source_that_is_not_trusted_is_refused"),
+    ),
+    Break(
+        "without --accept-proxy a header is data",
+        "if not options.accept_proxy:\n            if",
+        "if False:\n            if",
+        at("proxy", "Trust.test_header_is_data_without_the_option"),
+    ),
+    Break(
+        "--accept-proxy v1: the client is who the line says",
+        "for word in words[2:4])",
+        "for word in words[3:1:-1])",
+        at(
+            "proxy",
+            "Receiving.test_every_valid_header_gives_the_client_and_is_taken_off",
+        ),
+    ),
+    Break(
+        "--accept-proxy v1: PROXY UNKNOWN leaves the connection's own address",
+        'if words[:2] == ["PROXY", "UNKNOWN"]:',
+        "if False:",
+        at(
+            "proxy",
+            "Receiving.test_every_valid_header_gives_the_client_and_is_taken_off",
+        ),
+    ),
+    Break(
+        "--accept-proxy v1: not one byte more is taken",
+        "header += read(ahead.find(b\"\\n\") + 1 or len(ahead))",
+        "header += read(len(ahead))",
+        at(
+            "proxy",
+            "Receiving.test_every_valid_header_gives_the_client_and_is_taken_off",
+        ),
+    ),
+    Break(
+        "--accept-proxy v1: 107 bytes at most",
+        "PROXY_V1_MAX_BYTES = 107",
+        "PROXY_V1_MAX_BYTES = 207",
+        at("proxy", "Receiving.test_no_byte_of_an_invalid_header_reaches_a_server"),
+    ),
+    Break(
+        "--accept-proxy v1: a port that is none is refused",
+        "!= words[4:] or max(ports) > 65535",
+        "!= words[4:]",
+        at("proxy", "Receiving.test_no_byte_of_an_invalid_header_reaches_a_server"),
+    ),
+    Break(
+        "--accept-proxy v2: the client is who the header says",
+        'form = ">4s4sHH" if',
+        'form = "<4s4sHH" if',
+        at(
+            "proxy",
+            "Receiving.test_every_valid_header_gives_the_client_and_is_taken_off",
+        ),
+    ),
+    Break(
+        "--accept-proxy v2: LOCAL leaves the connection's own address",
+        "if command == 0x20:",
+        "if False:",
+        at(
+            "proxy",
+            "Receiving.test_every_valid_header_gives_the_client_and_is_taken_off",
+        ),
+    ),
+    Break(
+        "--accept-proxy v2: extensions are taken off, too",
+        'size += int.from_bytes(header[14:], "big")',
+        'size += min(12, int.from_bytes(header[14:], "big"))',
+        at(
+            "proxy",
+            "Receiving.test_every_valid_header_gives_the_client_and_is_taken_off",
+        ),
+    ),
+    Break(
+        "--accept-proxy v2: a wrong checksum is refused",
+        '!= crc32c(zeroed).to_bytes(4, "big")',
+        "!= header[start + 3 : end]",
+        at("proxy", "Receiving.test_no_byte_of_an_invalid_header_reaches_a_server"),
+    ),
+    Break(
+        "--accept-proxy v2: an unknown version is refused",
+        "if command not in (0x20, 0x21):",
+        "if False:",
+        at("proxy", "Receiving.test_no_byte_of_an_invalid_header_reaches_a_server"),
+    ),
+    Break(
+        "--accept-proxy: who sends no whole header is closed after 5 s",
+        "PROXY_HEADER_TIMEOUT_S = 5.0",
+        "PROXY_HEADER_TIMEOUT_S = 120.0",
+        at(
+            "proxy",
+            "Receiving.test_peer_without_a_complete_header_is_closed_after_a_few_"
+            "seconds",
+        ),
+    ),
+    Break(
+        "--send-proxy v1: source, destination and their ports, in this order",
+        "{one} {two} {source[1]} {destination[1]}",
+        "{two} {one} {source[1]} {destination[1]}",
+        at(
+            "proxy",
+            "Sending.test_version_1_line_comes_first_with_both_addresses",
+            "Sending.test_ipv6_addresses_are_sent_as_such",
+        ),
+    ),
+    Break(
+        "--send-proxy v1: TCP4 or TCP6, one family for both",
+        "return hosts if both_4 else [as_ipv6(ip) for ip in hosts]",
+        "return hosts",
+        at("proxy", "Sending"),
+    ),
+    Break(
+        "--send-proxy v2: the family of the addresses",
+        "family = 0x11 if one.version == 4 else 0x21",
+        "family = 0x11",
+        at("proxy", "Sending.test_ipv6_addresses_are_sent_as_such"),
+    ),
+    Break(
+        "--send-proxy comes before all else, and at once",
+        "server_sock.send(preface)",
+        "pass",
+        at("proxy", "Sending.test_version_2_header_comes_first_with_both_addresses"),
+    ),
+    Break(
+        "--send-proxy behind --accept-proxy keeps the first client",
+        "row.set_source(session.source)",
+        "pass",
+        at("proxy", "Sending.test_chain_of_balancers_keeps_the_first_client"),
+    ),
+    Break(
+        "--send-proxy behind --accept-proxy keeps where the client came to",
+        "destination = session.destination or session",
+        "destination = session",
+        at("proxy", "Sending.test_chain_of_balancers_keeps_the_first_client"),
+    ),
+    Break(
+        "--send-proxy: checks announce themselves, no client",
+        "sock.sendall(PROXY_V2_LOCAL)",
+        "pass",
+        at("proxy", "Sending.test_checks_announce_themselves_and_no_client"),
+    ),
+    Break(
+        "a loop through another balancer is noticed by PROXY headers",
+        "if loops:",
+        "if False:",
+        at(
+            "asked",
+            "Itself.test_loop_through_another_balancer_ends_by_its_proxy_header",
+        ),
+    ),
+    Break(
+        "a balancer that is its own --server is refused",
+        "if is_own(address, options.own):\n                    text",
+        "if False:\n                    text",
+        at("asked", "Itself.test_own_address_as_a_server_is_refused_at_the_start"),
+    ),
+    Break(
+        "the same port of another address is another server",
+        "if listens == ip or (covers and is_local(ip, address[2:])):",
+        "if listens == ip or covers:",
+        at("asked", "Itself.test_same_port_of_another_address_is_another_server"),
+    ),
+    Break(
+        "a name that moves to the balancer itself is left out",
+        "own = {a for _, a in addresses if is_own(a, self._options.own)}",
+        "own = set()",
+        at("asked", "Itself.test_name_that_moves_to_itself_is_left_out_with_a_line"),
+    ),
+    Break(
+        "several addresses of a name are several servers",
+        "return sorted({(int(family), address) for family, _, _, _, address in "
+        "answers})",
+        "return sorted({(int(f), where) for f, _, _, _, where in answers})[:1]",
+        at("health", "Names.test_each_address_of_a_name_is_a_server"),
+    ),
+    Break(
+        "a name is looked up again and again",
+        "while not self._stopped.wait(self._options.check_interval):",
+        "while not self._stopped.wait(60.0):",
+        at("health", "Names.test_name_that_moves_takes_new_connections_along"),
+    ),
+    Break(
+        "an address that is gone gets no new connection",
+        "here = self.family and not self.gone",
+        "here = self.family",
+        at("health", "Names.test_name_that_moves_takes_new_connections_along"),
+    ),
+    Break(
+        "a name that cannot be resolved for a while keeps its servers",
+        "self._log.warn(name, words)\n                continue",
+        "self._log.warn(name, words)\n                addresses = []",
+        at(
+            "health",
+            "Names.test_name_that_cannot_be_resolved_for_a_while_keeps_its_servers",
+        ),
+    ),
+    Break(
+        "an address that returns is what the operator set it to",
+        "server.gone = int(not stays)\n",
+        "server.gone, server.admin = int(not stays), 0\n",
+        at("units", "NamesThatMove"),
+    ),
+    Break(
+        "new addresses of a name are checked, too",
+        "self._watch(added)",
+        "pass",
+        at("faults", "Names"),
+    ),
+    Break(
+        "a name without an address is DOWN, and comes in later",
+        'return [], f"cannot resolve: {say_why(error)}"',
+        "parser.error(say_why(error))",
+        at(
+            "asked",
+            "NamesAtTheStart.test_only_name_without_an_address_starts_all_the_same",
+        ),
+    ),
+    Break(
+        "two names with one address are one server",
+        'server["resolved"].remove(where)',
+        "pass",
+        at("asked", "NamesAtTheStart.test_two_names_with_one_address_are_one_server"),
+    ),
+    Break(
+        "two forms of one address are one server",
+        'parser.error(f"--server: {text} is given more than once")',
+        "pass",
+        at("faults", "OneAddress.test_two_forms_of_one_address_are_one_server"),
+    ),
+    Break(
+        "several --listen: each serves",
+        "for fd in self._doors:\n            self._poll.register(fd, self._mask)",
+        "for fd in list(self._doors)[:1]:\n"
+        "            self._poll.register(fd, self._mask)",
+        at("asked", "SeveralListen.test_each_serves_and_the_log_names_it"),
+    ),
+    Break(
+        "several --listen: the log names it",
+        "{f'listen={door} ' if door else ''}",
+        "",
+        at("asked", "SeveralListen.test_each_serves_and_the_log_names_it"),
+    ),
+    Break(
+        "one --listen: the log names none",
+        "doors if len(doors) > 1 else []",
+        "doors",
+        at("asked", "SeveralListen.test_log_names_none_when_there_is_only_one"),
+    ),
+    Break(
+        "two --listen of one address are refused",
+        "if len(set(places)) < len(places):",
+        "if False:",
+        at("asked", "SeveralListen.test_two_of_one_address_are_refused"),
+    ),
+    Break(
+        "--listen :PORT is all addresses",
+        'host, port = parse_address(f"[{every}]{text}" if text[:1] == ":" else text)',
+        "host, port = parse_address(text)",
+        at("asked", "SeveralListen.test_colon_and_a_port_are_all_addresses"),
+    ),
+]
+
+
 BREAKS: list[Break] = [
     *CHOOSING,
     *CHECKS,
     *WAITING,
     *STOPPING,
     *RELAYING,
+    *ADDRESSES,
 ]
