@@ -765,7 +765,7 @@ class StopDelay(ProgramTestCase):
         self.assertEqual(balancer.wait(), 0)
 
     def test_without_it_nobody_comes_any_more(self) -> None:
-        balancer = self.balance([self.backend(banner(b"."))])
+        balancer = self.balance([self.backend(banner(b"."))], "--grace=100")
         holder = self.dial(balancer)
         self.assertEqual(holder.recv(1), b".")
         balancer.signal(signal.SIGTERM)
@@ -779,6 +779,7 @@ class StopDelay(ProgramTestCase):
                 return True
 
         wait_until(refused, what="a refusal")
+        holder.close()
 
     def test_rolling_restart_of_two_behind_haproxy_fails_nobody(self) -> None:
         needs("haproxy")

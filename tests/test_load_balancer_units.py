@@ -495,6 +495,30 @@ class LastBytes(unittest.TestCase):
         return ours
 
 
+class SlowReader(unittest.TestCase):
+    """What its kernel does not take yet is kept."""
+
+    def test_rest_of_what_was_read_arrives_in_order(self) -> None:
+        client, ours = socket.socketpair()
+        to_server, server = socket.socketpair()
+        for sock in (client, ours, to_server, server):
+            self.addCleanup(sock.close)
+            sock.setblocking(False)
+        cells = memoryview(array.array("q", [0] * load_balancer.Row.SIZE))
+        sides, session = (("client", ours), ("server", to_server)), mock.Mock(cut=None)
+        way = Direction(*sides, cells, load_balancer.TO_SERVER, session)
+        way.can_splice, sent, received = False, 0, b""
+        data = b"".join(b"%07d " % number for number in range(250_000))
+        while len(received) < len(data):
+            with contextlib.suppress(BlockingIOError):
+                sent += client.send(data[sent : sent + 500_000])
+            for _ in range(10):  # fills the way to the server
+                way.push() if way.pending else way.pull()
+            if way.pending or sent == len(data):
+                received += server.recv(100_000)
+        self.assertEqual(received, data)
+
+
 class Prepared(unittest.TestCase):
     """What sockets are told before they are used."""
 

@@ -795,10 +795,7 @@ RELAYING = [
         "what a slow reader has not taken yet is kept for it",
         "return self.in_pipe or (len(self.rest) if self.rest else 0)",
         "return self.in_pipe",
-        at(
-            "",
-            "Relay.test_reader_that_stops_costs_no_memory_and_gets_everything_later",
-        ),
+        at("units", "SlowReader"),
     ),
     Break(
         "a reader that has stopped costs nothing",
@@ -816,7 +813,7 @@ RELAYING = [
         "messages are not held back to fill a segment",
         "(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)",
         "(socket.IPPROTO_TCP, socket.TCP_NODELAY, 0)",
-        at("", "Relay", "Closing"),
+        at("units", "Prepared"),
     ),
     Break(
         "bytes arrive whatever splice answers",
@@ -845,8 +842,8 @@ RELAYING = [
     Break(
         "a defect ends one connection, with a traceback and ID in the log",
         'end = End("ID", f"internal error: {error!r}")',
-        "raise",
-        at("", "Relay"),
+        "end = CLOSED",
+        at("units", "Defects"),
     ),
 ]
 
@@ -1156,6 +1153,659 @@ ADDRESSES = [
 ]
 
 
+STATUS = [
+    Break(
+        "status.json has the contract's keys",
+        '"connect_failures": server.connect_failures,',
+        '"failures": server.connect_failures,',
+        at("status", "Formats.test_status_document_has_the_keys_of_the_contract"),
+    ),
+    Break(
+        "status.json: version 1",
+        'head = {"version": 1, "listen"',
+        'head = {"version": 2, "listen"',
+        at("status", "Formats.test_status_document_has_the_keys_of_the_contract"),
+    ),
+    Break(
+        "status.json: total counts connections made to a server",
+        "if row.connect_ns:\n            self.total += 1",
+        "if row.connect_ns:\n            self.total += 2",
+        at("status", "Figures.test_figures_are_exact_and_agree_with_log_and_metrics"),
+    ),
+    Break(
+        "status.json: bytes of connections that have ended",
+        "self.to_clients += row.to_client",
+        "pass",
+        at("status", "Figures.test_figures_are_exact_and_agree_with_log_and_metrics"),
+    ),
+    Break(
+        "status.json: bytes of live connections",
+        'amounts["to_clients"] += row.to_client',
+        "pass",
+        at("", "Relay.test_live_figures_count_the_bytes_of_an_open_connection"),
+    ),
+    Break(
+        "status.json: active is what is live now",
+        "self.live -= 1\n",
+        "pass\n",
+        at("board", "DeadWorkers", "TheQueue", "Health"),
+    ),
+    Break(
+        "status.json: stopping once it was told to",
+        '"stopping": bool(self.leaving)',
+        '"stopping": False',
+        at("operations", "Stopping.test_status_says_that_it_is_stopping"),
+    ),
+    Break(
+        "status.json: who was refused has not failed",
+        'return self.code[0] not in "CPK"',
+        'return self.code[0] not in "CK"',
+        at("status", "Formats.test_failed_and_refused_connections_are_counted_apart"),
+    ),
+    Break(
+        "status.json: who was refused is counted",
+        'self.refused += end.code == "PC"',
+        "pass",
+        at("status", "Formats.test_failed_and_refused_connections_are_counted_apart"),
+    ),
+    Break(
+        "metrics: the contract's names",
+        '("connections_failed_total", "counter", "failed",',
+        '("failed_total", "counter", "failed",',
+        at("status", "Formats.test_metrics_have_a_type_and_a_help_each"),
+    ),
+    Break(
+        "metrics: the contract's names of servers",
+        '("retries_total", "counter", "retries",',
+        '("retried_total", "counter", "retries",',
+        at("status", "Formats.test_metrics_have_a_type_and_a_help_each"),
+    ),
+    Break(
+        "metrics: direction is to_server or to_client",
+        '{{{label},direction="{way}"}}',
+        '{{{label},way="{way}"}}',
+        at("status", "Formats.test_metrics_have_a_type_and_a_help_each"),
+    ),
+    Break(
+        "metrics: each end has a counter, from the start",
+        "for k, n in ends))",
+        "for k, n in ends if n))",
+        at("status", "Formats.test_each_end_of_readme_has_its_counter"),
+    ),
+    Break(
+        "metrics: a wait in the queue is counted once",
+        "row.queued_ns = 0\n",
+        "pass\n",
+        at("status", "Formats.test_wait_in_the_queue_and_each_end_are_counted_once"),
+    ),
+    Break(
+        "metrics: histograms are cumulative",
+        "totals = list(itertools.accumulate(cells[1:]))",
+        "totals = list(cells[1:])",
+        at("status", "Figures", "Formats"),
+    ),
+    Break(
+        "metrics: server_state is 1 for the present one",
+        'int(one["state"] == state)',
+        'int(one["up"])',
+        at("asked", "Metrics.test_each_alert_has_its_figure"),
+    ),
+    Break(
+        "metrics: failed checks are counted",
+        "server.checks_failed += not passed",
+        "pass",
+        at("asked", "Metrics.test_failed_checks_are_counted"),
+    ),
+    Break(
+        "metrics: start_time_seconds is in Unix time",
+        "round(self.started_s, 3)",
+        "round(self.started_ns / 1e9, 3)",
+        at("status", "Formats.test_build_and_start_are_told"),
+    ),
+    Break(
+        "metrics: build_info has version and python",
+        "info = f'version=\"{VERSION}\",python",
+        "info = f'version=\"1\",python",
+        at("status", "Formats.test_build_and_start_are_told"),
+    ),
+    Break(
+        "/healthz: 503 while no server is UP",
+        "self._reply(200 if words == \"ok\\n\" else 503,",
+        "self._reply(200,",
+        at(
+            "status",
+            "Formats.test_healthz_is_200_while_a_server_is_up_and_503_otherwise",
+        ),
+    ),
+    Break(
+        "/healthz: 503 while those that are UP are drained",
+        "words = \"ok\\n\" if board.is_up() else",
+        "words = \"ok\\n\" if board.may_serve() else",
+        at(
+            "status",
+            "Formats.test_healthz_is_200_while_a_server_is_up_and_503_otherwise",
+        ),
+    ),
+    Break(
+        "/healthz and /metrics answer any Host",
+        'if path not in ("/healthz", "/metrics") and not',
+        "if not",
+        at("status", "Page.test_probe_and_prometheus_are_answered_whatever_their_host"),
+    ),
+    Break(
+        "the others answer a known Host only",
+        'if host in ("localhost", self._own_ip(), *self.server.names):',
+        "if True:",
+        at("status", "Page.test_foreign_host_is_refused"),
+    ),
+    Break(
+        "--status-host is a known Host",
+        "names = (where[0], *(board.options.status_host or ()))",
+        "names = (where[0],)",
+        at("asked", "StatusInPublic.test_names_that_are_given_are_known"),
+    ),
+    Break(
+        "--status-host is known in any case",
+        "[name.lower() for name in names]",
+        "list(names)",
+        at("status", "InPublic.test_names_that_are_given_are_known_in_any_case"),
+    ),
+    Break(
+        "POST: a foreign page is refused",
+        "if not (self._is_own_host() and self._is_own_page()):",
+        "if not self._is_own_host():",
+        at("status", "Page.test_post_that_a_foreign_page_could_send_is_refused"),
+    ),
+    Break(
+        "POST: a foreign Host is refused",
+        "if not (self._is_own_host() and self._is_own_page()):",
+        "if not self._is_own_page():",
+        at("status", "Page.test_foreign_host_cannot_change_a_state"),
+    ),
+    Break(
+        "POST: on a loopback address only",
+        "return is_near or bool(",
+        "return True or bool(",
+        at(
+            "status",
+            "InPublic.test_post_is_refused_with_the_remedy_and_the_page_has_no_buttons",
+        ),
+    ),
+    Break(
+        "--status-control: POST is obeyed elsewhere, too",
+        "return is_near or bool(",
+        "return is_near and bool(",
+        at("status", "InPublic.test_post_is_obeyed_where_control_was_given"),
+    ),
+    Break(
+        "the page has no buttons where they would do nothing",
+        'page = PAGE if self._may_control() else PAGE.replace(BUTTONS, "")',
+        "page = PAGE",
+        at(
+            "status",
+            "InPublic.test_post_is_refused_with_the_remedy_and_the_page_has_no_buttons",
+        ),
+    ),
+    Break(
+        "POST: what is not there is 404",
+        'self._reply(404, "text/plain", f"no server',
+        'self._reply(200, "text/plain", f"no server',
+        at("status", "Page.test_post_to_what_is_not_there_is_404_and_changes_nothing"),
+    ),
+    Break(
+        "POST: drain, ready and maint are three",
+        "server.state, ADMIN.index(admin)",
+        "server.state, int(ADMIN.index(admin) > 0)",
+        at("health", "States.test_server_in_maintenance_is_neither_used_nor_checked"),
+    ),
+    Break(
+        "POST: the log says who did it",
+        " by the operator at {whence}",
+        " by the operator",
+        at(
+            "asked",
+            "StatusInPublic.test_change_by_hand_is_logged_with_the_address_it_came_"
+            "from",
+        ),
+    ),
+    Break(
+        "the page is never cached",
+        'self.send_header("Cache-Control", "no-store")',
+        "pass",
+        at("status", "Page.test_answers_are_never_cached_nor_sniffed"),
+    ),
+    Break(
+        "the page needs nothing from outside",
+        "connect-src 'self'; ",
+        "connect-src *; ",
+        at("status", "Page.test_page_is_whole_and_needs_nothing_from_outside"),
+    ),
+    Break(
+        "HEAD has no body",
+        'if self.command != "HEAD":',
+        "if True:",
+        at("status", "Page"),
+    ),
+    Break(
+        "the oldest status client makes way when there are too many",
+        "if len(self._open) > STATUS_CONNECTIONS:",
+        "if False:",
+        at("status", "Page.test_oldest_status_clients_make_way_beyond_the_limit"),
+    ),
+    Break(
+        "the page has the rates of the last seconds though nobody looks",
+        "self.stopped.wait(1.0)",
+        "self.stopped.wait(60.0)",
+        at("status", "History.test_rates_of_all_servers_are_kept_though_nobody_looks"),
+    ),
+    Break(
+        "the page has the last 90 s",
+        "HISTORY_S = 90 ",
+        "HISTORY_S = 9 ",
+        at("status", "History"),
+    ),
+    Break(
+        "the page has the last events, also with --quiet",
+        "if key == \"-\":\n            self.note",
+        "if key == \"-\" and not self.silent:\n            self.note",
+        at("status", "History.test_state_and_refusals_are_events_even_when_quiet"),
+    ),
+    Break(
+        "the page says who was refused",
+        "\"PC\": \"refused\",\n    \"RC\"",
+        '"RC"',
+        at("status", "History.test_state_and_refusals_are_events_even_when_quiet"),
+    ),
+]
+
+
+WORKERS = [
+    Break(
+        "--workers auto: one per usable core",
+        "1 if alone else usable_cores()",
+        "1",
+        at("operations", "Workers.test_auto_starts_one_worker_per_core"),
+    ),
+    Break(
+        "a killed worker is replaced",
+        "self._waiting[number] = at",
+        "pass",
+        at(
+            "operations",
+            "Workers.test_worker_that_dies_takes_only_its_own_connections",
+        ),
+    ),
+    Break(
+        "a killed worker takes its own connections only",
+        "dead = [row for row in rows if row.worker == worker]",
+        "dead = rows",
+        at("board", "DeadWorkers"),
+    ),
+    Break(
+        "a killed worker's places are freed",
+        "server.places_taken = places[server.index + 1]",
+        "pass",
+        at("board", "DeadWorkers"),
+    ),
+    Break(
+        "a killed worker leaves others in the queue",
+        "waits, row.waits = row.waits and not row.server, 0",
+        "waits, row.waits = 0, 0",
+        at("board", "DeadWorkers"),
+    ),
+    Break(
+        "each connection of a killed worker has its line, with ID",
+        "CUT if orderly else WORKER_DIED",
+        "CUT",
+        at(
+            "operations",
+            "Workers.test_worker_that_dies_takes_only_its_own_connections",
+        ),
+    ),
+    Break(
+        "the log says which worker died, and of what",
+        'text = f"{who} died by {cause}{with_what}"',
+        'text = "it died"',
+        at(
+            "workers",
+            "Deaths.test_killed_and_stopped_workers_leave_no_count_and_no_line_behind",
+        ),
+    ),
+    Break(
+        "a killed desk is replaced",
+        "if number is not None:  # else",
+        "if number:  # else",
+        at("workers", "Deaths.test_killed_desk_is_replaced"),
+    ),
+    Break(
+        "a killed parent leaves no worker",
+        "if life in dict(ready):",
+        "if False:",
+        at("workers", "Deaths.test_killed_parent_leaves_no_process"),
+    ),
+    Break(
+        "a child of somebody else's is no worker",
+        "self._children.pop(dead[0], None)",
+        "self._children.pop(dead[0], 1)",
+        at("operations", "Stopping.test_child_of_somebody_else_is_no_worker"),
+    ),
+    Break(
+        "a dead process does not keep the board's lock",
+        "if is_parent and (is_dead(holder) if holder else waited_s > 1.0):",
+        "if False:",
+        at("units", "WorkersThatDie"),
+    ),
+    Break(
+        "a stopped process does not keep the board's lock",
+        "if waited_s > STALL_S and holder not in (0, self.me):",
+        "if False:",
+        at("board", "DeadWorkers"),
+    ),
+    Break(
+        "a worker that is stopped ends with the others",
+        "for pid in workers:\n            os.kill(pid, signal.SIGKILL)",
+        "for pid in []:\n            os.kill(pid, signal.SIGKILL)",
+        at(
+            "operations",
+            "Stopping.test_second_signal_after_the_grace_ends_it_at_once_with_each_"
+            "line_logged",
+        ),
+    ),
+    Break(
+        "a connection has one line, though its worker died just after it",
+        "return before != accepted",
+        "return True",
+        at("units", "LogThatCannotBeWritten"),
+    ),
+    Break(
+        "a system without fork is told so in one line",
+        'return "this system cannot fork"',
+        'return ""',
+        at(
+            "operations",
+            "OtherSystems.test_workers_that_a_system_cannot_have_are_refused_in_"
+            "one_line",
+        ),
+    ),
+]
+
+
+LOGGING = [
+    Break(
+        "the line of a connection has the contract's format",
+        'f"undelivered={end.undelivered} end={end.code} {end.words}"',
+        'f"lost={end.undelivered} end={end.code} {end.words}"',
+        at("operations", "Log.test_lines_have_the_literal_format"),
+    ),
+    Break(
+        "tries counts the server that took it",
+        "tries={row.tries + bool(server)}",
+        "tries={row.tries}",
+        at("operations", "Log.test_lines_have_the_literal_format"),
+    ),
+    Break(
+        "connect_ms is in milliseconds",
+        "{row.connect_ns / 1e6:.2f}",
+        "{row.connect_ns / 1e3:.2f}",
+        at("units", "Lines"),
+    ),
+    Break(
+        "duration_ms is in milliseconds",
+        "duration_ms={seconds * 1000:.1f}",
+        "duration_ms={seconds:.1f}",
+        at("units", "Lines"),
+    ),
+    Break(
+        "the time is local",
+        'stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))',
+        'stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(second))',
+        at("units", "Lines"),
+    ),
+    Break(
+        "the time has three digits of milliseconds",
+        "{int(at % 1 * 1000):03d}",
+        "{int(at % 1 * 1000)}",
+        at("units", "Lines"),
+    ),
+    Break(
+        "a time of the server's is told by a small letter",
+        'End("sC" if code == errno.ETIMEDOUT else "SC", words)',
+        'End("SC", words)',
+        at(
+            "choice",
+            "Connecting.test_no_server_reachable_ends_each_client_with_the_reason",
+        ),
+    ),
+    Break(
+        "a client that is idle is told apart from its server",
+        'code, side = ("sD", "server") if latest is upstream',
+        'code, side = ("sD", "server") if latest',
+        at("faults", "Faults", "UrgentData"),
+    ),
+    Break(
+        "an end after the server had finished is told by L",
+        '"L" if death.side == "client" and down.from_ended and missed',
+        '"L" if False',
+        at(
+            "",
+            "Closing.test_client_that_resets_before_a_finished_server_has_arrived_"
+            "missed_its_end",
+        ),
+    ),
+    Break(
+        "--log FILE is appended to",
+        "os.O_WRONLY | os.O_APPEND | os.O_CREAT",
+        "os.O_WRONLY | os.O_TRUNC | os.O_CREAT",
+        at(
+            "operations",
+            "Log.test_log_file_takes_the_lines_instead_of_standard_output",
+        ),
+    ),
+    Break(
+        "--log - is standard output",
+        'options.log = None if options.log == "-" else options.log',
+        "pass",
+        at("operations", "Log.test_a_minus_is_standard_output"),
+    ),
+    Break(
+        "--quiet prints nothing but the first line",
+        "self.silent = quiet and path is None",
+        "self.silent = False",
+        at("operations", "Log"),
+    ),
+    Break(
+        "--quiet: a --log FILE is still written",
+        "self.silent = quiet and path is None",
+        "self.silent = quiet",
+        at("operations", "Log.test_quiet_balancer_still_writes_its_log_file"),
+    ),
+    Break(
+        "SIGHUP reopens the log, also with several workers",
+        "self._board.bells[0].ring(REOPEN)",
+        "pass",
+        at("operations", "Stopping.test_log_is_reopened_also_while_it_stops"),
+    ),
+    Break(
+        "lines that could not be written are told in the log",
+        "self._lost += lost\n",
+        "pass\n",
+        at("units", "LogThatCannotBeWritten"),
+    ),
+    Break(
+        "a line torn by a full disk ends before the next begins",
+        "ending = b\"\\n\" * self._torn",
+        'ending = b""',
+        at("units", "LogThatCannotBeWritten"),
+    ),
+    Break(
+        "what may come often is said once a second",
+        "if now_s - self._said.get(kind, -1.0) < 1.0:",
+        "if False:",
+        at(
+            "choice",
+            "Connecting.test_no_server_is_said_once_per_second_and_service_resumes",
+        ),
+    ),
+    Break(
+        "a log that nobody reads stops no service",
+        "os.set_blocking(self._pipe[1], False)",
+        "pass",
+        at("operations", "Log.test_log_that_nobody_reads_stops_no_service"),
+    ),
+    Break(
+        "a terminal gets shorter lines",
+        "Screen() if not path and os.isatty(1) else None",
+        "None",
+        at(
+            "status",
+            "OnScreen.test_terminal_gets_short_lines_and_a_sum_without_a_further_line",
+        ),
+    ),
+    Break(
+        "a terminal's lines fit 80 columns",
+        "SCREEN_COLUMNS = 80",
+        "SCREEN_COLUMNS = 90",
+        at("status", "OnScreen"),
+    ),
+    Break(
+        "a terminal gets a sum when there are many connections",
+        "SCREEN_LINES = 20",
+        "SCREEN_LINES = 20000",
+        at("status", "OnScreen.test_many_connections_are_summed_up_once_a_second"),
+    ),
+    Break(
+        "a dumb terminal gets no escape sequence",
+        "self._has_colours = not plain",
+        "self._has_colours = True",
+        (
+            "tests.test_surroundings.PlainTerminals.test_a_dumb_terminal_gets_no_"
+            "escape_sequence",
+        ),
+    ),
+    Break(
+        "a terminal hears of a stop though the log goes to a file",
+        "if self._options.log and not self._options.quiet:",
+        "if False:",
+        (
+            "tests.test_surroundings.PlainTerminals.test_ctrl_c_says_what_is_live_"
+            "how_long_it_waits_and_that_a_second_cuts",
+        ),
+    ),
+]
+
+
+STARTS = [
+    Break(
+        "--version says 2.0",
+        'VERSION = "2.0"',
+        'VERSION = "2.1"',
+        at("asked", "Metrics.test_version_is_told_in_three_places"),
+    ),
+    Break(
+        "an older Python is told so in a line",
+        "if sys.version_info < (3, 11):",
+        "if sys.version_info < (3, 6):",
+        (
+            "tests.test_surroundings.OldPython.test_an_older_python_gets_one_line_"
+            "and_exit_code_2",
+        ),
+    ),
+    Break(
+        "a port in use is one line with the cause and how to find it",
+        "if number == errno.EADDRINUSE:",
+        "if False:",
+        (
+            "tests.test_surroundings.PortsInUse.test_a_port_in_use_is_one_line_"
+            "with_the_cause_and_how_to_find_it",
+        ),
+    ),
+    Break(
+        "an address of another machine is one plain line",
+        "elif number == errno.EADDRNOTAVAIL:",
+        "elif False:",
+        (
+            "tests.test_surroundings.PortsInUse.test_an_address_that_cannot_be_had_"
+            "is_one_plain_line",
+        ),
+    ),
+    Break(
+        "a port in use ends with status 1",
+        "what_fails: str, status: int = 1, port",
+        "what_fails: str, status: int = 3, port",
+        at("operations", "BadOptions.test_port_in_use_is_named_with_exit_code_1"),
+    ),
+    Break(
+        "a bad option is one line, with status 2",
+        "self.exit(2, f\"{self.prog}: {message} (see --help)\\n\")",
+        "super().error(message)",
+        at("operations", "BadOptions.test_each_bad_value_is_named_with_exit_code_2"),
+    ),
+    Break(
+        "standard streams that are closed are no other file",
+        "open_missing_streams()\n    options",
+        "options",
+        (
+            "tests.test_surroundings.ClosedStreams.test_a_balancer_serves_and_its_"
+            "log_has_nothing_but_lines_of_it",
+        ),
+    ),
+    Break(
+        "a system without splice serves",
+        'CAN_SPLICE = hasattr(os, "splice")',
+        "CAN_SPLICE = True",
+        at("operations", "OtherSystems.test_each_linux_only_call_may_be_missing"),
+    ),
+    Break(
+        "a system without poll serves",
+        'new_poll: Callable[[], Any] = getattr(select, "poll", SelectPoll)',
+        "new_poll: Callable[[], Any] = select.poll",
+        at("operations", "OtherSystems.test_each_linux_only_call_may_be_missing"),
+    ),
+    Break(
+        "a system without threads is told so in one line",
+        'with start_step("cannot start"):',
+        "with contextlib.nullcontext():",
+        at(
+            "operations",
+            "BadOptions.test_system_without_threads_is_named_with_exit_code_1",
+        ),
+    ),
+    Break(
+        "the usual servers are 9991, 9992 and 9993",
+        "DEFAULT_PORTS = (9991, 9992, 9993)",
+        "DEFAULT_PORTS = (9992, 9991, 9993)",
+        at("operations", "Defaults"),
+    ),
+    Break(
+        "the usual port is 9990, on loopback",
+        'or [("127.0.0.1", 9990)]',
+        'or [("0.0.0.0", 9990)]',
+        at("operations", "Defaults"),
+    ),
+    Break(
+        "the defaults are the contract's",
+        '("--rise", "N", parse_times, 2,',
+        '("--rise", "N", parse_times, 3,',
+        at("operations", "Defaults"),
+    ),
+    Break(
+        "importing the script starts nothing",
+        "if __name__ == \"__main__\":\n    exit_status",
+        "if True:\n    exit_status",
+        at("operations", "Defaults.test_importing_the_script_starts_nothing"),
+    ),
+    Break(
+        "Ctrl-C during a name's look-up ends it at once",
+        "signal.signal(signal.SIGINT, signal.SIG_DFL)",
+        "pass",
+        (
+            "tests.test_surroundings.SlowNames.test_ctrl_c_during_a_name_lookup_"
+            "ends_all_three_at_once",
+        ),
+    ),
+]
+
+
 BREAKS: list[Break] = [
     *CHOOSING,
     *CHECKS,
@@ -1163,4 +1813,8 @@ BREAKS: list[Break] = [
     *STOPPING,
     *RELAYING,
     *ADDRESSES,
+    *STATUS,
+    *WORKERS,
+    *LOGGING,
+    *STARTS,
 ]
