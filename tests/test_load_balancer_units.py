@@ -495,6 +495,104 @@ class LastBytes(unittest.TestCase):
         return ours
 
 
+class Itself(unittest.TestCase):
+    """Which servers are this balancer itself."""
+
+    def test_all_addresses_are_those_of_this_machine_only(self) -> None:
+        for server, listens, own in (
+            ("127.0.0.1", "0.0.0.0", True),
+            ("127.0.0.9", "0.0.0.0", True),
+            ("192.0.2.1", "0.0.0.0", False),
+            ("127.0.0.1", "127.0.0.2", False),
+            ("0.0.0.0", "127.0.0.1", True),
+        ):
+            with self.subTest(server=server, listens=listens):
+                found = load_balancer.is_own((server, 9990), [(listens, 9990)])
+                self.assertEqual(found, own)
+                self.assertFalse(
+                    load_balancer.is_own((server, 9991), [(listens, 9990)])
+                )
+
+
+class Headers(unittest.TestCase):
+    """The PROXY headers of addresses that are not of one family."""
+
+    def test_ipv4_address_beside_an_ipv6_one_is_mapped(self) -> None:
+        addresses = ("::ffff:192.0.2.1", 4000), ("2001:db8::1", 80)
+        self.assertEqual(
+            load_balancer.proxy_v2(*addresses),
+            b"\r\n\r\n\0\r\nQUIT\n\x21\x21\0\x24"
+            b"\0\0\0\0\0\0\0\0\0\0\xff\xff\xc0\0\x02\x01"
+            b"\x20\x01\x0d\xb8\0\0\0\0\0\0\0\0\0\0\0\x01\x0f\xa0\0\x50",
+        )
+        line = load_balancer.proxy_v1(*addresses)
+        self.assertRegex(line, rb"\APROXY TCP6 ::ffff:\S+ 2001:db8::1 4000 80\r\n\Z")
+
+
+class Lines(unittest.TestCase):
+    """What a line of the log says, in which units."""
+
+    @unittest.skipUnless(hasattr(time, "tzset"), "needs tzset")
+    def test_time_is_local_with_three_digits_of_milliseconds(self) -> None:
+        self.addCleanup(time.tzset)
+        for zone, at, expected in (
+            ("XXX-5:30", 60.0072, "1970-01-01 05:31:00,007 text\n"),
+            ("XXX3", 86400.25, "1970-01-01 21:00:00,250 text\n"),
+        ):
+            with self.subTest(zone), mock.patch.dict(os.environ, TZ=zone):
+                time.tzset()
+                self.assertEqual(Log(os.devnull, False)._format(at, "text"), expected)
+
+    def test_times_are_in_milliseconds(self) -> None:
+        lab = Connections()
+        row, now_ns = lab.admit("192.0.2.1"), time.monotonic_ns()
+        row.accepted_ns, row.connect_ns = now_ns - 2_000_000_000, 1_230_000
+        line = lab.board.line_of(row, CLOSED)
+        self.assertRegex(
+            line,
+            r"\Aclient=192\.0\.2\.1:50000 server=127\.0\.0\.1:9991 tries=1 "
+            r"connect_ms=1\.23 duration_ms=[2-9]\d{3}\.\d to_server=0 to_client=0 "
+            r"undelivered=0 end=-- closed by both sides\Z",
+        )
+
+
+class Defaults(unittest.TestCase):
+    """What holds without options."""
+
+    def test_defaults_are_those_of_the_contract(self) -> None:
+        options = load_balancer.parse_args([])
+        usual = [(s["host"], s["port"], s["weight"]) for s in options.servers]
+        self.assertEqual(usual, [("127.0.0.1", 9991 + n, 1) for n in range(3)])
+        for name, value in (
+            ("algorithm", "roundrobin"),
+            ("check_interval", 2),
+            ("rise", 2),
+            ("fall", 3),
+            ("check_timeout", 2),
+            ("no_checks", False),
+            ("on_down", "keep"),
+            ("connect_timeout", 3),
+            ("idle_timeout", 3600),
+            ("half_close_timeout", 300),
+            ("hold", 3),
+            ("stop_delay", 0),
+            ("grace", 30),
+            ("queue_timeout", 5),
+            ("max_connections", 0),
+            ("send_proxy", None),
+            ("status", None),
+            ("log", None),
+            ("quiet", False),
+        ):
+            with self.subTest(name):
+                self.assertEqual(getattr(options, name), value)
+
+    def test_usual_address_is_9990_on_loopback(self) -> None:
+        with mock.patch.object(socket, "create_server") as create:
+            load_balancer.open_listeners(load_balancer.parse_args([]))
+        self.assertEqual(create.call_args[0], (("127.0.0.1", 9990),))
+
+
 class SlowReader(unittest.TestCase):
     """What its kernel does not take yet is kept."""
 
