@@ -193,6 +193,14 @@ class TheQueue(unittest.TestCase):
         board.end(two, CLOSED)
         self.assertEqual((one.server, later.server), (2, 0))
 
+    def test_wait_is_counted_once_though_it_is_over_long_before_the_end(self) -> None:
+        board = board_of("127.0.0.1:1,max=1")
+        clients = Clients(board)
+        for row in [clients.begin(), clients.begin()]:
+            board.end(row, CLOSED)
+        _, *counts = board.snapshot()["more"]["queue"]
+        self.assertEqual(sum(counts), 1)
+
     def test_one_that_has_tried_all_servers_is_told_so(self) -> None:
         board = board_of()
         row = Clients(board).begin()

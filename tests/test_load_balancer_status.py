@@ -348,14 +348,19 @@ class Formats(BalancerTestCase):
 
     def test_failed_and_refused_connections_are_counted_apart(self) -> None:
         with refusing_address() as dead:
-            balancer = self.balance([dead])
-            for _ in range(3):
-                with dial(balancer) as client, contextlib.suppress(ConnectionError):
-                    client.recv(1)
-            wait_for_endings(balancer, 3)
-            connections = figures(balancer)["connections"]
-            self.assertEqual((connections["failed"], connections["refused"]), (3, 0))
-            self.assertEqual(connections["total"], 3)
+            for option, counts in (("--hold=0", (3, 0)), ("--allow=192.0.2.1", (0, 3))):
+                balancer = self.balance([dead], option)
+                for _ in range(3):
+                    with dial(balancer) as client, contextlib.suppress(ConnectionError):
+                        client.recv(1)
+                wait_for_endings(balancer, 3)
+                wait_until(
+                    lambda b=balancer: not figures(b)["connections"]["active"],  # type: ignore[misc]
+                    what="no live connection",
+                )
+                found = figures(balancer)["connections"]
+                self.assertEqual((found["failed"], found["refused"]), counts)
+                self.assertEqual(found["total"], 3)
 
     def test_healthz_is_200_while_a_server_is_up_and_503_otherwise(self) -> None:
         backend = self.backend(named)

@@ -999,7 +999,7 @@ ADDRESSES = [
         "--send-proxy v1: TCP4 or TCP6, one family for both",
         "return hosts if both_4 else [as_ipv6(ip) for ip in hosts]",
         "return hosts",
-        at("proxy", "Sending"),
+        at("units", "Headers"),
     ),
     Break(
         "--send-proxy v2: the family of the addresses",
@@ -1032,15 +1032,6 @@ ADDRESSES = [
         at("proxy", "Sending.test_checks_announce_themselves_and_no_client"),
     ),
     Break(
-        "a loop through another balancer is noticed by PROXY headers",
-        "if loops:",
-        "if False:",
-        at(
-            "asked",
-            "Itself.test_loop_through_another_balancer_ends_by_its_proxy_header",
-        ),
-    ),
-    Break(
         "a balancer that is its own --server is refused",
         "if is_own(address, options.own):\n                    text",
         "if False:\n                    text",
@@ -1050,7 +1041,7 @@ ADDRESSES = [
         "the same port of another address is another server",
         "if listens == ip or (covers and is_local(ip, address[2:])):",
         "if listens == ip or covers:",
-        at("asked", "Itself.test_same_port_of_another_address_is_another_server"),
+        at("units", "Itself"),
     ),
     Break(
         "a name that moves to the balancer itself is left out",
@@ -1096,7 +1087,11 @@ ADDRESSES = [
         "new addresses of a name are checked, too",
         "self._watch(added)",
         "pass",
-        at("faults", "Names"),
+        at(
+            "faults",
+            "NoThread.test_checks_of_a_name_that_moves_begin_once_threads_are_"
+            "there_again",
+        ),
     ),
     Break(
         "a name without an address is DOWN, and comes in later",
@@ -1224,7 +1219,7 @@ STATUS = [
         "metrics: direction is to_server or to_client",
         '{{{label},direction="{way}"}}',
         '{{{label},way="{way}"}}',
-        at("status", "Formats.test_metrics_have_a_type_and_a_help_each"),
+        at("status", "Figures"),
     ),
     Break(
         "metrics: each end has a counter, from the start",
@@ -1236,7 +1231,7 @@ STATUS = [
         "metrics: a wait in the queue is counted once",
         "row.queued_ns = 0\n",
         "pass\n",
-        at("status", "Formats.test_wait_in_the_queue_and_each_end_are_counted_once"),
+        at("board", "TheQueue"),
     ),
     Break(
         "metrics: histograms are cumulative",
@@ -1774,19 +1769,19 @@ STARTS = [
         "the usual servers are 9991, 9992 and 9993",
         "DEFAULT_PORTS = (9991, 9992, 9993)",
         "DEFAULT_PORTS = (9992, 9991, 9993)",
-        at("operations", "Defaults"),
+        at("units", "Defaults"),
     ),
     Break(
         "the usual port is 9990, on loopback",
         'or [("127.0.0.1", 9990)]',
         'or [("0.0.0.0", 9990)]',
-        at("operations", "Defaults"),
+        at("units", "Defaults"),
     ),
     Break(
         "the defaults are the contract's",
         '("--rise", "N", parse_times, 2,',
         '("--rise", "N", parse_times, 3,',
-        at("operations", "Defaults"),
+        at("units", "Defaults"),
     ),
     Break(
         "importing the script starts nothing",
