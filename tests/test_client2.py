@@ -294,6 +294,8 @@ class TheExchange(ClientTestCase):
 class TheFigures(ClientTestCase):
     """Latency, response time and throughput, against a known truth."""
 
+    takes_long = True
+
     document: ClassVar[dict[str, Any]]  # of one run of nine clients
     target: ClassVar[str]
 

@@ -310,6 +310,8 @@ class SpliceThatStops(Faults):
 class SlowReaders(Faults):
     """Bytes that a receiver's kernel acknowledges are activity."""
 
+    takes_long = True
+
     def read_slowly(
         self, connection: socket.socket, seconds: float, size: int = 12_000
     ) -> int:

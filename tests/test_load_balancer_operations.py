@@ -78,6 +78,8 @@ def wait_for_standstill(balancer: Running, way: str) -> None:
 class Stopping(BalancerTestCase):
     """SIGTERM lets live connections end, for a while; a second one does not."""
 
+    takes_long = True
+
     def hold(self, balancer: Running, count: int = 1) -> list[socket.socket]:
         """Return live connections, served already."""
         clients = [self.dial(balancer) for _ in range(count)]

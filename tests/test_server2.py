@@ -429,6 +429,8 @@ class TheLog(ScriptTestCase):
             rb"\x1b[2J as text": r"\\x1b[2J as text",
             b"a space \xc2\xa0": r"a space \u00a0",
             b"a byte \xa0": r"a byte \xa0",
+            "a tag \U000e0001".encode(): r"a tag \U000e0001",
+            b"ended by cr lf\r": "ended by cr lf",
         }
         for message, expected in cases.items():
             with self.subTest(message=message):
@@ -487,7 +489,11 @@ class TheLog(ScriptTestCase):
         read_line(client)
         name = name_of(client)
         send_reset(client)
-        self.assertIn("1 message", whole_story(self.log, name)[-1])
+        self.assertTrue(
+            whole_story(self.log, name)[-1].startswith(
+                "closed: reset by client, 1 message, 10 bytes in, "
+            )
+        )
 
 
 class WhereTheLogGoes(ScriptTestCase):
@@ -562,6 +568,16 @@ class WhereTheLogGoes(ScriptTestCase):
         self.assertNotIn("third", old)
         self.assertIn("received: third", log.read_text())
         self.assertNotIn("second", log.read_text())
+
+    def test_a_log_that_was_deleted_is_begun_anew(self) -> None:
+        log = self.folder / "server_log.txt"
+        server = self.start("server2.py", "0")
+        client = self.dial(server)
+        for text in ("first", "second"):
+            client.sendall(f"{text}\n".encode())
+            read_line(client)
+            self.assertIn(f"received: {text}\n", log.read_text())
+            log.unlink()
 
     @unittest.skipUnless(Path("/dev/full").exists(), "needs /dev/full")
     def test_a_full_disk_gives_an_error_instead_of_a_confirmation(self) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
 import signal
 import socket
 import threading
+import time
 import unittest
 from typing import Any
 from unittest import mock
@@ -17,6 +19,7 @@ from tests import test_server2
 from tests.support import (
     DEADLINE_S,
     ScriptTestCase,
+    dial,
     in_parallel,
     read_exactly,
     read_line,
@@ -65,6 +68,57 @@ class Appending(ScriptTestCase):
             (later,) = in_parallel(lambda: log.append([b"third\n"]), timeout=5)
         self.assertEqual((followed, later), ((1, ""), (1, "")))
         self.assertEqual(self.log_lines("log.txt"), ["second", "third"])
+
+    def grouped(self, outcome: Any) -> list[tuple[int, str]]:
+        """Return what two appends of one group are told when it ends like that."""
+        log = server2.FlushedLog(str(self.folder / "log.txt"), 9991)
+        self.addCleanup(os.close, log.file)
+        busy, answers = threading.Event(), []
+
+        def be_busy() -> None:
+            with log.flushing:
+                busy.set()
+                wait_until(lambda: len(log._group) == 2, 5, "a group of two")
+
+        def append(before: int) -> None:
+            busy.wait(5)
+            wait_until(lambda: len(log._group) == before, 5, "its turn")
+            with contextlib.suppress(MemoryError):
+                answers.append(log.append([RECORD]))
+
+        with mock.patch.object(log, "_write_and_flush", side_effect=[outcome]):
+            in_parallel(be_busy, lambda: append(0), lambda: append(1), timeout=5)
+        return sorted(answers, reverse=True)
+
+    def test_with_fsync_each_of_a_group_is_told_what_became_of_its_own(self) -> None:
+        for logged, reason, told in (
+            (2, "", [(1, ""), (1, "")]),
+            (1, "no space", [(1, ""), (0, "no space")]),
+            (0, "no space", [(0, "no space"), (0, "no space")]),
+        ):
+            with self.subTest(logged=logged):
+                self.assertEqual(self.grouped((logged, reason)), told)
+
+    def test_with_fsync_who_joined_a_leader_that_fails_is_told(self) -> None:
+        self.assertEqual(
+            self.grouped(MemoryError()), [(0, "internal error: MemoryError()")]
+        )
+
+    def test_of_a_write_cut_off_the_whole_is_logged_and_the_torn_blanked(self) -> None:
+        log = server2.Log(str(self.folder / "log.txt"), 9991)
+        self.addCleanup(os.close, log.file)
+        full = OSError(errno.ENOSPC, "no space")
+
+        def cut_off(file: int, data: bytes) -> int:
+            return os.write(file, data[: len(RECORD) + 40])
+
+        with mock.patch.object(server2, "write_quickly", side_effect=cut_off) as write:
+            write.side_effect = [cut_off(log.file, RECORD * 3), full]
+            self.assertEqual(log.append([RECORD] * 3), (1, "no space"))
+        self.assertEqual(log.append([RECORD]), (1, ""))
+        blank = b" " * 39 + b"\n\n"
+        text = (self.folder / "log.txt").read_bytes()
+        self.assertEqual(text, RECORD + blank + RECORD)
 
     @unittest.skipUnless(hasattr(os, "mkfifo"), "needs FIFOs")
     def test_whether_writers_take_turns_is_decided_at_every_opening(self) -> None:
@@ -162,6 +216,38 @@ class ProxyLines(unittest.TestCase):
                 with self.assertRaisesRegex(server2.ConnectionOver, "in time"):
                     server2.read_proxy_line(connection)
                 self.assertEqual(connection.bytes_in, len(sent))
+
+
+class Records(unittest.TestCase):
+    """What a record says besides the message."""
+
+    def test_each_has_the_time_of_its_event(self) -> None:
+        server = some_server("--delay", "0.01")
+        server.work = server2.PretendedWork(server.args.delay, 0)
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            theirs.sendall(b"hi\n")
+            theirs.shutdown(socket.SHUT_WR)
+            began, before = time.monotonic(), server2.timestamp()
+            connection = server2.Connection(server, ours, ("127.0.0.1", 56457))
+            accepted = server2.timestamp()
+            threading.Event().wait(0.05)
+            connection.serve()
+            took_ms = (time.monotonic() - began) * 1e3
+        entries = [x for call in server.log.append.call_args_list for x in call.args[0]]
+        lines = b"".join(entries).decode().splitlines()
+        connected, received, replied, closed = (line.split(" - ")[0] for line in lines)
+        self.assertLessEqual(before, connected)
+        self.assertLessEqual(connected, accepted)
+        self.assertLess(accepted, received)
+        self.assertLess(received, replied)
+        self.assertLessEqual(replied, closed)
+        duration_ms = float(lines[-1].split()[-2])
+        self.assertTrue(50 <= duration_ms <= took_ms + 0.1, (duration_ms, took_ms))
+
+    def test_a_time_has_three_digits_of_milliseconds(self) -> None:
+        with mock.patch("time.time_ns", return_value=1_764_000_000_007_900_000):
+            self.assertRegex(server2.timestamp(), r"\A2025-11-2\d \d\d:\d\d:\d\d,007\Z")
 
 
 class Ends(ScriptTestCase):
@@ -292,6 +378,29 @@ class Threads(ScriptTestCase):
             port = self.listener.getsockname()[1]
             self.assertEqual(read_line(client), b"Server %d received: hi\n" % port)
         wait_until(lambda: not self.server.live, 5, "the connection's end")
+
+
+class Listening(unittest.TestCase):
+    """The options that are not given, and what an accepted socket has."""
+
+    def test_the_defaults_are_those_of_the_contract(self) -> None:
+        self.assertEqual(
+            vars(server2.parse_args(["9991"])),
+            {
+                "port": 9991, "host": "127.0.0.1", "log": "server_log.txt",
+                "fsync": False, "max_message": 65_536, "message_pause": 0.2,
+                "idle_timeout": 3_600, "max_connections": 0, "accept_proxy": [],
+                "delay": None, "parallel": 0, "fault": ("", 0.0), "quiet": False,
+            },
+        )  # fmt: skip
+
+    def test_a_confirmation_waits_for_no_acknowledgement_of_the_last(self) -> None:
+        listener = server2.open_listener(server2.parse_args(["0"]))
+        with listener, dial(listener.getsockname()), listener.accept()[0] as sock:
+            no_delay = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            asks = sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        self.assertTrue(no_delay)
+        self.assertTrue(asks, "a client that vanished is never found")
 
 
 class Work(unittest.TestCase):

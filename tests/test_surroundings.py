@@ -602,6 +602,8 @@ NARROW: dict[str, dict[str, str]] = {
 class Characters(ScriptTestCase):
     """Where a character cannot be shown, ASCII stands in its place, never "?"."""
 
+    takes_long = True
+
     def said(self, env: Mapping[str, str], encoding: str) -> dict[str, str]:
         """Return what the demo, a server and a balancer say with these variables."""
         demo = self.client(9, "--demo", "--messages", 40, env=env)
