@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import random
 import signal
+import threading
 import unittest
 from unittest import mock
 
 import load_balancer
 from load_balancer import CLOSED, Bell, Board, End, Row, Wake
+from tests.support import DEADLINE_S
 
 REFUSED = End("SC", "refused")
 
@@ -22,6 +24,21 @@ def board_of(*servers: str, workers: int = 1, arguments: tuple[str, ...] = ()) -
     for server in options.servers:
         server["resolved"] = load_balancer.resolve(server["host"], server["port"])
     return Board(options, 20)
+
+
+def takes_lock(board: Board) -> bool:
+    """Tell whether the lock can be had; on a thread, for a test must not hang."""
+    found = []
+
+    def take() -> None:
+        with board.lock:
+            alone = not board.lock._lock.acquire(False)
+            found.append((alone, board.holder))
+
+    thread = threading.Thread(target=take, daemon=True)
+    thread.start()
+    thread.join(DEADLINE_S)
+    return found == [(True, os.getpid())]
 
 
 class Clients:
@@ -243,11 +260,9 @@ class DeadWorkers(unittest.TestCase):
                     board.holder *= noted  # else it dies before it is noted
                     os._exit(0)
                 os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
-                with board.lock:
-                    self.assertFalse(board.lock._lock.acquire(False))
+                self.assertTrue(takes_lock(board))
                 os.waitpid(child, 0)
-                with board.lock:  # it is free, once
-                    self.assertFalse(board.lock._lock.acquire(False))
+                self.assertTrue(takes_lock(board))  # it is free, once
 
     @unittest.skipUnless(hasattr(os, "fork"), "needs fork")
     def test_stopped_process_that_has_the_lock_is_killed(self) -> None:
@@ -259,9 +274,12 @@ class DeadWorkers(unittest.TestCase):
             os.kill(os.getpid(), signal.SIGSTOP)
             os._exit(0)
         os.waitid(os.P_PID, child, os.WSTOPPED)
-        with mock.patch.object(load_balancer, "STALL_S", 0.1), board.lock:
-            self.assertEqual(board.holder, os.getpid())
+        with mock.patch.object(load_balancer, "STALL_S", 0.1):
+            taken = takes_lock(board)
+        if not taken:
+            os.kill(child, signal.SIGKILL)
         self.assertEqual(os.waitpid(child, 0)[1], signal.SIGKILL)
+        self.assertTrue(taken)
 
 
 class Bells(unittest.TestCase):

@@ -423,6 +423,8 @@ class Page(BalancerTestCase):
         policy = headers["content-security-policy"]
         self.assertIn("default-src 'none'", policy)
         self.assertIn("frame-ancestors 'none'", policy)
+        own = r"; script-src 'sha256-\S+'; style-src 'sha256-\S+'; connect-src 'self'; "
+        self.assertRegex(policy, own)
         self.assertNotRegex(page, r"""(?i)(?:src|href)\s*=\s*["']?(?:https?:)?//""")
         self.assertNotRegex(page, r"(?i)@import|url\(\s*['\"]?(?:https?:)?//")
 
@@ -432,6 +434,13 @@ class Page(BalancerTestCase):
                 headers = self.ask(path)[1]
                 self.assertEqual(headers["cache-control"], "no-store")
                 self.assertEqual(headers["x-content-type-options"], "nosniff")
+
+    def test_head_is_answered_without_a_body(self) -> None:
+        client = self.dial(self.where)
+        client.sendall(b"HEAD /healthz HTTP/1.0\r\n\r\n")
+        answer = read_to_end(client)
+        self.assertRegex(answer, rb"(?s)\AHTTP/1\.0 200 .*\r\nContent-Length: 3\r\n")
+        self.assertTrue(answer.endswith(b"\r\n\r\n"), answer)
 
     def test_page_that_is_not_there_is_404(self) -> None:
         for path in ("/nothing", "/status.json/", "/../etc/passwd", "/servers/"):

@@ -365,22 +365,6 @@ class WorkersThatDie(unittest.TestCase):
         self.assertEqual(board.servers()[0].places_taken, 2)
         self.assertTrue(two[1].server, "the place of the dead goes to who waits")
 
-    def test_lock_of_a_dead_process_is_taken_from_it(self) -> None:
-        options = load_balancer.parse_args(
-            ["--server=127.0.0.1:9991", "--workers=2"]
-        )
-        board = Board(options, 10)
-        child = os.fork()
-        if not child:
-            board.lock.me = os.getpid()
-            board.lock.__enter__()
-            os._exit(0)
-        os.waitpid(child, 0)
-        self.assertEqual(board.holder, child)
-        board.bury(1, load_balancer.WORKER_DIED)
-        with board.lock:
-            self.assertEqual(board.holder, os.getpid())
-
 
 class LogThatCannotBeWritten(unittest.TestCase):
     """Lines that are lost are counted, and the count is written once it can be."""

@@ -1379,7 +1379,7 @@ STATUS = [
         "HEAD has no body",
         'if self.command != "HEAD":',
         "if True:",
-        at("status", "Page"),
+        at("status", "Page.test_head_is_answered_without_a_body"),
     ),
     Break(
         "the oldest status client makes way when there are too many",
@@ -1426,8 +1426,9 @@ WORKERS = [
         "self._waiting[number] = at",
         "pass",
         at(
-            "operations",
-            "Workers.test_worker_that_dies_takes_only_its_own_connections",
+            "workers",
+            "Deaths.test_connections_of_other_workers_go_on_and_those_that_wait_"
+            "are_served",
         ),
     ),
     Break(
@@ -1453,8 +1454,9 @@ WORKERS = [
         "CUT if orderly else WORKER_DIED",
         "CUT",
         at(
-            "operations",
-            "Workers.test_worker_that_dies_takes_only_its_own_connections",
+            "workers",
+            "Deaths.test_connections_of_other_workers_go_on_and_those_that_wait_"
+            "are_served",
         ),
     ),
     Break(
@@ -1463,7 +1465,8 @@ WORKERS = [
         'text = "it died"',
         at(
             "workers",
-            "Deaths.test_killed_and_stopped_workers_leave_no_count_and_no_line_behind",
+            "Deaths.test_connections_of_other_workers_go_on_and_those_that_wait_"
+            "are_served",
         ),
     ),
     Break(
@@ -1488,13 +1491,13 @@ WORKERS = [
         "a dead process does not keep the board's lock",
         "if is_parent and (is_dead(holder) if holder else waited_s > 1.0):",
         "if False:",
-        at("units", "WorkersThatDie"),
+        at("board", "DeadWorkers.test_lock_of_a_dead_process_is_taken_from_it"),
     ),
     Break(
         "a stopped process does not keep the board's lock",
         "if waited_s > STALL_S and holder not in (0, self.me):",
         "if False:",
-        at("board", "DeadWorkers"),
+        at("board", "DeadWorkers.test_stopped_process_that_has_the_lock_is_killed"),
     ),
     Break(
         "a worker that is stopped ends with the others",
