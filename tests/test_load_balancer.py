@@ -710,7 +710,14 @@ class TimeLimits(OneServer):
             visit.socket.shutdown(socket.SHUT_WR)
             sink(visit)
 
+        def greet(visit: Visit) -> None:
+            visit.send(b"hello")
+            silent(visit)
+
         _, idle = self.connect(silent)
+        _, greeted = self.connect(greet)
+        asked, asking = self.connect(silent)
+        asked.sendall(b"a request")
         _, stuck = self.connect(Progress(50 * MIB))
         _, after_client = self.connect_half_closed(silent)
         _, after_server = self.connect(half_close_first(b"x"))
@@ -728,6 +735,16 @@ class TimeLimits(OneServer):
             ending = self.assert_end(idle, "cD|sD", to_server=0, to_client=0)
             self.assertGreater(ending.duration_ms, 2400)
             self.assertRegex(ending.words, "idle")
+        with self.subTest("a client that says nothing after a greeting"):
+            self.assertEqual(
+                self.assert_end(greeted, "cD", to_client=5).words,
+                "client idle for 2.5 s",
+            )
+        with self.subTest("a server that says nothing after a request"):
+            self.assertEqual(
+                self.assert_end(asking, "sD", to_server=9).words,
+                "server idle for 2.5 s",
+            )
         with self.subTest("a client that takes nothing of a long reply"):
             self.assertGreater(self.assert_end(stuck, "cD").undelivered, 0)
         with self.subTest("a reply that trickles after the client's end"):

@@ -699,6 +699,21 @@ class Log(BalancerTestCase):
         wait_until(lambda: " client=" in log.read_text(), what="the line")
         self.assertEqual(len(balancer.stdout_lines()), 1)
 
+    def test_quiet_balancer_prints_nothing_but_its_first_line(self) -> None:
+        balancer = self.balance([self.backend(named)], "--quiet")
+        visit_once(balancer)
+        self.assertEqual(balancer.stop(), 0)
+        self.assertEqual(len(balancer.stdout_lines()), 1)
+
+    def test_stop_is_told_on_standard_output_though_the_log_is_a_file(self) -> None:
+        for option, told in (("--no-checks", ["stopping"]), ("--quiet", [])):
+            with self.subTest(option):
+                log = self.folder / f"log{option}"
+                balancer = self.balance([self.backend(named)], option, "--log", log)
+                self.assertEqual(balancer.stop(), 0)
+                self.assertEqual(balancer.stdout_lines()[1:], told)
+                self.assertIn(" stopped\n", log.read_text())
+
     def test_log_that_cannot_be_written_stops_no_traffic(self) -> None:
         if not Path("/dev/full").exists():
             self.skipTest("needs /dev/full (Linux)")

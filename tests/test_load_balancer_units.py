@@ -15,6 +15,7 @@ import os
 import signal
 import socket
 import tempfile
+import threading
 import time
 import unittest
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from unittest import mock
 import load_balancer
 from load_balancer import CLOSED, Board, Direction, End, Log, Row
 from tests.balancer import TIME
+from tests.support import DEADLINE_S
 
 REFUSED = End("SC", "refused")
 
@@ -426,6 +428,20 @@ class LogThatCannotBeWritten(unittest.TestCase):
         start = time.monotonic()
         log.end()
         self.assertLess(time.monotonic() - start, 10)
+
+    def test_lines_for_a_desk_that_is_stopped_hold_nobody_up(self) -> None:
+        log = load_balancer.Log(str(self.path), quiet=False)
+        log.share()
+
+        def say_much() -> None:
+            for _ in range(3000):
+                log.line("x" * 1000)
+
+        worker = threading.Thread(target=say_much, daemon=True)
+        worker.start()
+        worker.join(DEADLINE_S)
+        self.assertFalse(worker.is_alive(), "it waits for the desk")
+        self.assertGreater(log._lost, 0)
 
     def test_connection_whose_worker_died_just_after_its_line_has_no_second(
         self,

@@ -1578,7 +1578,7 @@ LOGGING = [
         "a client that is idle is told apart from its server",
         'code, side = ("sD", "server") if latest is upstream',
         'code, side = ("sD", "server") if latest',
-        at("faults", "Faults", "UrgentData"),
+        at("", "TimeLimits.test_silence_ends_connections_at_their_time_limits"),
     ),
     Break(
         "an end after the server had finished is told by L",
@@ -1609,7 +1609,7 @@ LOGGING = [
         "--quiet prints nothing but the first line",
         "self.silent = quiet and path is None",
         "self.silent = False",
-        at("operations", "Log"),
+        at("operations", "Log.test_quiet_balancer_prints_nothing_but_its_first_line"),
     ),
     Break(
         "--quiet: a --log FILE is still written",
@@ -1621,7 +1621,10 @@ LOGGING = [
         "SIGHUP reopens the log, also with several workers",
         "self._board.bells[0].ring(REOPEN)",
         "pass",
-        at("operations", "Stopping.test_log_is_reopened_also_while_it_stops"),
+        (
+            "tests.test_surroundings.ClosedWindow.test_sighup_reopens_the_log_"
+            "where_there_never_was_a_terminal",
+        ),
     ),
     Break(
         "lines that could not be written are told in the log",
@@ -1648,7 +1651,11 @@ LOGGING = [
         "a log that nobody reads stops no service",
         "os.set_blocking(self._pipe[1], False)",
         "pass",
-        at("operations", "Log.test_log_that_nobody_reads_stops_no_service"),
+        at(
+            "units",
+            "LogThatCannotBeWritten.test_lines_for_a_desk_that_is_stopped_hold_"
+            "nobody_up",
+        ),
     ),
     Break(
         "a terminal gets shorter lines",
@@ -1675,18 +1682,15 @@ LOGGING = [
         "a dumb terminal gets no escape sequence",
         "self._has_colours = not plain",
         "self._has_colours = True",
-        (
-            "tests.test_surroundings.PlainTerminals.test_a_dumb_terminal_gets_no_"
-            "escape_sequence",
-        ),
+        at("status", "OnScreen.test_change_of_state_is_said_in_words_and_colour"),
     ),
     Break(
         "a terminal hears of a stop though the log goes to a file",
         "if self._options.log and not self._options.quiet:",
         "if False:",
-        (
-            "tests.test_surroundings.PlainTerminals.test_ctrl_c_says_what_is_live_"
-            "how_long_it_waits_and_that_a_second_cuts",
+        at(
+            "operations",
+            "Log.test_stop_is_told_on_standard_output_though_the_log_is_a_file",
         ),
     ),
 ]
