@@ -11,6 +11,7 @@ import array
 import contextlib
 import errno
 import io
+import itertools
 import os
 import signal
 import socket
@@ -587,6 +588,14 @@ class Defaults(unittest.TestCase):
             with self.subTest(name):
                 self.assertEqual(getattr(options, name), value)
 
+    def test_one_process_is_enough_for_a_free_threaded_python(self) -> None:
+        for free, workers in ((True, 1), (False, 7)):
+            with (
+                mock.patch.object(load_balancer, "usable_cores", return_value=7),
+                mock.patch.object(load_balancer, "is_free_threaded", return_value=free),
+            ):
+                self.assertEqual(load_balancer.parse_args([]).workers, workers)
+
     def test_usual_address_is_9990_on_loopback(self) -> None:
         with mock.patch.object(socket, "create_server") as create:
             load_balancer.open_listeners(load_balancer.parse_args([]))
@@ -615,6 +624,62 @@ class SlowReader(unittest.TestCase):
             if way.pending or sent == len(data):
                 received += server.recv(100_000)
         self.assertEqual(received, data)
+
+
+class Vanished(unittest.TestCase):
+    """A side whose kernel no longer answers is given up, and the other is told."""
+
+    def test_side_without_an_answer_for_two_minutes_ends_the_connection(self) -> None:
+        for side in ("client", "server"):
+            pairs = {name: socket.socketpair() for name in ("client", "server")}
+            for sock in itertools.chain(*pairs.values()):
+                self.addCleanup(sock.close)
+            client_sock, server_sock = (ours for ours, _ in pairs.values())
+            for sock in (client_sock, server_sock):
+                sock.setblocking(False)
+            gone = pairs[side][0]
+            options = load_balancer.parse_args(["--idle-timeout=5"])
+            cells = memoryview(array.array("q", [0] * load_balancer.Row.SIZE))
+            session = mock.Mock(cut=None)
+            relay = load_balancer.Relay(
+                options, cells, client_sock, server_sock, session
+            )
+            with (
+                self.subTest(side),
+                mock.patch.object(load_balancer, "LOOK_NS", 10_000_000),
+                mock.patch.object(
+                    load_balancer,
+                    "silence_s",
+                    lambda sock, gone=gone: 120.0 if sock is gone else 119.9,
+                ),
+            ):
+                end = relay.run(False)
+                words = f"{side} vanished: it no longer answers"
+                self.assertEqual((end.code, end.words), (f"{side[0]}D", words))
+
+
+class Loops(unittest.TestCase):
+    """A client that comes here again and again through another balancer."""
+
+    def test_so_many_live_connections_of_one_clients_port_are_a_loop(self) -> None:
+        lab = Connections("--server=127.0.0.1:9991", "--accept-proxy=127.0.0.1")
+        worker = load_balancer.Worker(lab.board, [], mock.Mock(), 1)
+        peer, route = ("127.0.0.1", 1), (("192.0.2.1", 4000), ("192.0.2.2", 80))
+
+        def meet() -> None:
+            session = load_balancer.Session(lab.admit(), mock.Mock(), peer)
+            worker._meet(session)
+
+        with (
+            mock.patch.object(load_balancer, "read_proxy_header", return_value=route),
+            mock.patch.object(load_balancer, "LOOP_ROUNDS", 3),
+        ):
+            for _ in range(3):
+                meet()
+            with self.assertRaises(load_balancer.OverError) as raised:
+                meet()
+        self.assertEqual(raised.exception.end.code, "PC")
+        self.assertRegex(raised.exception.end.words, "a loop")
 
 
 class Prepared(unittest.TestCase):

@@ -828,6 +828,18 @@ RELAYING = [
         at("units", "LastBytes"),
     ),
     Break(
+        "a side that has vanished is given up after 120 s",
+        "VANISHED_S = 120.0",
+        "VANISHED_S = 1e9",
+        at("units", "Vanished"),
+    ),
+    Break(
+        "a side that has vanished is told by a small letter",
+        "code = death.side[0] if death.vanished else death.side[0].upper()",
+        "code = death.side[0].upper()",
+        at("units", "Vanished"),
+    ),
+    Break(
         "a client never talks to itself",
         "if is_connected_to_itself(server_sock):",
         "if False:",
@@ -1030,6 +1042,12 @@ ADDRESSES = [
         "sock.sendall(PROXY_V2_LOCAL)",
         "pass",
         at("proxy", "Sending.test_checks_announce_themselves_and_no_client"),
+    ),
+    Break(
+        "a loop through another balancer is noticed by PROXY headers",
+        "if loops:",
+        "if False:",
+        at("units", "Loops"),
     ),
     Break(
         "a balancer that is its own --server is refused",
@@ -1422,6 +1440,12 @@ WORKERS = [
         at("operations", "Workers.test_auto_starts_one_worker_per_core"),
     ),
     Break(
+        "--workers auto: 1 on a free-threaded Python",
+        "alone = why or is_free_threaded()",
+        "alone = why",
+        at("units", "Defaults"),
+    ),
+    Break(
         "a killed worker is replaced",
         "self._waiting[number] = at",
         "pass",
@@ -1589,6 +1613,54 @@ LOGGING = [
             "Closing.test_client_that_resets_before_a_finished_server_has_arrived_"
             "missed_its_end",
         ),
+    ),
+    Break(
+        "CC: the client left while its server was connected",
+        'LEFT_CONNECTING = End("CC",',
+        'LEFT_CONNECTING = End("CQ",',
+        at(
+            "choice",
+            "Connecting.test_client_that_leaves_while_connecting_is_noticed_at_once",
+        ),
+    ),
+    Break(
+        "CQ: the client left while it waited",
+        'LEFT_QUEUE = End("CQ",',
+        'LEFT_QUEUE = End("CC",',
+        at("limits", "ServerLimit.test_client_that_leaves_the_queue_takes_no_place"),
+    ),
+    Break(
+        "sQ: no place at a server in time",
+        'QUEUED_TOO_LONG = End("sQ",',
+        'QUEUED_TOO_LONG = End("SC",',
+        at(
+            "limits",
+            "ServerLimit.test_queue_timeout_ends_the_wait_with_its_own_reason",
+        ),
+    ),
+    Break(
+        "SC: no server may have clients",
+        'NO_SERVER = End("SC",',
+        'NO_SERVER = End("sQ",',
+        at("faults", "WhoMayBeAsked.test_no_place_and_no_server_are_two_reasons"),
+    ),
+    Break(
+        "KQ: closed at shutdown while it waited",
+        'CUT_QUEUED = End("KQ",',
+        'CUT_QUEUED = End("KC",',
+        at("operations", "Stopping.test_queued_clients_are_told_when_it_stops"),
+    ),
+    Break(
+        "PC: refused",
+        'return End("PC", f"refused',
+        'return End("CC", f"refused',
+        at("limits", "Access.test_client_outside_is_closed_and_no_server_contacted"),
+    ),
+    Break(
+        "RC: nothing left to connect with",
+        'End("RC", f"cannot connect: {words}")',
+        'End("SC", words)',
+        at("units", "ChecksInAShortage"),
     ),
     Break(
         "--log FILE is appended to",
