@@ -20,8 +20,8 @@ from typing import Any
 
 from tests.support import (
     DEADLINE_S,
-    LONG,
     REFUSED,
+    THOROUGH,
     Backend,
     Behaviour,
     Running,
@@ -257,6 +257,18 @@ def listens_at(pid: int, port: int) -> bool:
     return False
 
 
+def has_ended(balancer: Running, client: socket.socket) -> bool:
+    """Tell whether the balancer has sent a client its end of file, or is about to.
+
+    Bytes that the client does not read may stand before it (proc(5), FIN_WAIT1).
+    """
+    table = Path("/proc/net/tcp")
+    if not table.exists():
+        raise unittest.SkipTest("needs /proc/net/tcp (Linux)")
+    ends = f":{balancer.port:04X} 0100007F:{client.getsockname()[1]:04X}"
+    return any(f"{ends} 04 " in line for line in table.read_text().splitlines())
+
+
 def processes(balancer: Running) -> tuple[list[int], list[int]]:
     """Return the live workers and the desks.
 
@@ -289,7 +301,7 @@ class BalancerTestCase(ScriptTestCase):
         """Leave the variants of a class to `.ci/run`, for the default run is short."""
         super().setUpClass()
         variant = cls.__name__.endswith(("WithTwoWorkers", "WithoutSplice"))
-        if variant and not (LONG or os.environ.get("CI")):
+        if variant and not THOROUGH:
             raise unittest.SkipTest("a variant: set LAB_LONG=1 to run it, too")
 
     def balance(

@@ -7,7 +7,8 @@ Most tests wait, so more classes than cores can run at once. The parent has no t
 and forks a child for each class (for a whole module, where it has fixtures). A child
 runs its tests as usual and reports each one when it is over; the parent plays reports
 into the result that unittest gave it: dots, tracebacks, numbers and the exit code are
-what they are without children. A class with `alone = True` runs after the others.
+what they are without children. A class with `alone = True` runs after the others, one
+with `takes_long = True` begins before them.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def jobs_wanted() -> int:
 
 
 def units_of(suite: Iterable[Any]) -> list[list[unittest.TestCase]]:
-    """Return the tests of each class (or module with fixtures), most tests first."""
+    """Return the tests of each class (or module with fixtures), longest first."""
 
     def tests_in(suite: Iterable[Any]) -> Iterator[unittest.TestCase]:
         for part in suite:
@@ -53,7 +54,8 @@ def units_of(suite: Iterable[Any]) -> list[list[unittest.TestCase]]:
         module = sys.modules[type(test).__module__]
         shares = hasattr(module, "setUpModule") or hasattr(module, "tearDownModule")
         units.setdefault(module if shares else type(test), []).append(test)
-    return sorted(units.values(), key=len, reverse=True)
+    by_need = [(getattr(u[0], "takes_long", False), len(u), u) for u in units.values()]
+    return [unit for _, _, unit in sorted(by_need, key=lambda n: n[:2], reverse=True)]
 
 
 class Recorder(unittest.TestResult):

@@ -44,6 +44,7 @@ DEADLINE_S = 30.0  # for whatever takes milliseconds on a quiet machine
 SOCKET_TIMEOUT_S = 30.0
 POLL_INTERVAL_S = 0.01
 LONG = bool(os.environ.get("LAB_LONG"))
+THOROUGH = bool(LONG or os.environ.get("CI"))  # the default run is short
 DEV = bool(os.environ.get("LAB_DEV"))
 # What a system may refuse is refused to every script: tests/refused/sitecustomize.py.
 REFUSED = bool(os.environ.get("LAB_REFUSED"))

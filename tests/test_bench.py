@@ -12,6 +12,7 @@ from tests.bench.machine import Cpu
 from tests.bench.rows import ROWS
 from tests.bench.truth import command, ranges, tenths
 from tests.bench.truth.system import Figure
+from tests.support import THOROUGH
 
 TOP = Path(__file__).resolve().parents[1]
 SHORT_DEADLINE_S = 300
@@ -185,6 +186,8 @@ class ReadmeTest(unittest.TestCase):
 class TruthTest(unittest.TestCase):
     """How true the figures are: what is counted, and that it runs."""
 
+    takes_long = True
+
     def test_share_is_held_against_what_is_to_be_reached(self) -> None:
         for hits, target, missed in (
             (79, "≥ 80 %", True),
@@ -225,6 +228,7 @@ class TruthTest(unittest.TestCase):
         self.assertEqual((busy, slow), (6, 6))
 
     @unittest.skipUnless(sys.platform == "linux", "needs /proc and SIGSTOP (Linux)")
+    @unittest.skipUnless(THOROUGH, "takes half a minute: set LAB_LONG=1")
     def test_short_form_measures_each_part_and_what_is_made_up_is_true(self) -> None:
         done = subprocess.run(
             [sys.executable, "-m", "tests.bench", "truth", "--short"],

@@ -23,6 +23,7 @@ from pathlib import Path
 from tests.balancer import (
     OneServer,
     figures,
+    has_ended,
     local_address,
 )
 from tests.support import (
@@ -428,7 +429,7 @@ class Closing(OneServer):
         client.connect((self.running.host, self.running.port))
         name = local_address(client)
         wait_until(lambda: self.visit().done.is_set(), what="the server's end")
-        threading.Event().wait(0.2)  # that the balancer, too, has passed it on
+        wait_until(lambda: has_ended(self.running, client), what="that it is passed on")
         send_reset(client)
         ending = self.ending(self.running, name)
         self.assertEqual(ending.code, "CL")
@@ -667,7 +668,7 @@ class ClosingWithoutSplice(Closing):
 class TimeLimits(OneServer):
     """What is silent for too long is closed, and nothing else is."""
 
-    OPTIONS = ("--idle-timeout=1.5", "--half-close-timeout=0.8")
+    OPTIONS = ("--idle-timeout=2.5", "--half-close-timeout=1.6")
 
     def connect(self, behaviour: Behaviour) -> tuple[socket.socket, str]:
         """Open a connection that the backend treats this way."""
@@ -707,14 +708,14 @@ class TimeLimits(OneServer):
 
         with self.subTest("a server that says nothing after the client's end"):
             ending = self.assert_end(after_client, "sD", to_server=1)
-            self.assertGreater(ending.duration_ms, 750)
-            self.assertNotRegex(ending.words, "idle for 1.5 s")
+            self.assertGreater(ending.duration_ms, 1550)
+            self.assertNotRegex(ending.words, "idle for 2.5 s")
         with self.subTest("a client that says nothing after the server's end"):
             ending = self.assert_end(after_server, "cD", to_client=1)
-            self.assertGreater(ending.duration_ms, 750)
+            self.assertGreater(ending.duration_ms, 1550)
         with self.subTest("a connection without a byte"):
             ending = self.assert_end(idle, "cD|sD", to_server=0, to_client=0)
-            self.assertGreater(ending.duration_ms, 1400)
+            self.assertGreater(ending.duration_ms, 2400)
             self.assertRegex(ending.words, "idle")
         with self.subTest("a client that takes nothing of a long reply"):
             self.assertGreater(self.assert_end(stuck, "cD").undelivered, 0)

@@ -38,6 +38,8 @@ from tests.support import (
 class Connecting(BalancerTestCase):
     """A server that cannot be connected costs its clients nothing but time."""
 
+    takes_long = True
+
     def test_refused_connect_goes_to_another_server_unseen(self) -> None:
         with refusing_address() as dead:
             alive = self.backend(named)

@@ -51,6 +51,8 @@ def limit_descriptors(soft: int, hard: int) -> Callable[[], None]:
 class ServerLimit(BalancerTestCase):
     """`max=` is what the server counts, and the queue before it is fair."""
 
+    takes_long = True
+
     def is_queued(self, balancer: Running, count: int) -> None:
         """Wait until `count` connections are in the queue."""
         wait_until(

@@ -27,6 +27,7 @@ from tests.balancer import (
 from tests.support import (
     DEADLINE_S,
     LONG,
+    THOROUGH,
     Backend,
     Running,
     Visit,
@@ -36,7 +37,6 @@ from tests.support import (
     wait_until,
 )
 
-MANY = bool(LONG or os.environ.get("CI"))
 KILLS = 500 if LONG else 30
 ESTABLISHED = 1  # tcp_states.h
 SEED = int(os.environ.get("LAB_SEED", "1"))
@@ -97,7 +97,7 @@ class Deaths(Several):
 
         return self.backend(behave)
 
-    @unittest.skipUnless(MANY, "takes a quarter of a minute: set LAB_LONG=1")
+    @unittest.skipUnless(THOROUGH, "takes a quarter of a minute: set LAB_LONG=1")
     def test_killed_and_stopped_workers_leave_no_count_and_no_line_behind(self) -> None:
         backends = [self.at_once() for _ in range(2)]
         log = self.folder / "balancer.log"

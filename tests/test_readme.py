@@ -41,6 +41,8 @@ def commands(line: str) -> list[list[str]]:
 class TheExperiments(ScriptTestCase):
     """Five experiments, in English and in Indonesian."""
 
+    takes_long = True
+
     def run_it(self, typed: list[tuple[str, str]]) -> list[str]:
         """Run an experiment; return what its clients printed, on one line."""
         addresses: dict[str, str] = {}

@@ -662,6 +662,16 @@ class WhereTheLogGoes(ScriptTestCase):
             self.assertGreaterEqual(logged.count(b" - received: " + message), count)
 
     @unittest.skipUnless(hasattr(os, "mkfifo"), "needs FIFOs")
+    def test_at_the_start_it_waits_for_a_reader_of_the_log_and_says_so(self) -> None:
+        fifo = self.folder / "fifo"
+        os.mkfifo(fifo)
+        server = self.spawn("server2.py", "0", "--log", fifo)
+        server.wait_for_error("fifo is a pipe that nobody reads: waiting")
+        with open(fifo, "rb"):
+            server.wait_for_line("listening on")
+            self.assertEqual(server.stop(), 0)
+
+    @unittest.skipUnless(hasattr(os, "mkfifo"), "needs FIFOs")
     def test_sighup_does_not_wait_for_a_reader_of_the_log(self) -> None:
         fifo = self.folder / "fifo"
         os.mkfifo(fifo)
@@ -942,6 +952,15 @@ class Options(ScriptTestCase):
         client.sendall(b"hi\n")
         self.assertEqual(read_line(client), b"Server %d received: hi\n" % server.port)
 
+    def test_the_idle_timeout_holds_in_a_longer_pause_of_a_message(self) -> None:
+        options = ["--idle-timeout", "0.5", "--message-pause", "20"]
+        client = self.dial(self.start("server2.py", "0", *options))
+        client.settimeout(15)
+        client.sendall(b"no newline")
+        self.assertEqual(read_to_end(client), b"")
+        story = whole_story(self.folder / "server_log.txt", name_of(client))
+        self.assertIn("closed: idle, 0 messages, 10 bytes in", story[-1])
+
     def test_messages_keep_a_connection_from_being_idle(self) -> None:
         server = self.start("server2.py", "0", "--idle-timeout", "0.9")
         client = self.dial(server)
@@ -1211,6 +1230,8 @@ class Faults(ScriptTestCase):
         with self.assertRaises(ConnectionRefusedError):
             dial(server)
         self.assertIsNone(server.returncode)
+        self.assertEqual(server.stop(), 0)
+        self.assertEqual(server.stderr_text(), "")
 
     def test_hang_accepts_and_never_answers(self) -> None:
         client = self.dial(self.faulty("hang"))
@@ -1280,6 +1301,23 @@ class Lifetime(ScriptTestCase):
         server.signal(signal.SIGCONT)
         expected = b"Server %d received: hi\n" % server.port
         self.assertEqual([read_to_end(client) for client in clients], [expected] * 20)
+        self.assertEqual(server.wait(10), 0)
+
+    @unittest.skipUnless(sys.platform == "linux", "needs TCP_INFO (Linux)")
+    def test_the_last_message_of_a_client_that_has_ended_is_confirmed_at_a_stop(
+        self,
+    ) -> None:
+        server = self.start("server2.py", "0", "--delay", "30")
+        client = self.dial(server)
+        client.sendall(b"one\ntwo")
+        client.shutdown(socket.SHUT_WR)
+        other = self.dial(server)
+        other.sendall(b"one\nunfinished")
+        wait_until(lambda: len(server.stdout_lines()) > 3, what="both messages")
+        server.signal(signal.SIGTERM)
+        head = b"Server %d received: " % server.port
+        self.assertEqual(read_to_end(client), head + b"one\n" + head + b"two")
+        self.assertEqual(read_to_end(other), head + b"one\n")
         self.assertEqual(server.wait(10), 0)
 
     def test_a_stop_says_how_many_connections_are_live(self) -> None:

@@ -433,6 +433,8 @@ class ALargeTransfer(ScriptTestCase):
 class TheDemo(ScriptTestCase):
     """`client2.py N --demo`: the one command of the README."""
 
+    takes_long = True
+
     def setUp(self) -> None:
         super().setUp()
         self.mark = {"LAB_DEMO": self.folder.name}
