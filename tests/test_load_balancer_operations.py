@@ -264,6 +264,60 @@ class Stopping(BalancerTestCase):
         found = [self.ending(balancer, local_address(client)) for client in clients]
         self.assertEqual([ending.code for ending in found], ["KD", "KD"])
 
+    def test_stop_lets_connections_end_though_nobody_reads_its_output(self) -> None:
+        go_on, port = threading.Event(), free_port()
+
+        def slow(visit: Visit) -> None:
+            visit.read()
+            go_on.wait(DEADLINE_S)
+            visit.send(b"the reply")
+
+        backend, (ours, its) = self.backend(slow), os.pipe()
+        balancer = self.spawn(
+            *("load_balancer.py", f"--listen=127.0.0.1:{port}", "--no-checks"),
+            *(f"--server={backend.address}", f"--workers={self.WORKERS}"),
+            *("--grace=30", "--log=log"),
+            preexec_fn=functools.partial(os.dup2, its, 1),  # type: ignore[arg-type]
+        )
+        os.close(its)
+        with open(ours, "rb") as output:
+            self.assertIn(b"listening on", output.readline())
+        client = self.dial(f"127.0.0.1:{port}")
+        client.sendall(b"a request")
+        wait_until(lambda: backend.received, what="the request")
+        balancer.signal(signal.SIGTERM)
+        log = self.folder / "log"
+        wait_until(lambda: " stopping: 1 live" in log.read_text(), what="the stop")
+        go_on.set()
+        self.assertEqual(read_to_end(client), b"the reply")
+        client.close()
+        self.assertEqual((balancer.wait(), balancer.stderr_text()), (0, ""))
+
+    def test_second_signal_resets_half_a_reply_for_a_slow_client_that_half_closed(
+        self,
+    ) -> None:
+        def reply(visit: Visit) -> None:
+            visit.read()
+            with contextlib.suppress(OSError):
+                visit.socket.sendall(bytes(64 << 20))
+
+        backend = self.backend(reply)
+        balancer = self.balance([backend], "--grace=30")
+        client = self.dial(balancer)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.sendall(b"a request")
+        client.shutdown(socket.SHUT_WR)
+        read_exactly(client, 1000)
+        balancer.signal(signal.SIGTERM)
+        self.wait_until_refused(balancer)
+        balancer.signal(signal.SIGTERM)
+        self.assertEqual(balancer.wait(), 0)
+        with self.assertRaises(ConnectionResetError):
+            read_to_end(client)
+        ending = self.ending(balancer, local_address(client))
+        self.assertEqual(ending.code, "KD")
+        self.assertGreater(ending.undelivered, 0)
+
     def test_second_signal_resets_half_a_reply(self) -> None:
         def half(visit: Visit) -> None:
             visit.send(b"half a reply")

@@ -307,6 +307,32 @@ class TheQueue(unittest.TestCase):
         self.assertEqual(places, [9991, *[0] * 14])
         self.assertEqual(lab.board.queued, 14)
 
+    def test_place_that_is_handed_out_meanwhile_is_the_only_one(self) -> None:
+        lab = Connections("--server=127.0.0.1:9991,max=2")
+        one, two, waiter = (lab.admit() for _ in range(3))
+        lab.board.end(one, CLOSED)  # as its thread is about to ask for a place
+        server = lab.board.pick(waiter)
+        self.assertEqual(server and server.places_taken, 2)
+        lab.board.end(waiter, CLOSED)
+        lab.board.end(two, CLOSED)
+        self.assertEqual([s.places_taken for s in lab.servers], [0])
+
+    def test_connection_that_goes_nowhere_else_is_no_retry(self) -> None:
+        lab = Connections("--server=127.0.0.1:9991", "--server=127.0.0.1:9992")
+        row = lab.admit()
+        for retries in (1, 1):
+            lab.fail(row)
+            self.assertEqual(sum(s.retries for s in lab.servers), retries)
+            with contextlib.suppress(load_balancer.NoServerError):
+                lab.board.pick(row)
+
+    def test_limit_is_what_there_are_rows_for(self) -> None:
+        for asked, limit in ((5, 5), (100_000, 20), (0, 20)):
+            options = load_balancer.parse_args(
+                ["--server=127.0.0.1:9991", "--workers=1", f"--max-connections={asked}"]
+            )
+            self.assertEqual(load_balancer.Board(options, 20).limit, limit)
+
     def test_connection_that_has_no_server_left_is_told(self) -> None:
         lab = Connections()
         row = lab.admit()
