@@ -619,9 +619,10 @@ class Failures(ClientTestCase):
 
     def test_an_answer_that_comes_too_late_is_a_timeout(self) -> None:
         backend = self.backend(confirm(lambda number: 0.8 if number == 1 else 0))
-        document = self.measure(backend, 1, "--messages", 2, "--timeout", 0.3, code=1)
+        document = self.measure(backend, 1, "--messages", 3, "--timeout", 0.3, code=1)
         self.assertEqual(self.kinds(document), {"timeout": 1})
-        self.assertEqual(document["exchanges"]["confirmed"], 1)
+        self.assertEqual(document["exchanges"]["confirmed"], 2)
+        self.assertEqual(backend.total, 2)  # the late one must not be the next one's
 
     def test_a_reset_is_a_reset(self) -> None:
         document = self.measure(self.backend(reset_after(b"Server 9")), 3, code=1)

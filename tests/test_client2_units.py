@@ -495,14 +495,13 @@ class Texts(unittest.TestCase):
 
     def test_a_line_of_an_exchange_has_its_figures_and_reply(self) -> None:
         outcome = GOOD._replace(text="Server 9991 received: Hello from client 3!")
-        run = results_of([exchange(10**6, 3 * 10**6, client=3, last=5 * 10**6,
-                                   outcome=outcome)], 3)  # fmt: skip
-        run.kept = [exchange(10**6, 3 * 10**6, client=3, last=5 * 10**6,
-                             outcome=outcome)]  # fmt: skip
+        made = exchange(MS, 3 * MS, client=3, last=5 * MS, outcome=outcome)
+        run = results_of([made], 3)
+        run.kept = [made]
         head, line = client2.exchange_lines(run, options_of(3))
-        self.assertEqual(head.split(), "client latency response throughput reply".split())
+        self.assertRegex(head, "client +latency +response +throughput +reply")
         # 64 bytes in 4 ms.
-        self.assertRegex(line, r"^ +3 +2.00 ms +4.00 ms +16.0 kB/s Server 9991 received")
+        self.assertRegex(line, r"^ +3 +2.00 ms +4.00 ms +16.0 kB/s +Server 9991 rec")
 
     def test_signs_that_an_encoding_lacks_become_ascii(self) -> None:
         raw = io.BytesIO()
@@ -514,11 +513,12 @@ class Texts(unittest.TestCase):
     def test_a_stream_that_does_not_block_loses_nothing(self) -> None:
         reading, writing = os.pipe()
         os.set_blocking(writing, False)
-        with open(writing, "w", encoding="utf-8") as stream, open(reading, "rb") as end:
+        with open(reading, "rb") as end:
             found: list[bytes] = []
             thread = threading.Thread(target=lambda: found.append(end.read(1_000_000)))
             thread.start()
-            client2.put("x" * 1_000_000, stream)
+            with open(writing, "w", encoding="utf-8") as stream:
+                client2.put("x" * 1_000_000, stream)
             thread.join(20)
         self.assertEqual(list(map(len, found)), [1_000_000])
 
@@ -684,7 +684,7 @@ class Limits(unittest.TestCase):
 
 
     def test_each_of_several_limits_counts(self) -> None:
-        limits = ("--fail-if", "p50>1ns", "--fail-if", "failed>5", "--fail-if", "max>1ns")
+        limits = [f"--fail-if={limit}" for limit in ("p50>1ns", "failed>5", "max>1ns")]
         run = results_of([exchange(1, 101)])
         broken = client2.broken_limits(client2.parse_args(["1", *limits]).fail_if, run)
         self.assertEqual(broken, ["p50>1ns: it is 0.100 µs", "max>1ns: it is 0.100 µs"])
@@ -721,7 +721,7 @@ class Limits(unittest.TestCase):
             ({**good, "interrupted": True}, ["x"], 130, "interrupted"),
         ):
             with self.subTest(fields):
-                run = Results(**fields)  # type: ignore[arg-type]
+                run = Results(**fields)
                 self.assertEqual(client2.exit_status(run, broken), (status, reason))
 
 
@@ -729,10 +729,10 @@ class Merging(unittest.TestCase):
     """Runs of several files as one."""
 
     def test_a_merge_says_what_was_wrong_with_any_of_its_runs(self) -> None:
-        runs = [results_of([exchange(k, 9 + k)], 1, "--rate", 5, "--messages", 1, rate=5)
-                for k in (1, 2)]  # fmt: skip
+        words = (1, "--rate", 5, "--messages", 1)
+        runs = [results_of([exchange(k, 9 + k)], *words, rate=5) for k in (1, 2)]
         runs[1].reasons, runs[1].interrupted = ["the clock was stepped"], True
-        runs[1].timestamps = "user"
+        runs[0].timestamps, runs[1].timestamps = "kernel", "user"
         for order in (runs, runs[::-1]):
             with tempfile.TemporaryDirectory() as folder:
                 paths = [str(Path(folder, f"{k}.json")) for k in range(2)]
@@ -825,6 +825,18 @@ class Connections(unittest.TestCase):
         with self.assertRaisesRegex(client2.Failed, "not taken in 0.1 s") as found:
             connection.exchange(b"x" * 50_000_000 + b"\n")
         self.assertEqual(found.exception.outcome, "send")
+
+    def test_a_reply_without_end_is_a_mismatch_before_its_time_is_up(self) -> None:
+        connection, peer = self.connected("--timeout", 20)
+        sender = threading.Thread(target=peer.sendall, args=(b"x" * 300_000,))
+        with mock.patch.object(connection, "_arrival", lambda sent, arrived, seen: seen):
+            sender.start()
+            with self.assertRaisesRegex(client2.Failed, "no end of the reply") as found:
+                connection.exchange(b"Hello\n")
+        connection.close()
+        peer.close()
+        sender.join(20)
+        self.assertEqual(found.exception.outcome, "mismatch")
 
     def test_what_a_send_or_a_receive_failed_of(self) -> None:
         connection, _ = self.connected()

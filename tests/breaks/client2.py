@@ -918,8 +918,8 @@ FAILURES = [
     Break(
         "a reply without end is not kept in memory",
         "if len(reply) > longest:",
-        "if longest < 0:",
-        (FAILURE + "test_a_line_without_end_is_not_kept_in_memory",),
+        "if len(reply) > 100 * longest:",
+        (SOCKETS + "test_a_reply_without_end_is_a_mismatch_before_its_time_is_up",),
     ),
     Break(
         "after a failed connect clients knock less and less often",
@@ -1085,8 +1085,8 @@ LIMITS = [
     ),
     Break(
         "a merge of runs has the sum of their rates",
-        "sum(rates)",
-        "max(rates)",
+        "merged.rate = ",
+        "merged.rate = 0.5 * ",
         (MERGE,),
     ),
     Break(
