@@ -25,7 +25,7 @@ percentile's range goes from the least to the greatest of the parts' own percent
 
 Threads of the main process:
     MainThread   main → measure → run: starts the groups together, adds up; all output
-    reader-K     Group.read: passes on what group K reports
+    reader-K     read_reports: passes on what group K reports
 Of each group (in this process; where it takes several, in a process of its own):
     group-K      serve_group: reports what its clients did, and watches for stalls
     orders       follow_orders: the start, and the end before its time
@@ -203,12 +203,13 @@ def with_unit(value: float | None, units: Sequence[tuple[int, str]] = TIMES) -> 
 
 
 def from_to(values: tuple[float, float] | None) -> str:
-    """Return a range of durations: 1.43–1.80 ms."""
-    low, high = map(with_unit, values or (None, None))
-    if low == high:
-        return low
-    same = low.split()[-1] == high.split()[-1]
-    return f"{low.split()[0] if same else low}–{high}"
+    """Return a range of durations in the unit of the longer one: 0.292–1.15 ms."""
+    if values is None:
+        return "–"
+    high, unit = with_unit(values[1]).split()
+    low = values[0] / next(size for size, name in TIMES if name == unit)
+    first = digits(low) if low >= 1e-4 else "0"
+    return f"{high} {unit}" if first == high else f"{first}–{high} {unit}"
 
 
 def counted(number: int, noun: str) -> str:
@@ -352,12 +353,14 @@ class Slices:
     counts: Counter[tuple[int, Any]] = field(default_factory=Counter)  # (slice, thing)
 
     def add(self, moments: Sequence[int], things: Iterable[Any]) -> None:
+        """Count things, each at its moment in ns."""
         if moments:
             self.reach(min(moments), max(moments))
             slices = map(operator.rshift, moments, itertools.repeat(self.shift))
             self.counts.update(zip(slices, things, strict=False))
 
     def merge(self, other: Slices) -> None:
+        """Add what another one has, which gets slices of the same length."""
         shift = max(self.shift, other.shift)
         self.widen(shift)
         other.widen(shift)
@@ -379,12 +382,11 @@ class Slices:
             for (slice_, thing), number in counts.items():
                 self.counts[slice_ >> by, thing] += number
 
-    def by_slice(self, only: Any = None) -> dict[int, Counter[Any]]:
+    def by_slice(self) -> dict[int, Counter[Any]]:
         """Return {slice: counts of things}, in order of time."""
         found: defaultdict[int, Counter[Any]] = defaultdict(Counter)
         for slice_, thing in sorted(self.counts):
-            if only in (None, thing):
-                found[slice_][thing] = self.counts[slice_, thing]
+            found[slice_][thing] = self.counts[slice_, thing]
         return found
 
     def cut(self) -> dict[int, int]:
@@ -447,31 +449,27 @@ class Distribution:
         if (least := min(values)) < 0:  # the clock was set back
             values, least = [max(0, value) for value in values], 0
         indices, levels = list(map(hdr_index, values)), list[int]()
-        self.counts.update(indices)
         if moments:
             levels = list(map(operator.rshift, indices, itertools.repeat(LEVEL)))
             self.slices.add(moments, levels)
-        self._include(len(values), sum(values), least, max(values), values)
+        self.merge(Distribution(Counter(indices), len(values), sum(values), least,
+                                max(values), array("q", values)))  # fmt: skip
         return levels
 
     def merge(self, other: Distribution) -> None:
+        """Add what another one has."""
         self.counts.update(other.counts)
         self.slices.merge(other.slices)
         for name, values in other.read.items():
             self.read[name] = self.read.get(name, []) + values
-        self._include(other.count, other.total, other.minimum, other.maximum,
-                      other.values)  # fmt: skip
-
-    def _include(self, count: int, total: int, minimum: int, maximum: int,
-                 values: Sequence[int] | None) -> None:  # fmt: skip
-        self.count += count
-        self.total += total
-        self.minimum = min(self.minimum, minimum)
-        self.maximum = max(self.maximum, maximum)
-        if values is None or self.count > EXACT_LIMIT:
+        self.count += other.count
+        self.total += other.total
+        self.minimum = min(self.minimum, other.minimum)
+        self.maximum = max(self.maximum, other.maximum)
+        if other.values is None or self.count > EXACT_LIMIT:
             self.values = None
         elif self.values is not None:
-            self.values.extend(values)
+            self.values.extend(other.values)
 
     def percentile(self, p: float) -> int:
         """Return the value at rank ⌈p · count⌉ (nearest rank); 0 when empty."""
@@ -749,10 +747,19 @@ class Connection:
         try:
             sock.sendall(message)
             sending = False
-            size = len(self.reply) + 1 if self.in_one_piece else 1
-            return self.complete(sent, *receive(sock, size))
+            return self.complete(sent, *receive(sock, self.expected_bytes()))
         except OSError as error:
             raise self.failure(error, sending, sent) from None
+
+    def expected_bytes(self) -> int:
+        """Return how much to read at first: a reply like the last one, and a byte.
+
+        Any reply may be longer than that, and have a line end just there: it gets much
+        more room, but not READ_BYTES, whose buffer would take a microsecond.
+        """
+        if not self.in_one_piece:
+            return 1
+        return (2 * len(self.reply) + 400) if self.any_reply else len(self.reply) + 1
 
     def complete(self, sent: int, data: bytes, arrived: int, seen: int) -> Times:
         """Read what is missing of a reply, and check it; raise Failed, or OSError."""
@@ -875,6 +882,7 @@ class Connection:
         return False
 
     def close(self) -> None:
+        """Close the connection, if there is one."""
         if self.sock is not None:
             self.sock.close()
             self.sock = None
@@ -1027,7 +1035,7 @@ class Client(threading.Thread):
         append = self.clients.exchanges.append
         send, receive, unpack = sock.sendall, sock.recvmsg, TWO_LONGS.unpack
         end = time_ns() + self.clients.end_mono_ns - time.monotonic_ns()
-        most, size = self.options.messages or sys.maxsize, len(reply) + 1
+        most, size = self.options.messages or sys.maxsize, connection.expected_bytes()
         sent, sending = 0, True
         try:
             while done < most and sent < end:
@@ -1217,7 +1225,7 @@ def serve_group(pipe: Any, options: argparse.Namespace, numbers: range, k: int) 
         gc.freeze()
         gc.set_threshold(GC_EVERY)  # exchanges are many, and hold no cycles
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-    clients = Clients(options, k)
+    clients, began = Clients(options, k), time.monotonic_ns()
     threading.stack_size(STACK_BYTES)
     try:
         for number in numbers:
@@ -1233,7 +1241,7 @@ def serve_group(pipe: Any, options: argparse.Namespace, numbers: range, k: int) 
     if options.workers > 1:
         note_continuations()
     first = [clients.events.get() for _ in numbers if options.connects_first]
-    pipe.send(Counter(map(str, first)))
+    pipe.send((first.count(""), time.monotonic_ns() - began))
     clients.go.wait()
     start_ns = clients.start_mono_ns + clock_offset()
     used_s, left = time.process_time(), len(numbers)
@@ -1267,37 +1275,32 @@ def follow_orders(pipe: Any, clients: Clients) -> None:
     os._exit(1)
 
 
-class Group:
-    """A group as the main process sees it."""
+def start_group(k: int, numbers: range, options: argparse.Namespace,
+                inbox: queue.SimpleQueue[Any]) -> Any:  # fmt: skip
+    """Start group K and the thread that passes on its reports; return its pipe."""
+    kind: Any = multiprocessing.dummy
+    if options.workers > 1:
+        kind = multiprocessing.get_context("spawn")  # a fork would copy held locks
+    pipe, far_end = kind.Pipe()
+    arguments = far_end, options, numbers, k
+    worker = kind.Process(target=serve_group, args=arguments, name=f"group-{k}")
+    worker.daemon = True
+    with without_signals():
+        worker.start()
+        threading.Thread(
+            target=read_reports, args=(pipe, k, inbox), name=f"reader-{k}", daemon=True
+        ).start()
+    if options.workers > 1:
+        far_end.close()  # the pipe ends with the process
+    return pipe
 
-    def __init__(self, number: int, numbers: range, options: argparse.Namespace,
-                 inbox: queue.SimpleQueue[Any]) -> None:  # fmt: skip
-        kind: Any = multiprocessing.dummy
-        if options.workers > 1:
-            kind = multiprocessing.get_context("spawn")  # a fork would copy held locks
-        self.inbox, self.left = inbox, len(numbers)  # clients that have not ended
-        self.pipe, self.far_end = kind.Pipe()
-        arguments = self.far_end, options, numbers, number
-        self.worker = kind.Process(
-            target=serve_group, args=arguments, name=f"group-{number}"
-        )
-        self.worker.daemon = True
-        name = f"reader-{number}"
-        reader = threading.Thread(target=self.read, name=name, daemon=True)
-        with without_signals():
-            self.worker.start()
-            reader.start()
-        if options.workers > 1:
-            self.far_end.close()  # the pipe ends with the process
 
-    def read(self) -> None:
-        """Pass on what the group reports, until it ends (thread reader-K)."""
-        with contextlib.suppress(EOFError, OSError):
-            while (report := self.pipe.recv()) is not None:
-                if isinstance(report, Results):
-                    self.left -= report.ended
-                self.inbox.put((self, report))
-        self.inbox.put((self, None))
+def read_reports(pipe: Any, k: int, inbox: queue.SimpleQueue[Any]) -> None:
+    """Pass on what group K reports, and None when it ends (thread reader-K)."""
+    with contextlib.suppress(EOFError, OSError):
+        while (report := pipe.recv()) is not None:
+            inbox.put((k, report))
+    inbox.put((k, None))
 
 
 @contextlib.contextmanager
@@ -1358,14 +1361,17 @@ class ServerResults:
     medians: list[float] = field(default_factory=list)  # of connections, then, too
 
     def merge(self, other: ServerResults) -> None:
+        """Add what another one has: of the same run, or of another machine."""
         self.confirmed += other.confirmed
         self.connections += other.connections
         self.clients |= other.clients
         self.latency.merge(other.latency)
         self.groups.update(other.groups)
+        self.by_part += other.by_part
         self.medians += other.medians
 
     def finish(self, part_of: dict[int, int]) -> None:
+        """Derive the medians of the run's parts and of connections."""
         parts = self.latency.parts(part_of)
         self.by_part = [percentile_of(p, 0.5) if p else None for p in parts]
         groups: defaultdict[int, Counter[int]] = defaultdict(Counter)
@@ -1427,7 +1433,7 @@ class Results:
     clients: int = 0
     workers: int = 1
     planned: int = 0
-    rate: float | None = None
+    rate: float = 0.0  # asked for, of all clients together; 0: a closed loop
     arrivals: str | None = None
     seed: int | None = None
     warmup_s: float = 0.0
@@ -1438,7 +1444,7 @@ class Results:
     start_ns: int = 0  # CLOCK_REALTIME
     start_mono_ns: int = 0
     connected: int = 0
-    connect_wall_ns: int = 0  # all connects before the start
+    connect_wall_ns: int = 0  # connects before the start, of the slowest group
     lost: int = 0  # clients whose worker died
     clock_step_ns: int = 0
     overflows: int = 0  # of this machine's listen queues
@@ -1570,6 +1576,7 @@ class Results:
 
     @property
     def failed(self) -> int:
+        """How many exchanges failed, in whatever way."""
         return self.failures.total()
 
     @property
@@ -1627,6 +1634,7 @@ class Results:
         data: dict[str, Any] = {"version": 1, "started": format_utc(self.started)}
         data |= {name: getattr(self, name) for name in PLAIN_FIELDS}
         data |= {name: round(getattr(self, name), 6) for name in ("warmup_s", "wall_s")}
+        data |= {"rate": self.rate or None, "verdict": self.verdict}
         counts = {name: getattr(self, name) for name in COUNT_FIELDS}
         data["exchanges"] = counts | {"per_s": round(self.per_s, 1)}
         data["bytes"] = {"sent": self.bytes_sent, "received": self.bytes_received,
@@ -1645,16 +1653,26 @@ class Results:
         rows = [found._asdict() for found in slower]
         data["comparison"] = {"slower": rows, "not_compared": absent}
         data["failures"] = {name: self.failures[name] for name in FAILURES}
-        return data | {name: getattr(self, name) for name in JUDGEMENT}
+        return data | {"notices": self.notices}
 
 
-# What of Results is in JSON under its own name, and where metrics are.
-PLAIN_FIELDS = ("command", "target", "title", "clients", "workers", "rate", "arrivals",
-                "seed", "load", "timestamps", "interrupted")  # fmt: skip
+def clean(text: Any) -> str:
+    """Return a text of a file as one that may be shown."""
+    return safe_text(str(text).encode())
+
+
+TIMESTAMPS = {"kernel": "kernel", "user": "user"}  # there are no others
+# What of Results is in JSON under its own name, how it is read, and where metrics are.
+PLAIN_FIELDS: dict[str, Callable[[Any], Any]] = {
+    "command": lambda words: [str(word) for word in words],
+    "target": clean, "title": clean, "clients": int, "workers": int, "rate": float,
+    "arrivals": clean, "seed": int, "load": clean, "timestamps": TIMESTAMPS.__getitem__,
+    "interrupted": bool, "warmup_s": float, "wall_s": float,
+    "reasons": lambda words: [clean(word) for word in words],
+}  # fmt: skip
 COUNT_FIELDS = ("planned", "confirmed", "failed", "not_sent")
 METRICS = {"latency_ns": "latency", "response_time_ns": "response_time",
            "connect_ns": "connect_time"}  # fmt: skip
-JUDGEMENT = ("verdict", "reasons", "notices")
 
 
 def counts(exchange: Exchange, options: argparse.Namespace, start: int) -> bool:
@@ -1697,40 +1715,48 @@ def run(
     """Run from the first connect to the last reply (main thread)."""
     o = options
     total = Results(options=o, target=o.target_text, clients=o.clients, title=o.title,
-        workers=o.workers, rate=o.rate or None, started=time.time(),
+        workers=o.workers, rate=o.rate, started=time.time(),
         arrivals=o.arrivals if o.rate else None,
         seed=o.seed if o.arrivals == "poisson" else None)  # fmt: skip
-    overflows, clock, began = listen_overflows(), clock_offset(), time.monotonic_ns()
+    overflows, clock = listen_overflows(), clock_offset()
     throttled = throttled_s()
     edges = [1 + o.clients * k // o.workers for k in range(o.workers + 1)]
-    parts = enumerate(itertools.starmap(range, itertools.pairwise(edges)))
+    parts = list(itertools.starmap(range, itertools.pairwise(edges)))
     with socket.socket() as holder:  # the kernel turns its stamps on with a delay
         ask_for_stamps(holder)
-        groups = [Group(k, numbers, o, inbox) for k, numbers in parts]
-        going, unready = set(groups), set(groups)
+        pipes = [start_group(k, part, o, inbox) for k, part in enumerate(parts)]
+        left = [len(part) for part in parts]  # clients of each group
+        going, unready = set(range(o.workers)), set(range(o.workers))
         while going:
-            group, report = inbox.get()
+            k, report = inbox.get()
             if isinstance(report, Results):
+                left[k] -= report.ended
                 total.merge(report)
                 on_report(total, report)
-            elif isinstance(report, Counter):  # it is ready: how first connects went
-                unready.discard(group)
-                total.connected += report[""]
+            elif isinstance(report, tuple):  # it is ready: how first connects went
+                unready.discard(k)
+                total.connected += report[0]
+                total.connect_wall_ns = max(total.connect_wall_ns, report[1])
             elif report is None:  # it has ended
-                going.discard(group)
-                unready.discard(group)
-                total.lost += max(0, group.left)
+                going.discard(k)
+                unready.discard(k)
+                total.lost += left[k]
             elif isinstance(report, str):
                 raise OSError(report)
             elif not total.interrupted:  # a signal: report what there is, and end
                 total.interrupted = True
                 if not total.start_ns:
                     break
-                send_order(groups, 0)
+                send_order(pipes, 0)
             if not (unready or total.start_ns):
-                total.connect_wall_ns = time.monotonic_ns() - began
-                start_together(groups, o, total)
-        send_order(groups, 0)  # its thread ends
+                start = total.start_mono_ns = time.monotonic_ns()
+                total.start_ns = start + clock_offset()
+                total.started = total.start_ns / 1e9
+                length = int(o.duration * 1e9) or sys.maxsize - start
+                if o.connects_first and not total.connected:
+                    length = 0  # nobody answered: each records that, and ends
+                send_order(pipes, (start, start + length))
+        send_order(pipes, 0)  # its thread ends
     total.overflows = listen_overflows() - overflows
     total.clock_step_ns = clock_offset() - clock
     total.still_s[-1] = throttled_s() - throttled
@@ -1738,24 +1764,11 @@ def run(
     return total
 
 
-def start_together(
-    groups: list[Group], options: argparse.Namespace, total: Results
-) -> None:
-    """Let all clients go at one moment; those that nobody answered, only once."""
-    total.start_mono_ns = start = time.monotonic_ns()
-    length = int(options.duration * 1e9) or sys.maxsize - start
-    if options.connects_first and not total.connected:
-        length = 0  # each records its one attempt, and ends
-    total.start_ns = start + clock_offset()
-    total.started = total.start_ns / 1e9
-    send_order(groups, (start, start + length))
-
-
-def send_order(groups: list[Group], order: Any) -> None:
+def send_order(pipes: Iterable[Any], order: Any) -> None:
     """Send an order to all groups: (start, end) or 0, to end at once."""
-    for group in groups:
+    for pipe in pipes:
         with contextlib.suppress(OSError):  # its reader sees that it has ended
-            group.pipe.send(order)
+            pipe.send(order)
 
 
 def finish_run(total: Results, options: argparse.Namespace) -> None:
@@ -1785,7 +1798,8 @@ def finish_run(total: Results, options: argparse.Namespace) -> None:
     expected = options.server_names
     usual = [str(port) for port in USUAL_PORTS[:3]]
     if total.target.endswith(":9990") and total.connect_time.count > 2:
-        expected = expected or usual * (set(total.servers) < set(usual))
+        # Two of the three: one was forgotten. A single one may be all there is to be.
+        expected = expected or usual * (len(set(total.servers) & set(usual)) == 2)
     if total.servers:
         total.silent_servers = by_port(set(expected) - set(total.servers))
 
@@ -1813,6 +1827,8 @@ def describe_load(options: argparse.Namespace) -> str:
         words = "one message at a time"
     words += f", for {options.duration:g} s" if options.duration else ""
     words += f", {options.think:g} s between" if options.think else ""
+    words += f", {counted(options.size, 'byte')} each" if options.size else ""
+    words += ", in pairs with direct ones" if options.direct else ""
     return words + (", a connection per message" if options.reconnect else "")
 
 
@@ -1937,7 +1953,8 @@ def checks_of(results: Results) -> str:
     """Return in words what was checked, of a run that nothing makes doubtful."""
     if not results.options:
         return "as each of the runs was"
-    words = "clock steady, client2 did not stand still"
+    words = "clock steady"
+    words += ", client2 did not stand still" if hasattr(signal, "SIGCONT") else ""
     words += ", kernel arrival times" if results.timestamps == "kernel" else ""
     return words + (", sent in time" if results.send_delay.count else "")
 
@@ -1997,8 +2014,8 @@ def figure_of(results: Results, name: str) -> float | None:
         tried = max(1, results.confirmed + results.failed)
         return 100 * results.failed / tried if name == "failed%" else results.failed
     metric, _, key = name.partition(".")
-    attribute = {"response": "response_time", "connect": "connect_time"}
-    values: Distribution = getattr(results, attribute.get(metric, metric))
+    own = next(own for own in METRICS.values() if own.startswith(metric))
+    values: Distribution = getattr(results, own)
     if key[0] == "p":
         return values.reported(float(key[1:]) / 100)
     if not values.count:
@@ -2076,9 +2093,11 @@ def baseline_doubts(ours: Sequence[Results], theirs: Sequence[Results]) -> list[
     """Return what speaks against a comparison, in words."""
     words: list[str] = []
     for name in ("clients", "rate", "arrivals", "load"):
-        kinds = {getattr(run, name) for run in (*ours, *theirs)}
+        found = [str(getattr(run, name)) for run in (*ours, *theirs)]
+        # Another seed is chance, as between any two runs.
+        kinds = dict.fromkeys(re.sub(r" \(--seed \d+\)", "", kind) for kind in found)
         if len(kinds) > 1 and not words:
-            words.append(f"other {name}: {', '.join(str(kind) for kind in kinds)}")
+            words.append(f"other {name}: {', '.join(kinds)}")
     if any(run.interrupted for run in theirs):
         words.append("it was interrupted")
     if any(run.reasons for run in theirs):
@@ -2122,21 +2141,21 @@ def held(results: Results) -> bool:
     sent = results.confirmed >= HELD_SHARE * max(1, results.planned)
     # How long it ran on after its schedule. Poisson arrivals may end early by chance:
     # the queue was no longer than the longest response time.
-    queue_s = results.wall_s - results.planned / rate_of(results)
+    queue_s = results.wall_s - results.planned / results.rate
     queue_s = min(queue_s, results.response_time.maximum / 1e9)
     sent = sent and queue_s <= QUEUE_SHARE * results.wall_s
     return sent and not any("busy when" in reason for reason in results.reasons)
 
 
-def rate_of(results: Results) -> float:
-    """Return the rate that was asked for; 0 in a closed loop."""
-    return results.rate or 0.0
+def by_rate(runs: Iterable[Results]) -> list[Results]:
+    """Return the runs that had a rate, the least first."""
+    return sorted((run for run in runs if run.rate), key=operator.attrgetter("rate"))
 
 
 def knee_words(runs: Sequence[Results]) -> str:
     """Say up to which rate the target held what it was asked for."""
-    rated = sorted((run for run in runs if run.rate), key=rate_of)
-    if len({run.rate for run in rated}) < 2:
+    rated = by_rate(runs)
+    if not rated or rated[0].rate == rated[-1].rate:
         return ""
     good = list(itertools.takewhile(held, rated))
     rest = rated[len(good) :]
@@ -2154,20 +2173,25 @@ def named(runs: Sequence[Results]) -> list[tuple[str, Results]]:
             for k, run in enumerate(runs, 1)]  # fmt: skip
 
 
+def series_rows(runs: Sequence[Results]) -> Iterator[tuple[str, ...]]:
+    """Yield what to know of each of several runs, below what it is."""
+    what = "rate" if runs[0].rate else "run"
+    yield what, "confirmed/s", "response p50", "tenths", "p99"
+    for name, run in named(runs):
+        metric = run.response_time
+        p50, p99 = (with_unit(metric.reported(p)) for p in (0.5, 0.99))
+        yield name, digits(run.per_s), p50, from_to(metric.tenths("p50")), p99
+
+
 def series_lines(runs: Sequence[Results]) -> Iterator[str]:
-    """Yield a table of several runs, with p50 and p99 drawn beside each other."""
-    first = runs[0]
+    """Yield a table of several runs, with p50 drawn beside each other."""
+    first, row = runs[0], "{:>9}{:>13}{:>14}{:>17}{:>10}"
     head = f"client2  {counted(first.clients, 'client')} → {first.target}"
     yield f"{head}   {counted(len(runs), 'run')}"
     yield ""
-    yield f"{'rate':>9}{'confirmed/s':>13}{'response p50':>14}{'tenths':>17}{'p99':>10}"
-    most = max((run.response_time.reported(0.5) or 1 for run in runs), default=1)
-    for name, run in named(runs):
-        metric, line = run.response_time, f"{name:>9}{digits(run.per_s):>13}"
-        line += f"{with_unit(metric.reported(0.5)):>14}"
-        line += f"{from_to(metric.tenths('p50')):>17}"
-        line += f"{with_unit(metric.reported(0.99)):>10}"
-        yield f"{line}  {bar(metric.reported(0.5) or 0, most, 12)}"
+    medians = [0, *(run.response_time.reported(0.5) or 0 for run in runs)]
+    for cells, median in zip(series_rows(runs), medians, strict=True):
+        yield f"{row.format(*cells)}  {bar(median, max(medians), 12)}".rstrip()
     yield ""
     if words := knee_words(runs):
         yield from wrapped("", words)
@@ -2205,6 +2229,7 @@ class Progress:
         self.counts = deque([(self.began, 0)], 16)  # steady over a few reports
 
     def draw(self, total: Results, latest: Results) -> None:
+        """Show how far the run is, and the p99 latency of the latest report."""
         now, planned = time.monotonic(), self.options.planned
         done = total.confirmed + total.failed + total.warmed_up
         since, before = self.counts[0]
@@ -2226,6 +2251,7 @@ class Progress:
         self.write(f"\r\x1b[K{line}" if self.redraws else f"{line}\n")
 
     def write(self, text: str) -> None:
+        """Write to the terminal, as long as it is there."""
         with contextlib.suppress(OSError, ValueError):
             put(text, self.out)
 
@@ -2261,8 +2287,7 @@ def exchange_lines(results: Results, options: argparse.Namespace) -> Iterator[st
 
 def metrics_of(results: Results) -> dict[str, Distribution]:
     """Return the metrics that have values, by the names that people see."""
-    metrics = {"latency": results.latency, "response time": results.response_time,
-               "connect": results.connect_time}  # fmt: skip
+    metrics = {own.replace("_", " "): getattr(results, own) for own in METRICS.values()}
     return {name: metric for name, metric in metrics.items() if metric.count}
 
 
@@ -2277,7 +2302,7 @@ def percentile_lines(results: Results) -> Iterator[str]:
         row = "".join(f"{with_unit(v):>9}" for v in (*cells, metric.maximum))
         yield f" {name:<13}{row}"
         ranges = [metric.tenths(n) for n in shown]
-        if name == "connect" or not any(ranges):
+        if name == "connect time" or not any(ranges):
             continue
         has_tenths = True
         for k, edge in enumerate(("tenths from", "to")):
@@ -2444,8 +2469,8 @@ def head_lines(results: Results) -> Iterator[str]:
 def own_words(results: Results) -> str:
     """Say what client2 itself took."""
     r = results
-    late, where = with_unit(r.wake_delay.percentile(0.99)), "not in the figures"
-    where = where if r.timestamps == "kernel" else "part of the figures"
+    late, where = with_unit(r.wake_delay.percentile(0.99)), "not in latency"
+    where = where if r.timestamps == "kernel" else "part of latency"
     words = f"woke {late} late at p99 to read replies ({where})"
     if r.send_delay.count:
         late = with_unit(r.send_delay.percentile(0.99))
@@ -2530,7 +2555,7 @@ border-radius:8px;padding:10px 16px}}.tiles b{{display:block;font-size:21px}}
 .key span{{white-space:nowrap;margin-right:14px}}.key b{{font-size:16px}}
 table{{border-collapse:collapse;font-size:14px}}code{{overflow-wrap:anywhere}}
 th,td{{padding:5px 18px 5px 0;text-align:right;border-bottom:1px solid var(--line);
-white-space:nowrap}}td small{{display:block}}
+white-space:nowrap}}pre{{font-size:13px;line-height:1.35}}
 svg{{width:100%;min-width:660px;height:auto}}
 svg text{{font-size:13px;fill:var(--soft)}}
 @media(max-width:700px){{.wide::before{{content:"scroll sideways →";font-size:13px;
@@ -2615,6 +2640,11 @@ def duration_scale(metrics: Iterable[Distribution], start: float, end: float) ->
     return Scale(low / 1.15, high * 1.15, start, end, log=True)
 
 
+def box(left: float, right: float, low: float, high: float) -> str:
+    """Return the way around a rectangle."""
+    return f"M{left:.1f} {low:.1f}H{right:.1f}V{high:.1f}H{left:.1f}z"
+
+
 class Plot:
     """A drawing that grows by paths and texts, in a figure with legend and caption."""
 
@@ -2634,18 +2664,18 @@ class Plot:
         if way:
             self.path(f"line {style}", f"M{way}")
 
-    def box(self, style: str, x: Sequence[float], y: Sequence[float]) -> None:
-        self.path(style, f"M{x[0]:.1f} {y[0]:.1f}H{x[1]:.1f}V{y[1]:.1f}H{x[0]:.1f}z")
-
     def text(self, x: float, y: float, words: str, anchor: str = "start") -> None:
+        """Write words that start, end or have their middle at a point."""
         at = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"'
         self.parts.append(f"<text {at}>{html.escape(words)}</text>")
 
     def name(self, words: str, mark: str = "■", style: str = "") -> None:
+        """Add a mark and its meaning to the legend."""
         mark = f'<b class="{style}">{mark}</b>'
         self.key.append(f"<span>{mark} {html.escape(words)}</span> ")
 
     def left_axis(self, scale: Scale, words: Callable[[float], str]) -> None:
+        """Draw a line across, and its value in words, at each tick."""
         for value in scale.ticks():
             self.path("grid", f"M{LEFT} {scale(value):.1f}H{RIGHT}")
             self.text(LEFT - 8, scale(value) + 4, words(value), "end")
@@ -2693,24 +2723,23 @@ def user_metric(results: Results) -> tuple[str, Distribution]:
 
 
 def columns_of(
-    slices: Slices, results: Results, most: int, only: Any = None
-) -> list[tuple[float, float, Counter[Any]]]:
-    """Return slices as at most so many columns: (from s, to s, counts of things).
+    slices: Slices, results: Results, most: int
+) -> Iterator[tuple[float, float, Counter[Any]]]:
+    """Yield slices as at most so many columns: (from s, to s, counts of things).
 
-    Columns of one run have the same edges, so that they can be stacked.
+    Columns of one run have the same edges, within it, so that they can be stacked.
     """
     slices.widen(results.events.shift)
     zero, last = (ns >> slices.shift for ns in (results.start_ns, results.events.last))
     per = max(0, last - zero) // most + 1
     columns: defaultdict[int, Counter[Any]] = defaultdict(Counter)
-    for slice_, things in slices.by_slice(only).items():
+    for slice_, things in slices.by_slice().items():
         columns[max(0, slice_ - zero) // per].update(things)
     width_s = per * 2**slices.shift / 1e9
     rest_s = (results.start_ns - (zero << slices.shift)) / 1e9
-    return [
-        (max(0.0, k * width_s - rest_s), (k + 1) * width_s - rest_s, columns[k])
-        for k in sorted(columns)
-    ]
+    for k in sorted(columns):
+        at, to = k * width_s - rest_s, (k + 1) * width_s - rest_s
+        yield max(0.0, at), min(to, results.warmup_s + results.wall_s), columns[k]
 
 
 def plot_exchanges(results: Results) -> str:
@@ -2725,17 +2754,17 @@ def plot_exchanges(results: Results) -> str:
     else:
         text = f"{name.capitalize()}: the darker a field, the more exchanges (log)."
         draw_heat(plot, results, metric, x, y)
-    columns = columns_of(metric.slices, results, COLUMNS)
+    columns = list(columns_of(metric.slices, results, COLUMNS))
     for p, least, style in ((0.5, 3, "ink"), (0.99, 100, "ink dash")):
         points = [
-            (min(x.end, x((at + to) / 2)), y(percentile_of(levels, p)))
+            (x((at + to) / 2), y(percentile_of(levels, p)))
             for at, to, levels in columns
             if levels.total() >= least
         ]
         plot.line(style, points)
     for at, to, things in columns_of(results.events, results, 4 * COLUMNS):
         if number := things["failed"]:
-            way = f"M{min(x.end, x((at + to) / 2)):.1f} {TOP}m-4-4l8 8m0-8l-8 8"
+            way = f"M{x((at + to) / 2):.1f} {TOP}m-4-4l8 8m0-8l-8 8"
             plot.path("fail", way, f"{number} failed near {at:.3g} s")
     return plot.finish(
         f"{text} Failures are crosses at the top. Lines, where exchanges are many"
@@ -2771,9 +2800,8 @@ def draw_heat(
     for (at, to, level), number in fields.items():
         ends = [hdr_highest(((level + k) << COARSE + LEVEL) - 1) for k in (0, 1)]
         low, high = (min(plot.bottom, y(max(1, end))) for end in ends)
-        left, right = min(x.end, x(at)), min(x.end, x(to))
         shade = min(SHADES - 1, int(SHADES * math.log1p(number) / most))
-        ways[shade] += f"M{left:.1f} {low:.1f}H{right:.1f}V{high:.1f}H{left:.1f}z"
+        ways[shade] += box(x(at), x(to), low, high)
     for shade, way in enumerate(ways):
         plot.path(f"f0 h{shade}", way)
 
@@ -2819,32 +2847,31 @@ def plot_rate(results: Results) -> str:
     """Plot exchanges per second by server, stacked, and how many were in flight."""
     plot = Plot("Rate by server, and load", 260)
     x = plot.time_axis(results.warmup_s + results.wall_s)
-    stacks: list[tuple[str, Slices, str, Any]] = [
-        (name, server.latency.slices, f"f{k % len(LIGHT)} h5", None)
-        for k, (name, server) in enumerate(results.servers.items())
-    ]
-    if not stacks:
-        stacks.append(("confirmed", results.latency.slices, "f0 h5", None))
-    stacks.append(("failed", results.events, "bad", "failed"))
+    slices = {name: server.latency.slices for name, server in results.servers.items()}
+    slices = slices or {"confirmed": results.latency.slices}
+    drawn = [(name, f"f{k % len(LIGHT)} h5", f"t{k % len(LIGHT)}",
+              [(at, to, n.total()) for at, to, n in columns_of(one, results, COLUMNS)])
+             for k, (name, one) in enumerate(slices.items())]  # fmt: skip
+    if results.failed:
+        events = columns_of(results.events, results, COLUMNS)
+        failed = [(at, to, things["failed"]) for at, to, things in events]
+        drawn.append(("failed", "bad", "bad", failed))
     tops = defaultdict[float, float](float)  # of the bars, by where they are
     boxes = []
-    for k, (name, slices, style, only) in enumerate(stacks):
-        columns = columns_of(slices, results, COLUMNS, only)
-        for at, to, things in columns:
-            low, tops[at] = tops[at], tops[at] + things.total() / (to - at)
-            boxes.append((style, [at, to], [low, tops[at]]))
-        if columns:
-            plot.name(name, "■", "bad" if only else f"t{k % len(LIGHT)}")
+    for name, style, colour, columns in drawn:
+        plot.name(name, "■", colour)
+        for at, to, number in columns:
+            if number and at < to:
+                low, tops[at] = tops[at], tops[at] + number / (to - at)
+                boxes.append((style, x(at), max(x(at), x(to) - 0.6), low, tops[at]))
     y = Scale(0, max(tops.values(), default=1) * 1.1, plot.bottom, TOP)
     plot.left_axis(y, grouped)
-    for style, (at, to), heights in boxes:
-        left, right = max(x.start, x(at)), min(x.end, x(to) - 0.6)
-        if left < right:
-            plot.box(style, [left, right], [y(height) for height in heights])
+    for style, left, right, low, high in boxes:
+        plot.path(style, box(left, right, y(low), y(high)))
     flight, points = 0, []
     for at, to, things in columns_of(results.events, results, MOST_SLICES):
         flight += things["sent"] - things["ended"]
-        points.append((min(x.end, x((at + to) / 2)), flight))
+        points.append((x((at + to) / 2), flight))
     z = Scale(0, max([1, *(n for _, n in points)]) * 1.1, plot.bottom, TOP)
     plot.line("ink", ((at, z(n)) for at, n in points))
     for value in z.ticks():
@@ -2884,18 +2911,18 @@ def plot_servers(results: Results) -> str:
 
 def plot_knee(runs: Sequence[Results]) -> str:
     """Plot response time against rate."""
-    rated = sorted((run for run in runs if run.rate and run.confirmed), key=rate_of)
-    if len({run.rate for run in rated}) < 2:
+    rated = by_rate(run for run in runs if run.confirmed)
+    if not (rated and (words := knee_words(runs))):
         return ""
     plot = Plot("Response time by rate", 300)
-    x = Scale(0, rate_of(rated[-1]) * 1.08, LEFT, RIGHT)
+    x = Scale(0, rated[-1].rate * 1.08, LEFT, RIGHT)
     y = duration_scale([run.response_time for run in rated], plot.bottom, TOP)
     plot.left_axis(y, brief)
-    marks = {rate_of(run): digits(run.rate) for run in rated}
+    marks = {run.rate: digits(run.rate) for run in rated}
     plot.bottom_axis(x, "messages per second", marks)
     for k, name in enumerate(("p50", "p99")):
         found = [(run, run.response_time.reported(PERCENTILES[name])) for run in rated]
-        points = [(x(rate_of(run)), value, run.response_time.tenths(name))
+        points = [(x(run.rate), value, run.response_time.tenths(name))
                   for run, value in found if value]  # fmt: skip
         plot.line(f"c{k}", ((at, y(value)) for at, value, _ in points))
         for at, value, tenths in points:
@@ -2903,8 +2930,8 @@ def plot_knee(runs: Sequence[Results]) -> str:
             plot.path(f"line c{k}", f"M{at:.1f} {y(low):.1f}V{y(high):.1f}")
             plot.path(f"dots round c{k}", f"M{at:.1f} {y(value):.1f}h0")
         plot.name(f"response time {name}", "●", f"t{k}")
-    words = html.escape(knee_words(runs))
-    return plot.finish(f"{words}. Upright lines: the tenths of each run.".capitalize())
+    words = html.escape(words[:1].upper() + words[1:])
+    return plot.finish(f"{words}. Upright lines: the tenths of each run.")
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -2912,32 +2939,6 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     text = f"<tr><th>{'<th>'.join(head)}"
     text += "".join(f"<tr><td>{'<td>'.join(row)}" for row in rows)
     return f"<div class=wide><table>{text}</table></div>"
-
-
-def figures_table(results: Results) -> str:
-    """Return the percentiles of each metric, their tenths below them."""
-    rows = []
-    for name, metric in metrics_of(results).items():
-        cells = []
-        for key, p in PERCENTILES.items():
-            tenths = metric.tenths(key)
-            small = f"<small>{from_to(tenths)}</small>" if tenths else ""
-            cells.append(f"{with_unit(metric.reported(p))}{small}")
-        low, high = with_unit(metric.minimum), with_unit(metric.maximum)
-        rows.append([name, low, *cells, high])
-    head = ["", "min", *LABELS.values(), "max"]
-    return f"<h2>Figures, tenths below them</h2>{table(head, rows)}" if rows else ""
-
-
-def failures_table(results: Results) -> str:
-    """Return the failures by outcome, with examples, and the longest gap."""
-    rows = [
-        [outcome.replace("_", " "), grouped(results.failures[outcome]),
-         html.escape(f"{words} ({where[0]})")]
-        for (outcome, words), where in results.examples.items()
-    ]  # fmt: skip
-    words = table(["failure", "count", "for example"], rows)
-    return f"<h2>Failures</h2>{words}<p>{html.escape(gap_words(results))}"
 
 
 def slowest_table(results: Results) -> str:
@@ -2955,17 +2956,14 @@ def slowest_table(results: Results) -> str:
 
 def sections(results: Results, baseline: Results | None) -> Iterator[str]:
     """Yield what a page shows of a run."""
-    r = results
-    yield figures_table(r)
-    has_time = bool(r.events.counts)
+    r, has_time = results, bool(results.events.counts)
     yield plot_exchanges(r) if has_time else ""
     yield plot_spectrum(r, baseline) if r.latency.count else ""
     yield plot_rate(r) if has_time else ""
     yield plot_servers(r) if r.servers else ""
-    yield failures_table(r) if r.failed else ""
-    if r.difference.count:
-        yield f"<p>The balancer {html.escape(cost_words(r))}."
     yield slowest_table(r) if r.slowest else ""
+    figures = html.escape("\n".join(summary_lines(r)))
+    yield f"<h2>All figures</h2><div class=wide><pre>{figures}</pre></div>"
 
 
 def tiles_of(results: Results) -> Iterator[tuple[str, str]]:
@@ -2987,7 +2985,13 @@ def render_report(
 ) -> str:
     """Return the page; `ending` says why the exit status is what it is."""
     r, several = runs[-1], len(runs) > 1
-    content = [plot_knee(runs)] if several else []
+    content = []
+    if several:
+        verdicts = ["verdict", *(run.verdict for run in runs)]
+        pairs = zip(series_rows(runs), verdicts, strict=True)
+        head, *rows = [(*cells, verdict) for cells, verdict in pairs]
+        content = [f"<h2>The runs</h2>{table(head, rows)}"]
+        content.append(plot_knee(runs))
     if theirs:
         lines = "".join(f"<li>{html.escape(w)}" for w in baseline_lines(runs, theirs))
         when = format_utc(theirs[0].started)[:16].replace("T", " ")
@@ -3108,7 +3112,8 @@ def document_of(runs: Sequence[Results], theirs: Sequence[Results]) -> dict[str,
         names = ("version", "command", "started", "target", "title")
         whole = {name: documents[0][name] for name in names}
         whole |= {"verdict": "doubtful" if reasons else "valid", "reasons": reasons}
-        whole |= {"knee": max(map(rate_of, good), default=None), "runs": documents}
+        knee = max((run.rate for run in good), default=None)
+        whole |= {"knee": knee, "runs": documents}
     if theirs:
         changes = {name: compare_runs(runs, theirs, name) for name in PERCENTILES}
         whole["baseline"] = {
@@ -3141,8 +3146,6 @@ def results_from_json(data: dict[str, Any]) -> Results:
     """Return what `as_json` wrote; an error if it did not."""
     if data["version"] != 1 or not 0 <= data["wall_s"] <= LARGEST:
         raise ValueError("another version, or no wall time")
-    if data["timestamps"] not in ("kernel", "user"):
-        raise ValueError("timestamps are of the kernel, or the user's")
     servers = {}
     for name, figures in data["servers"].items():
         servers[str(int(name))] = ServerResults(
@@ -3151,33 +3154,21 @@ def results_from_json(data: dict[str, Any]) -> Results:
             by_part=[v and float(v) for v in figures.get("by_part", ())],
             medians=[float(v) for v in figures.get("connections", ())],
         )
-    direct, failures, counts = data.get("direct"), data["failures"], data["exchanges"]
-    known: dict[str, Any] = {"target": data["target"]}
-    known |= {name: data.get(name, "") for name in ("title", "load")}
-    known = {name: safe_text(str(text).encode()) for name, text in known.items()}
+    known = {name: read(data[name]) for name, read in PLAIN_FIELDS.items()
+             if data.get(name) is not None}  # fmt: skip
     for name, own in METRICS.items():
         known[own] = Distribution.from_json(data[name])
+    if data.get("direct"):
+        known["difference"] = Distribution.from_json(data["direct"])
     return Results(
         **known,
-        difference=Distribution.from_json(direct) if direct else Distribution(),
         servers=servers,
-        failures=Counter({name: int(failures.get(name, 0)) for name in FAILURES}),
+        failures=Counter({k: int(data["failures"].get(k, 0)) for k in FAILURES}),
         bytes_sent=int(data["bytes"]["sent"]),
         bytes_received=int(data["bytes"]["received"]),
-        confirmed=int(counts["confirmed"]),
-        planned=int(counts["planned"]),
-        command=list(map(str, data["command"])),
+        confirmed=int(data["exchanges"]["confirmed"]),
+        planned=int(data["exchanges"]["planned"]),
         started=parse_utc(data["started"]),
-        clients=int(data["clients"]),
-        workers=int(data.get("workers", 1)),
-        rate=data.get("rate") and float(data["rate"]),
-        arrivals=data.get("arrivals") and safe_text(data["arrivals"].encode()),
-        seed=data.get("seed") and int(data["seed"]),
-        warmup_s=float(data.get("warmup_s", 0)),
-        wall_s=float(data["wall_s"]),
-        timestamps=data["timestamps"],
-        interrupted=bool(data["interrupted"]),
-        reasons=[safe_text(str(reason).encode()) for reason in data["reasons"]],
     )
 
 
@@ -3185,9 +3176,11 @@ def merge_files(paths: list[str]) -> Results:
     """Return several machines' runs as one: samples add up, percentiles do not."""
     parts = [part for path in paths for part in read_results(path)]
     merged, begin, end = Results(workers=0), -math.inf, -math.inf
-    names = by_port({name for part in parts for name in part.servers})
-    by_part: dict[str, list[float | None]] = {name: [] for name in names}
+    names = {name for part in parts for name in part.servers}
     for part in sorted(parts, key=operator.attrgetter("started")):
+        for name in names:  # one server's parts beside the others'
+            server = part.servers.setdefault(name, ServerResults())
+            server.by_part = server.by_part or [None] * PARTS
         merged.merge(part)
         merged.workers += part.workers
         # Known to the second only, one second apart may be the same moment.
@@ -3195,17 +3188,15 @@ def merge_files(paths: list[str]) -> Results:
             begin = part.started
         merged.wall_s += max(0.0, begin + part.wall_s - max(begin, end))
         end = max(end, begin + part.wall_s)
-        for name in names:  # one server's parts beside the others'
-            server = part.servers.get(name, ServerResults())
-            by_part[name] += server.by_part or [None] * PARTS
-    for name in names:
-        merged.servers[name].by_part = by_part[name]
     if merged.wall_s > 1 + max(part.wall_s for part in parts):
         merged.notices = ["not all runs were at the same time: wall times were added"]
     merged.started = min(part.started for part in parts)
     merged.target = ", ".join(dict.fromkeys(part.target for part in parts))
-    rates = [part.rate for part in parts if part.rate]
-    merged.rate = sum(rates) if len(rates) == len(parts) else None
+    if all(part.rate for part in parts):  # the most that was asked for at a time
+        merged.rate = max(
+            sum(p.rate for p in parts if p.started <= at < p.started + p.wall_s)
+            for at in [part.started for part in parts]
+        )
     merged.interrupted = any(part.interrupted for part in parts)
     merged.timestamps = max(part.timestamps for part in parts)  # "user", if any is
     merged.load = f"merged from {counted(len(parts), 'run')}"
@@ -3311,15 +3302,6 @@ def parse_address(text: str) -> tuple[str, int]:
     if not (host and port.isascii() and port.isdigit() and int(port) <= 65535):
         raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT (port 0 to 65535)")
     return host, int(port)
-
-
-def format_address(address: tuple[Any, ...]) -> str:
-    """Return "host:port" of a socket address, or "[IPv6%zone]:port"."""
-    host, port = address[:2]
-    if any(address[3:]) and "%" not in host:
-        with contextlib.suppress(OSError):  # the interface may be gone
-            host += f"%{socket.if_indextoname(address[3])}"
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def number(convert: Callable[[str], Any], least: float) -> Callable[[str], Any]:
@@ -3493,19 +3475,16 @@ def resolve(address: tuple[str, int]) -> Addresses:
 
     In a thread of its own, so that Ctrl-C ends a slow look-up at once.
     """
-    found: list[Any] = []
+    found: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     def look_up() -> None:
         try:
-            found.append(socket.getaddrinfo(*address, type=socket.SOCK_STREAM))
+            found.put(socket.getaddrinfo(*address, type=socket.SOCK_STREAM))
         except (OSError, UnicodeError) as error:
-            found.append(error)
-        done.set()
+            found.put(error)
 
-    done = threading.Event()
     threading.Thread(target=look_up, name="resolve", daemon=True).start()
-    done.wait()
-    (answers,) = found
+    answers = found.get()
     if isinstance(answers, Exception):
         reason = answers.strerror if isinstance(answers, OSError) else "not a host name"
         raise InputError(f"cannot resolve {address[0]!r}: {reason}")
@@ -3577,7 +3556,8 @@ def measure(options: argparse.Namespace, command: list[str]) -> list[Results]:
     """Run what the options describe, one run or several, with the demo around it."""
     o, runs = options, []
     target = o.target or ("127.0.0.1", 9990)
-    o.addresses, o.target_text = resolve(target), format_address(target)
+    host = f"[{target[0]}]" if ":" in target[0] else target[0]
+    o.addresses, o.target_text = resolve(target), f"{host}:{target[1]}"
     o.server_names = [str(a[1]) for a in o.direct]
     o.direct = {str(a[1]): resolve(a) for a in o.direct}
     o.workers = workers_for(o.clients, o.workers, 2 if o.direct else 1)

@@ -271,7 +271,7 @@ class TheExchange(ClientTestCase):
 
     def test_ramp_spreads_the_start_of_the_clients(self) -> None:
         backend = self.backend(confirm())
-        self.client(5, "--ramp", 1, "--target", backend.address)
+        self.client(5, "--ramp", 2, "--target", backend.address)
         starts = sorted(visit.began for visit in backend.visits)
         self.assertEqual(len(starts), 5)
         self.assertGreater(starts[-1] - starts[0], 0.6)
@@ -281,7 +281,7 @@ class TheExchange(ClientTestCase):
         document = self.measure(backend, 2, "--duration", 0.7)
         self.assertGreaterEqual(document["wall_s"], 0.65)
         self.assertLess(document["wall_s"], DEADLINE_S)
-        self.assertGreater(document["exchanges"]["confirmed"], 4)
+        self.assertGreater(document["exchanges"]["confirmed"], 2)
         self.assertEqual(document["exchanges"]["failed"], 0)
 
     def test_rate_is_for_all_clients_together(self) -> None:

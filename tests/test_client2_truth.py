@@ -13,7 +13,7 @@ import threading
 import time
 import unittest
 from functools import partial
-from itertools import pairwise
+from itertools import cycle, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from tests.support import (
     family,
     in_parallel,
     refusing_address,
+    run_script,
     script_command,
     script_environment,
     wait_until,
@@ -205,9 +206,10 @@ class TheReply(ClientTestCase):
         # Where the second piece came within the silence (a busy machine may be late).
         whole = [row for row in rows if row["bytes_received"] == "18"]
         self.assertTrue(whole, rows)
-        for row in whole:  # the second piece was waited for, and is part of it
-            gap = int(row["response_time_ns"]) - int(row["latency_ns"])
-            self.assertGreater(gap, 3 * MS)
+        gaps = [int(r["response_time_ns"]) - int(r["latency_ns"]) for r in whole]
+        # The second piece was waited for, and is part of it; a machine that is late
+        # may read both at once.
+        self.assertGreater(max(gaps), 3 * MS)
 
     def test_a_reply_longer_than_one_read_is_one_reply(self) -> None:
         body = b"$300000\r\n" + b"x" * 300_000 + b"\r\n"
@@ -223,6 +225,21 @@ class TheReply(ClientTestCase):
         rows = self.rows(backend, 1, "--messages", 3, "--any-reply", "--reconnect")
         self.assertEqual([row["outcome"] for row in rows], ["confirmed"] * 3)
         self.assertEqual(backend.total, 3)
+
+    def test_a_reply_that_is_longer_than_the_last_one_is_read_to_its_end(self) -> None:
+        # Redis' INFO was cut after a line that ended one byte beyond the last length.
+        replies = [b"+ab\r\n", b"+ab\r\n", b"+abcd\nthe rest\n"]
+
+        def behave(visit: Visit) -> None:
+            for reply in cycle(replies):
+                if not visit.read_line():
+                    break
+                visit.send(reply)
+
+        rows = self.rows(self.backend(behave), 1, "--messages", 9, "--any-reply")
+        self.assertEqual([row["outcome"] for row in rows], ["confirmed"] * 9)
+        received = [int(row["bytes_received"]) for row in rows]
+        self.assertEqual(received, [*map(len, replies)] * 3)
 
     def test_replies_of_one_line_do_not_wait(self) -> None:
         backend = self.backend(answer(b"+PONG\r\n"))
@@ -298,6 +315,17 @@ class TheReply(ClientTestCase):
 class TheClock(ClientTestCase):
     """Durations, rates and moments."""
 
+    def test_connecting_does_not_count_the_start_of_processes(self) -> None:
+        (self.folder / "sitecustomize.py").write_text("import time\ntime.sleep(1.5)")
+        result = run_script(
+            *("client2.py", 4, "--workers", 2, "--messages", 2),
+            *("--target", self.backend(confirm()).address),
+            cwd=self.folder,
+            env={"PYTHONPATH": str(self.folder)},
+        )
+        ((took, unit),) = re.findall(r"connected 4/4 in (\S+) (\S+)", result.stdout)
+        self.assertLess(float(took) * {"µs": 1, "ms": 1e3, "s": 1e6}[unit], 1.4e6)
+
     def test_a_short_duration_is_kept(self) -> None:
         # The old one ran a quarter second, always.
         for _ in range(10):
@@ -350,13 +378,23 @@ class TheClock(ClientTestCase):
 
     def test_merged_runs_that_followed_one_another_have_their_own_rate(self) -> None:
         backend = self.backend(confirm(0.01))
-        documents = [self.measure(backend, 1, "--messages", 20) for _ in range(4)]
+        words = ("--messages", 20, "--rate", 60)
+        documents = [self.measure(backend, 2, *words) for _ in range(4)]
         files = sorted(self.folder.glob("run-*.json"))
         self.client("--merge", *files, "--json", "sum.json")
         merged = json.loads((self.folder / "sum.json").read_text())
         total = sum(document["wall_s"] for document in documents)
         self.assertAlmostEqual(merged["wall_s"], total, delta=0.001)
-        self.assertEqual(len(merged["latency_ns"]["parts"]["p50"]), 40)
+        parts = len(merged["latency_ns"]["parts"]["p50"])  # of a late run, fewer
+        self.assertIn(parts, range(31, 41))
+        self.assertEqual(merged["rate"], 60)  # and not that of all four
+        # Beside one another they asked for more.
+        for document, name in zip(documents, "abcd", strict=True):
+            document["started"] = documents[0]["started"]
+            (self.folder / f"{name}.json").write_text(json.dumps(document))
+        self.client("--merge", "a.json", "b.json", "--json", "sum.json")
+        merged = json.loads((self.folder / "sum.json").read_text())
+        self.assertEqual(merged["rate"], 120)
         self.assertEqual(set(documents[0]["latency_ns"]["tenths"]), {
             "p50", "p90", "p95", "p99", "p99_9"})  # fmt: skip
 
@@ -416,7 +454,7 @@ class TheClock(ClientTestCase):
 
     def test_with_reconnect_a_client_connects_when_its_message_is_due(self) -> None:
         backend = self.backend(confirm())
-        words = (8, "--rate", 20, "--messages", 1, "--reconnect")
+        words = (8, "--rate", 10, "--messages", 1, "--reconnect")
         self.measure(backend, *words)
         starts = sorted(visit.began for visit in backend.visits)
         self.assertEqual(len(starts), 8)
@@ -525,6 +563,9 @@ class TheOutput(ClientTestCase):
         self.assertIn("the knee: the target holds 40.0/s; at 400/s", result.stdout)
         page = (self.folder / "k.html").read_text()
         self.assertIn("Response time by rate", page)
+        head = "rate<th>confirmed/s<th>response p50<th>tenths<th>p99<th>verdict"
+        self.assertIn(f"<tr><th>{head}<tr><td>20.0/s<td>", page)
+        self.assertRegex(page, "<tr><td>400/s<td>[0-9.]+<td>.*<td>doubtful</table>")
         again = self.client(2, "--rate", 20, "--duration", 1, "--baseline", "k.json",
                             "--target", backend.address)  # fmt: skip
         self.assertIn("baseline not like this run: other rate:", again.stdout)

@@ -78,7 +78,7 @@ def results_of(made: Sequence[Exchange], *argv: object, rate: float = 0.0) -> Re
     with mock.patch.object(client2, "time_ns", return_value=max(e.last for e in made)):
         found = Results.of(list(made), options, 0)
     found.options, found.clients = options, options.clients
-    found.rate = options.rate or None
+    found.rate = options.rate
     client2.finish_run(found, options)
     client2.judge(found, options)
     client2.notice(found, options)
@@ -397,6 +397,22 @@ class Comparisons(unittest.TestCase):
         self.assertGreater(client2.chance([[1, 4, 2, 3], [2, 3, 1, 4]]), 0.5)
         self.assertEqual(client2.chance([[5], [9]]), 1.0)
 
+    def test_another_seed_is_no_other_configuration(self) -> None:
+        ours, theirs = self.run_of(1000), self.run_of(1100)
+        words = "9 messages/s, Poisson arrivals (--seed {}), for {} s"
+        ours.load, theirs.load = words.format(1, 2), words.format(7, 2)
+        self.assertEqual(client2.baseline_doubts([ours], [theirs]), [])
+        theirs.load = words.format(1, 3)
+        self.assertIn("other load: ", client2.baseline_doubts([ours], [theirs])[0])
+
+    def test_messages_of_another_size_or_in_pairs_are_another_load(self) -> None:
+        options = options_of(3, "--duration", 2, "--size", 2000)
+        said = client2.describe_load(options)
+        self.assertEqual(said, "one message at a time, for 2 s, 2\u2009000 bytes each")
+        options.size, options.direct = 0, {"9991": []}
+        said = client2.describe_load(options)
+        self.assertTrue(said.endswith("for 2 s, in pairs with direct ones"), said)
+
     def test_turns_are_seen_by_the_moments_of_starting(self) -> None:
         self.assertTrue(client2.take_turns([1, 3, 5, 7], [2, 4, 6, 8]))
         self.assertFalse(client2.take_turns([1, 2, 3, 4], [5, 6, 7, 8]))
@@ -475,9 +491,15 @@ class Texts(unittest.TestCase):
 
     def test_bounds_are_rounded_not_cut_off(self) -> None:
         self.assertEqual(client2.from_to((11_580_000, 11_640_000)), "11.6 ms")
-        self.assertEqual(client2.from_to((11_580, 2_364_000)), "11.6 µs–2.36 ms")
+        self.assertEqual(client2.from_to((291_580, 2_364_000)), "0.292–2.36 ms")
         self.assertEqual(client2.from_to((1_430_000, 1_800_000)), "1.43–1.80 ms")
         self.assertEqual(client2.from_to(None), "–")
+
+    def test_a_range_has_one_unit(self) -> None:
+        self.assertEqual(client2.from_to((35_600, 999_600)), "0.0356–1.00 ms")
+        # Was "0.00432 µs–2.91 ms": what a balancer adds may be next to nothing.
+        self.assertEqual(client2.from_to((4.32, 2_910_000)), "0–2.91 ms")
+        self.assertEqual(client2.from_to((0, 0)), "0 µs")
 
     def test_each_value_of_a_table_has_a_unit_that_suits_it(self) -> None:
         made = [
@@ -1043,14 +1065,19 @@ class TheResults(unittest.TestCase):
         self.assertEqual(results_of(made, 1, *words, rate=10).wall_s, 1.0)
 
     def test_a_server_of_the_usual_three_that_answers_nobody_is_named(self) -> None:
-        made = [exchange(k, k + 9, client=k, connect=5) for k in range(1, 10)]
-        options = options_of(9)
-        run = Results.of(made, options, 0)
-        run.target = "127.0.0.1:9990"
-        client2.finish_run(run, options)
-        client2.notice(run, options)
-        self.assertEqual(run.silent_servers, ["9992", "9993"])
-        self.assertIn("9992 answered nobody: is it running?", run.notices[0])
+        for answered, silent in (("12", ["9993"]), ("1", []), ("123", [])):
+            made = [exchange(client, client + 9, client=client, connect=5,
+                             outcome=Outcome("confirmed", f"999{answer}"))
+                    for client in range(1, 10) for answer in answered]  # fmt: skip
+            options = options_of(9)
+            run = Results.of(made, options, 0)
+            run.target = "127.0.0.1:9990"
+            client2.finish_run(run, options)
+            client2.notice(run, options)
+            self.assertEqual(run.silent_servers, silent, answered)
+            for name in silent:
+                words = f"{name} answered nobody: is it running?"
+                self.assertIn(words, run.notices[0])
 
     def test_in_flight_is_never_more_than_the_clients(self) -> None:
         reset = Outcome("reset", text="r")
@@ -1131,6 +1158,13 @@ class TheVerdict(unittest.TestCase):
                 found = self.judged(self.made(), **change)
                 self.assertEqual(found.verdict, "doubtful")
                 self.assertIn(words, found.reasons[0])
+
+    def test_only_what_can_be_seen_here_is_said_to_be_checked(self) -> None:
+        run = results_of([exchange(1, MS)])
+        self.assertIn("client2 did not stand still", client2.checks_of(run))
+        with mock.patch.object(signal, "SIGCONT"):
+            del signal.SIGCONT  # as on Windows
+            self.assertNotIn("stand still", client2.checks_of(run))
 
     def test_standing_still_for_less_than_a_twentieth_is_none(self) -> None:
         found = self.judged(self.made(), wall_s=10.0, still_s={0: 0.4})
