@@ -33,16 +33,19 @@ from tests.support import (
     REFUSED,
     Backend,
     Behaviour,
+    Running,
     ScriptTestCase,
     Target,
     Visit,
     accept_then_close,
     address_of,
     black_hole,
+    children,
     confirm,
     echo,
     in_parallel,
     localhost_resolves,
+    marked_processes,
     read_line,
     refusing_address,
     reset_after,
@@ -1081,7 +1084,8 @@ class TheScreen(ClientTestCase):
 
     def test_the_summary_defines_its_metrics_and_judges_the_run(self) -> None:
         text = self.client(9, "--target", self.backend(confirm()).address).stdout
-        for word in ("latency", "response", "confirmed", STAMPS, "p50", "min", "max"):
+        where = "kernel receive timestamps" if STAMPS == "kernel" else "user space"
+        for word in ("latency", "response", "confirmed", where, "p50", "min", "max"):
             self.assertIn(word, text.lower())
         self.assertRegex(text.lower(), "valid|doubtful")
         self.assertRegex(text, r"\d\s?(µs|us|ms|s)\b")
@@ -1233,6 +1237,41 @@ class Interruption(ClientTestCase):
         self.assertIs(document["interrupted"], True)
         self.assertGreater(document["exchanges"]["confirmed"], 4)
         self.assertIn("exit 130: interrupted", client.stdout_text())
+
+    def workers(self) -> tuple[Running, list[int]]:
+        """Start a run of two workers, and return it with their process ids."""
+        backend, mark = self.backend(confirm(0.005)), {"LAB_CLIENT": self.folder.name}
+        client = self.spawn(
+            *("client2.py", 4, "--workers", 2, "--duration", 3, "--json", "run.json"),
+            *("--target", backend.address),
+            env=mark,
+        )
+        wait_until(lambda: backend.received.count(b"\n") > 20, what="messages")
+        spawned = [
+            pid
+            for pid in children(client.pid)
+            if b"--multiprocessing-fork" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        ]
+        self.assertEqual(len(spawned), 2)
+        return client, spawned
+
+    def test_a_worker_that_is_killed_is_said_and_the_rest_goes_on(self) -> None:
+        client, (victim, _) = self.workers()
+        os.kill(victim, signal.SIGKILL)
+        self.assertEqual(client.wait(), 1)
+        document = json.loads((self.folder / "run.json").read_text())
+        self.assertIn("a worker process died: 2 clients lost", document["reasons"][0])
+        self.assertGreater(document["wall_s"], 2.5)
+        self.assertIn("exit 1: 2 clients lost", client.stdout_text())
+
+    def test_workers_end_with_a_client_that_is_killed(self) -> None:
+        client, _ = self.workers()
+        client.kill()
+        client.wait()
+        wait_until(
+            lambda: not marked_processes("LAB_CLIENT", self.folder.name),
+            what="the workers' end",
+        )
 
     def test_ctrl_c_ends_a_run_whose_server_is_silent(self) -> None:
         backend = self.backend(silent)

@@ -704,7 +704,6 @@ class Limits(unittest.TestCase):
         self.assertEqual(client2.figure_of(run, "latency.p60"), 60_000)
         self.assertIsNone(client2.figure_of(run, "latency.p99"))
 
-
     def test_each_of_several_limits_counts(self) -> None:
         limits = [f"--fail-if={limit}" for limit in ("p50>1ns", "failed>5", "max>1ns")]
         run = results_of([exchange(1, 101)])
@@ -745,6 +744,19 @@ class Limits(unittest.TestCase):
             with self.subTest(fields):
                 run = Results(**fields)
                 self.assertEqual(client2.exit_status(run, broken), (status, reason))
+
+
+class Targets(unittest.TestCase):
+    """Where a client connects to."""
+
+    def test_the_usual_one_is_the_balancers_address(self) -> None:
+        stop = client2.InputError("that is enough")
+        with (
+            mock.patch.object(client2, "resolve", side_effect=stop) as resolve,
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            self.assertEqual(client2.main(["1"]), 2)
+        resolve.assert_called_once_with(("127.0.0.1", 9990))
 
 
 class Merging(unittest.TestCase):
@@ -851,7 +863,7 @@ class Connections(unittest.TestCase):
     def test_a_reply_without_end_is_a_mismatch_before_its_time_is_up(self) -> None:
         connection, peer = self.connected("--timeout", 20)
         sender = threading.Thread(target=peer.sendall, args=(b"x" * 300_000,))
-        with mock.patch.object(connection, "_arrival", lambda sent, arrived, seen: seen):
+        with mock.patch.object(connection, "_arrival", lambda *moments: moments[-1]):
             sender.start()
             with self.assertRaisesRegex(client2.Failed, "no end of the reply") as found:
                 connection.exchange(b"Hello\n")
@@ -962,6 +974,15 @@ class Workers(unittest.TestCase):
     def test_there_are_never_more_than_clients(self) -> None:
         self.assertEqual(client2.workers_for(2, 4, 1), 2)
         self.assertEqual(client2.workers_for(4, 4, 1), 4)
+
+    def test_cores_are_counted_where_the_system_cannot_say_which_are_usable(
+        self,
+    ) -> None:
+        for error in (AttributeError, OSError):
+            with mock.patch.object(
+                os, "sched_getaffinity", side_effect=error, create=True
+            ):
+                self.assertEqual(client2.usable_cores(), os.cpu_count())
 
     def test_auto_is_the_default(self) -> None:
         self.assertEqual(client2.parse_args(["200"]).workers, 0)
