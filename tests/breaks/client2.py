@@ -1099,9 +1099,9 @@ LIMITS = [
         (MERGE,),
     ),
     Break(
-        "a merge of runs has the sum of their rates",
-        "merged.rate = ",
-        "merged.rate = 0.5 * ",
+        "a merge of runs beside one another has the sum of their rates",
+        "sum(p.rate for p in parts",
+        "max(p.rate for p in parts",
         (MERGE,),
     ),
     Break(
