@@ -1158,9 +1158,12 @@ class TheScreen(ClientTestCase):
     def test_progress_is_shown_on_a_terminal_only(self) -> None:
         backend = self.backend(confirm(0.01))
         args = (2, "--duration", 1.5, "--target", backend.address)
-        shown, result = in_parallel(
-            partial(self.on_a_terminal, args), partial(self.client, *args)
+        shown, quiet, result = in_parallel(
+            partial(self.on_a_terminal, args),
+            partial(self.on_a_terminal, (*args, "--quiet")),
+            partial(self.client, *args),
         )
+        self.assertEqual(quiet, "")
         self.assertGreater(shown.count("\r") - shown.count("\r\n"), 2)
         self.assertEqual(result.stderr, "")
         self.assertNotIn("\r", result.stdout)
@@ -1187,7 +1190,14 @@ class TheScreen(ClientTestCase):
         backend = self.backend(confirm())
         args = (9, "--target", backend.address)
         color = re.compile(r"\x1b\[[0-9;]*m")
-        self.assertNotRegex(self.on_a_terminal(args, {"NO_COLOR": "1"}), color)
+        usual, plain, dumb = in_parallel(
+            partial(self.on_a_terminal, args),
+            partial(self.on_a_terminal, args, {"NO_COLOR": "1"}),
+            partial(self.on_a_terminal, args, {"TERM": "dumb"}),
+        )
+        self.assertRegex(usual, color)
+        self.assertNotRegex(plain, color)
+        self.assertNotIn(ESCAPE, dumb)
         self.assertNotIn(ESCAPE, self.client(*args).stdout)
 
 

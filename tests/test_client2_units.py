@@ -352,9 +352,10 @@ class Comparisons(unittest.TestCase):
         self.assertLessEqual(called, 1)
 
     def test_servers_that_differ_no_more_than_connections_do_are_equal(self) -> None:
-        # Each connection keeps its own pace: the same ones are slower in every part.
-        runs = [self.servers(0, seed, apart=0.3) for seed in range(4)]
-        self.assertLessEqual(sum(bool(r.slower_servers()[0]) for r in runs), 1)
+        # Each connection keeps its own pace: one server is slower in every part.
+        for seed in range(4, 7):
+            run = self.servers(0, seed, apart=0.3)
+            self.assertEqual(run.slower_servers(), ([], []))
 
     def test_a_ratio_of_each_part_if_all_are_above_and_enough_for_the_pairs(
         self,

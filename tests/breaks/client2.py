@@ -1345,6 +1345,30 @@ SCREEN = [
         (SEEN + "test_progress_is_shown_on_a_terminal_only",),
     ),
     Break(
+        "--quiet shows no progress",
+        "self.redraws = is_terminal and not options.quiet",
+        "self.redraws = is_terminal",
+        (SEEN + "test_progress_is_shown_on_a_terminal_only",),
+    ),
+    Break(
+        "a dumb terminal gets no colour",
+        'os.environ.get("TERM") != "dumb"\n    )',
+        "True\n    )",
+        (SEEN + "test_no_color_is_obeyed",),
+    ),
+    Break(
+        "only a terminal gets colour",
+        "if sys.stdout.isatty() and",
+        "if True and",
+        (SEEN + "test_no_color_is_obeyed",),
+    ),
+    Break(
+        "the verdict has its colour on a terminal",
+        "if sys.stdout.isatty() and",
+        "if not sys.stdout.isatty() and",
+        (SEEN + "test_no_color_is_obeyed",),
+    ),
+    Break(
         "NO_COLOR is obeyed",
         'not os.environ.get("NO_COLOR")',
         "True",
