@@ -375,6 +375,8 @@ class TheFigures(ClientTestCase):
         self.assertEqual(document["target"], self.target)
         self.assertEqual(document["clients"], 9)
         self.assertIs(document["interrupted"], False)
+        of_a_schedule = [document[name] for name in ("rate", "arrivals", "seed")]
+        self.assertEqual(of_a_schedule, [None] * 3)
         self.assertIn(document["verdict"], ("valid", "doubtful"))
         self.assertEqual(bool(document["reasons"]), document["verdict"] == "doubtful")
 
@@ -1316,6 +1318,7 @@ class BadInput(ClientTestCase):
     def test_bad_arguments_end_with_one_line_and_2(self) -> None:
         (self.folder / "text").write_text("not a document\n")
         (self.folder / "list").write_text("[]\n")
+        (self.folder / "empty").touch()
         (self.folder / "other").write_text('{"version": 99}\n')
         cases: list[tuple[tuple[str, ...], str]] = [
             ((), "N"),
@@ -1350,6 +1353,16 @@ class BadInput(ClientTestCase):
             (("1", "--baseline", "missing"), "missing"),
             (("1", "--baseline", "text"), "text"),
             (("1", "--baseline", "list"), "list"),
+            (("--demo", "1", "--target", "127.0.0.1:1"), "its own target"),
+            (("1", "--rate", "5", "--think", "1"), "leave out --think"),
+            (("1", "--rate", "5", "--ramp", "1"), "leave out --ramp"),
+            (("1", "--rate", "1,2"), "need a --duration"),
+            (("1", "--arrivals", "poisson"), "needs a --rate"),
+            (("1", "--arrivals", "odd"), "--arrivals"),
+            (("1", "--seed", "-1"), "--seed"),
+            (("1", "--warmup", "2y"), "--warmup"),
+            (("1", "--runs", "0"), "--runs"),
+            (("1", "--message", "@empty"), "empty has no line"),
             (("--merge", "missing"), "missing"),
             (("--merge", "text"), "text"),
             (("--merge", "other"), "other"),

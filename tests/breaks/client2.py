@@ -1069,6 +1069,54 @@ LIMITS = [
         (REAL + "BadInput.test_bad_arguments_end_with_one_line_and_2",),
     ),
     Break(
+        "--demo refuses a --target",
+        "options.demo and (options.target or",
+        "options.demo and (",
+        (REAL + "BadInput.test_bad_arguments_end_with_one_line_and_2",),
+    ),
+    Break(
+        "--rate refuses --think and --ramp",
+        'in ("ramp", "think"):',
+        'in ("ramp",):',
+        (REAL + "BadInput.test_bad_arguments_end_with_one_line_and_2",),
+    ),
+    Break(
+        "several rates need an end",
+        "not (options.duration or options.messages)",
+        "not options.rate",
+        (REAL + "BadInput.test_bad_arguments_end_with_one_line_and_2",),
+    ),
+    Break(
+        "--arrivals poisson needs a --rate",
+        '"poisson" and not options.rate:',
+        '"poisson" and options.rate:',
+        (REAL + "BadInput.test_bad_arguments_end_with_one_line_and_2",),
+    ),
+    Break(
+        "a file without a line is no message",
+        "if not options.texts:",
+        "if options.texts is None:",
+        (REAL + "BadInput.test_bad_arguments_end_with_one_line_and_2",),
+    ),
+    Break(
+        "a number that makes no sense is refused",
+        "if least <= (value",
+        "if -1 <= (value",
+        (REAL + "BadInput.test_bad_arguments_end_with_one_line_and_2",),
+    ),
+    Break(
+        "a number beyond all reason is refused",
+        "convert(text)) <= LARGEST",
+        "convert(text)) <= math.inf",
+        (REAL + "BadInput.test_bad_arguments_end_with_one_line_and_2",),
+    ),
+    Break(
+        "the worst of several runs is the exit status",
+        "max(exit_status(run, broken) for run in runs)",
+        "exit_status(runs[0], broken)",
+        (ASKED + "test_the_worst_of_several_runs_is_the_exit_status",),
+    ),
+    Break(
         "a merge adds up the clients of all files",
         '"clients", "planned"):',
         '"planned"):',
@@ -1142,6 +1190,24 @@ FILES = [
         '"p95": 0.95, ',
         "",
         (KEYS,),
+    ),
+    Break(
+        "JSON has a seed only of Poisson arrivals",
+        'seed=o.seed if o.arrivals == "poisson" else None',
+        "seed=o.seed",
+        (FIGURES + "test_the_document_says_what_was_run",),
+    ),
+    Break(
+        "JSON has arrivals only of a schedule",
+        "arrivals=o.arrivals if o.rate else None",
+        "arrivals=o.arrivals",
+        (FIGURES + "test_the_document_says_what_was_run",),
+    ),
+    Break(
+        "JSON has the command",
+        '["client2.py", *argv]',
+        "[*argv]",
+        (FIGURES + "test_the_document_says_what_was_run",),
     ),
     Break(
         "JSON says when the run started, with a fraction",
@@ -1319,6 +1385,12 @@ SCREEN = [
         "elif options.quiet and status:",
         "elif options.quiet and not status:",
         (SEEN + "test_quiet_says_why_the_exit_status_is_not_0",),
+    ),
+    Break(
+        "a reply that differs is shown where it does",
+        "same = next((k for",
+        "same = next((0 for",
+        (MESSAGES + "test_a_difference_is_shown_wherever_it_is",),
     ),
     Break(
         "no line is longer than 80 columns",
