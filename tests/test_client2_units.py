@@ -731,6 +731,16 @@ class Limits(unittest.TestCase):
                 broken = client2.broken_limits([client2.parse_limit(text)], run)
                 self.assertEqual(broken, [f"{text}: {said}"] if said else [])
 
+    def test_the_worst_of_several_runs_is_the_exit_status(self) -> None:
+        good, bad = Results(confirmed=5, planned=5), Results(confirmed=4, planned=5)
+        bad.failures["timeout"] = 1
+        options = client2.parse_args(["1", "--quiet"])
+        for runs, status in (([good, good], 0), ([good, bad], 1), ([bad, good], 1)):
+            with contextlib.redirect_stderr(io.StringIO()) as stderr:
+                self.assertEqual(client2.finish(runs, [], options), status)
+            said = "client2.py: 1 failed\n" if status else ""
+            self.assertEqual(stderr.getvalue(), said)
+
     def test_exit_statuses_and_which_of_them_goes_first(self) -> None:
         good, failed = {"confirmed": 5, "planned": 5}, {"timeout": 1}
         for fields, broken, status, reason in (
@@ -758,17 +768,6 @@ class Targets(unittest.TestCase):
         ):
             self.assertEqual(client2.main(["1"]), 2)
         resolve.assert_called_once_with(("127.0.0.1", 9990))
-
-
-    def test_the_worst_of_several_runs_is_the_exit_status(self) -> None:
-        good, bad = Results(confirmed=5, planned=5), Results(confirmed=4, planned=5)
-        bad.failures["timeout"] = 1
-        options = client2.parse_args(["1", "--quiet"])
-        for runs, status in (([good, good], 0), ([good, bad], 1), ([bad, good], 1)):
-            with contextlib.redirect_stderr(io.StringIO()) as stderr:
-                self.assertEqual(client2.finish(runs, [], options), status)
-            said = "client2.py: 1 failed\n" if status else ""
-            self.assertEqual(stderr.getvalue(), said)
 
 
 class Merging(unittest.TestCase):
