@@ -119,10 +119,11 @@ class Stopping(BalancerTestCase):
 
     def test_start_and_stop_have_a_line_each_in_the_log(self) -> None:
         balancer = self.balance([self.backend(named)], "--grace=100")
-        (client,) = self.hold(balancer)
+        clients = self.hold(balancer, 2)
         balancer.signal(signal.SIGTERM)
-        self.wait_until_refused(balancer)
-        client.close()
+        balancer.wait_for_line(" stopping")
+        for client in clients:
+            client.close()
         self.assertEqual(balancer.wait(), 0)
         workers = "1 worker" if self.WORKERS == 1 else f"{self.WORKERS} workers"
         lines = [line for line in balancer.stdout_lines()[1:] if "client=" not in line]
@@ -130,7 +131,7 @@ class Stopping(BalancerTestCase):
             [re.sub(rf"\A{TIME} ", "", line) for line in lines],
             [
                 f"listening on 127.0.0.1:{balancer.port} with {workers}, version 2.0",
-                "stopping: 1 live connection, waiting 100 s at most; "
+                "stopping: 2 live connections, waiting 100 s at most; "
                 "Ctrl-C again cuts them",
                 "stopped",
             ],
@@ -698,6 +699,20 @@ class Log(BalancerTestCase):
         visit_once(balancer)
         wait_until(lambda: " client=" in log.read_text(), what="the line")
         self.assertEqual(len(balancer.stdout_lines()), 1)
+
+    def test_log_that_cannot_be_opened_anew_goes_on_in_the_old_file(self) -> None:
+        log, old = self.folder / "balancer.log", self.folder / "old.log"
+        balancer = self.balance([self.backend(named)], "--log", log)
+        visit_once(balancer)
+        log.rename(old)
+        log.mkdir()
+        balancer.signal(signal.SIGHUP)
+        wait_until(
+            lambda: f" cannot reopen {log}: is a directory\n" in old.read_text(),
+            what="the reason",
+        )
+        visit_once(balancer)
+        wait_until(lambda: old.read_text().count(" client=") == 2, what="the line")
 
     def test_quiet_balancer_prints_nothing_but_its_first_line(self) -> None:
         balancer = self.balance([self.backend(named)], "--quiet")

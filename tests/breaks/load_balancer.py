@@ -254,6 +254,24 @@ CHECKS = [
         at("faults", "Checks.test_server_that_floods_is_checked_in_time"),
     ),
     Break(
+        "check=HOST:PORT may be another host",
+        "resolve(host or address[0], port)[0]",
+        "resolve(address[0], port)[0]",
+        at("asked", "ChecksThatSpeak.test_check_of_another_host_gets_no_proxy_header"),
+    ),
+    Break(
+        "check=PORT gets no PROXY header",
+        "elif options.send_proxy and not server.check_at:",
+        "elif options.send_proxy:",
+        at("asked", "ChecksThatSpeak.test_check_of_another_host_gets_no_proxy_header"),
+    ),
+    Break(
+        "each server is checked by one process only",
+        "if self._status:  # the desk's",
+        "Desk(self._board, self._log).start()\n        if self._status:  # the desk's",
+        at("health", "ChecksOfSeveral"),
+    ),
+    Break(
         "--check-send is sent in a check",
         "sock.sendall(options.check_send)",
         "pass",
@@ -666,6 +684,15 @@ STOPPING = [
         "os.dup2(new, self._file, inheritable=False)",
         "pass",
         at("operations", "Stopping.test_log_is_reopened_also_while_it_stops"),
+    ),
+    Break(
+        "SIGHUP: the old log is kept when the new one cannot be opened, and told so",
+        'self.line(f"cannot reopen {self._path}: {say_why(error)}")',
+        "os.close(self._file)",
+        at(
+            "operations",
+            "Log.test_log_that_cannot_be_opened_anew_goes_on_in_the_old_file",
+        ),
     ),
     Break(
         "SIGHUP is a stop after the terminal has been closed",
@@ -1158,6 +1185,12 @@ ADDRESSES = [
         at("asked", "SeveralListen.test_two_of_one_address_are_refused"),
     ),
     Break(
+        "an IPv6 address has brackets before its port",
+        'return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"',
+        'return f"{host}:{port}"',
+        at("operations", "Ipv6"),
+    ),
+    Break(
         "--listen :PORT is all addresses",
         'host, port = parse_address(f"[{every}]{text}" if text[:1] == ":" else text)',
         "host, port = parse_address(text)",
@@ -1444,6 +1477,15 @@ WORKERS = [
         "alone = why or is_free_threaded()",
         "alone = why",
         at("units", "Defaults"),
+    ),
+    Break(
+        "a stop that all processes hear is the parent's alone",
+        "signal.signal(number, signal.SIG_IGN)\n\n    def close",
+        "signal.signal(number, signal.SIG_DFL)\n\n    def close",
+        at(
+            "workers",
+            "Deaths.test_stop_that_all_processes_hear_lets_live_connections_end",
+        ),
     ),
     Break(
         "a killed worker is replaced",
