@@ -56,6 +56,7 @@ import functools
 import importlib
 import io
 import ipaddress
+import itertools
 import math
 import os
 import queue
@@ -72,7 +73,6 @@ import time
 import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from itertools import takewhile
 from typing import Any, NoReturn, TextIO
 
 try:
@@ -104,43 +104,42 @@ class Server:
         self.stopping = threading.Event()
         self.listener, self.bell = listener, Bell(listener)
         self._connection = FaultyConnection if args.fault[0] else Connection
-        self._most = args.max_connections or sys.maxsize
-        self.waiting: Connection | None = None  # for a thread: none could be started
-        self._for_rested: queue.SimpleQueue[Connection] = queue.SimpleQueue()
+        limit = 0 if args.fault[0] == "refuse" else sys.maxsize
+        self._most = args.max_connections or limit
+        self._clients: queue.SimpleQueue[Connection] = queue.SimpleQueue()
         self.lock = threading.Lock()  # guards the two below
         self.live: set[Connection] = set()  # none of them is closed
-        self._resting = 0  # threads that wait for a client, and have none promised
+        self._idle = 0  # threads without a client; less than 0: clients without one
 
     def run(self) -> None:
         """Serve until a signal, then let connections finish (MainThread)."""
         self.listener.setblocking(False)
         while not self.bell.means_stop(
-            number := self.bell.wait(0 if self.waiting else None, self.may_accept)
+            number := self.bell.wait(0 if self._idle < 0 else None, self.may_accept)
         ):
             reopen_log(self) if number else self.accept()
         stop(self)
 
     @property
     def may_accept(self) -> bool:
-        """Tell whether there may be one more live connection."""
-        return len(self.live) < self._most
+        """Tell whether there may be one more live connection, or one has no thread."""
+        return len(self.live) < self._most or self._idle < 0
 
     def accept(self) -> bool:
-        """Accept a client and start its thread; False when none waits, or short."""
+        """Accept a client and see that it has a thread; False: none waits, or short."""
         try:
-            if not self.waiting:
+            if self._idle >= 0:
                 sock, address = self.listener.accept()
                 sock.setblocking(True)  # BSD, macOS: it inherits what the listener has
-                self.waiting = self._connection(self, sock, address)
-            with self.lock:
-                self.live.add(self.waiting)
-                rests, self._resting = self._resting, max(0, self._resting - 1)
-            if rests:
-                self._for_rested.put(self.waiting)
-            else:
-                args = (self.waiting,)
-                threading.Thread(target=self._serve, args=args, daemon=True).start()
-            self.waiting = None
+                connection = self._connection(self, sock, address)
+                with self.lock:
+                    self.live.add(connection)
+                    self._idle -= 1
+                self._clients.put(connection)
+            if self._idle < 0:
+                threading.Thread(target=self._serve, daemon=True).start()
+                with self.lock:
+                    self._idle += 1
             return True
         except (BlockingIOError, ConnectionAbortedError):
             return False  # the client has left
@@ -150,10 +149,11 @@ class Server:
             self.stopping.wait(BACKOFF_S)
             return False
 
-    def _serve(self, connection: Connection) -> None:
-        """Serve a client to the end, and then another one (thread connection-…)."""
+    def _serve(self) -> None:
+        """Serve one client after the other to its end (thread connection-…)."""
         rests = True
         while rests:
+            connection = self._clients.get()
             threading.current_thread().name = f"connection-{connection.client}"
             try:
                 connection.serve()
@@ -162,13 +162,11 @@ class Server:
             with self.lock:
                 was_full = not self.may_accept
                 self.live.discard(connection)
-                rests = self._resting < RESTING_THREADS
-                self._resting += rests
+                rests = self._idle < RESTING_THREADS
+                self._idle += rests
             connection.sock.close()
             if was_full or self.stopping.is_set():
                 self.bell.ring()
-            if rests:
-                connection = self._for_rested.get()
 
 
 # ---- Connection: one client, one thread ----------------------------------------------
@@ -223,8 +221,9 @@ class Connection:
         while True:
             may_pause = not sends_lines and 0 < len(rest) <= PAUSE_MESSAGE_BYTES
             data = self._receive(self.args.message_pause if may_pause else 0)
-            if not data:  # silence, or end of file
-                if rest and (data is None or not self.server.stopping.is_set()):
+            if not data:  # silence, or end of file: the client's, or that of a stop
+                is_whole = data is None or not self.server.stopping.is_set()
+                if rest and (is_whole or has_ended(self.sock)):
                     yield [bytes(rest)]
                     rest.clear()
                 if data is None:
@@ -236,7 +235,7 @@ class Connection:
             lines = io.BytesIO(rest[:end]).readlines()  # at "\n" only
             del rest[:end]
             sends_lines = sends_lines or bool(end)
-            fitting = list(takewhile(lambda line: len(line) <= limit, lines))
+            fitting = list(itertools.takewhile(lambda line: len(line) <= limit, lines))
             for k in range(0, len(fitting), self._batch_size):
                 yield fitting[k : k + self._batch_size]
             if len(fitting) < len(lines) or len(rest) > limit:
@@ -244,7 +243,7 @@ class Connection:
 
     def _receive(self, pause_s: float) -> bytes | None:
         """Return the next bytes, b"" at end of file, None after a pause (0: never)."""
-        if not pause_s:
+        if not pause_s or 0 < self.args.idle_timeout <= pause_s:
             return self.sock.recv(RECEIVE_BYTES)
         set_timeouts(self.sock, pause_s)
         try:
@@ -260,7 +259,7 @@ class Connection:
         """Record messages by one write, then confirm them, or say why not."""
         if self.server.terminal.shows("message", len(messages)):
             for message in messages:
-                text = printable(message.rstrip(b"\r\n")[:60])
+                text = printable(message.rstrip(b"\r\n")[:240])[:60]  # 4 bytes at most
                 self.server.terminal.say(f"{self.client} received: {text}")
         self.message_count += len(messages)
         self._send(self._record_messages(messages))
@@ -294,14 +293,15 @@ class Connection:
 
     def _append(self, entries: list[bytes]) -> tuple[int, str]:
         """Append to the log, after the record "connected"; return as Log.append."""
-        if not self._is_recorded:
+        is_first = not self._is_recorded
+        if is_first:
             connected = self._record("connected\n", self._began_text)
-            entries[0] = connected.encode() + entries[0]
+            entries = [connected.encode(), *entries]
         logged, reason = self.server.log.append(entries)
-        self._is_recorded = self._is_recorded or logged > 0
+        self._is_recorded = logged > 0 or not is_first
         if reason:
             self.server.terminal.warn("log", f"cannot log: {reason}")
-        return logged, reason
+        return max(0, logged - is_first), reason
 
     def _send(self, data: bytes) -> None:
         """Send all; a client that reads nothing for SEND_TIMEOUT_S is given up."""
@@ -354,30 +354,27 @@ class Log:
         self.flushing: Any = contextlib.nullcontext()  # a FlushedLog's is a lock
 
     def append(self, entries: list[bytes]) -> tuple[int, str]:
-        """Append entries by one write; leave no torn one behind.
+        """Append entries, each of whole records, by one write; leave none torn.
 
-        An entry is what stands or falls together, as a message's two records. Return
-        how many are in the log, and why not all: "" when all are.
+        Return how many entries are in the log, and why not all: "" when all are.
         """
-        data = b"".join(entries)
+        data, logged, reason = b"".join(entries), 0, ""
         try:
-            if is_deleted(self.file):  # all would be lost
-                reopen(self)
-            if self.torn.is_set():
-                blank_torn(self)
-            written = self._write(data)
+            while logged < len(data):
+                if is_deleted(self.file):  # all would be lost
+                    reopen(self)
+                if self.torn.is_set():
+                    blank_torn(self)
+                end = logged + self._write(data[logged:])
+                # A write that is too short does not say why: the next one does, or
+                # succeeds. It begins with the record that was cut off.
+                if data[end - 1 : end] != b"\n":
+                    self.torn.set()
+                logged = max(logged, data.rfind(b"\n", logged, end) + 1)
         except OSError as error:
-            return 0, error.strerror or str(error)
-        if written == len(data):
-            return len(entries), ""
-        self.torn.set()
-        logged = 0
-        while (written := written - len(entries[logged])) >= 0:
-            logged += 1
-        # A write that is too short does not say why: the next one does, or succeeds.
-        # (Not self.append: a FlushedLog's would wait for the group that it leads.)
-        more, reason = Log.append(self, entries[logged:])
-        return logged + more, reason
+            reason = error.strerror or str(error)
+        ends = itertools.accumulate(map(len, entries))
+        return sum(end <= logged for end in ends), reason
 
     def _write(self, data: bytes) -> int:
         """Write once; return how many bytes were taken."""
@@ -492,9 +489,8 @@ def stop(server: Server) -> None:
     server.stopping.set()
     # Closing the listener resets who waits in its queue, and their messages.
     deadline = time.monotonic() + LAST_S
-    while time.monotonic() < deadline and (server.waiting or server.may_accept):
-        if not server.accept():
-            break
+    while time.monotonic() < deadline and server.may_accept and server.accept():
+        pass
     live = max(live, len(server.live))
     server.listener.close()
     if live and not server.args.quiet:
@@ -540,7 +536,17 @@ LINGER_S = 5.0  # how long a client may go on sending after an error line, ...
 LINGER_BYTES = 64 << 20  # ... and how much, before the connection is closed
 DELIVERY_S = 2.0  # at the stop, for a client's kernel to acknowledge what was sent,
 ACKNOWLEDGED_S = 0.002  # ... asked for so often
+TCP_ENDED = (8, 9)  # TCP_CLOSE_WAIT, TCP_LAST_ACK (linux/tcp_states.h)
 PROXY_TIMEOUT_S = 5.0  # the specification asks for 3 s at least
+
+
+def has_ended(sock: socket.socket) -> bool:
+    """Tell whether an end of file is the client's own, not that of our SHUT_RD."""
+    try:
+        state = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+    except (AttributeError, OSError):  # no Linux: nobody knows
+        return False
+    return state in TCP_ENDED
 
 
 def linger(connection: Connection, seconds: float) -> None:
@@ -712,17 +718,37 @@ def is_deleted(file: int) -> bool:
 
 def open_log(path: str, port: int, flushed: bool) -> Log:
     """Return the log at a path, repaired as far as it may be; or raise OSError."""
-    with contextlib.suppress(OSError):
+    may_be_torn = False
+    try:
         repair(path, port)
-    return (FlushedLog if flushed else Log)(path, port)
+    except OSError:  # not to be read, or written elsewhere than at its end
+        may_be_torn = os.path.getsize(path) > 0
+    kind = FlushedLog if flushed else Log
+    try:
+        log = kind(path, port)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        complain(f"{path} is a pipe that nobody reads: waiting for somebody who does")
+        waiting = os.open(path, os.O_WRONLY)
+        try:
+            log = kind(path, port)
+        finally:
+            os.close(waiting)
+    if may_be_torn:
+        log.torn.set()
+    return log
 
 
-def open_to_append(path: str, at_once: int = 0) -> int:
-    """Return a descriptor whose writes all go to the end; O_NONBLOCK: `at_once`."""
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | at_once
+def open_to_append(path: str) -> int:
+    """Return a descriptor whose writes all go to the end, or raise OSError.
+
+    ENXIO: it is a FIFO that nobody reads (open(2)). Not waited for here.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NONBLOCK", 0)
     flags |= getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
     file = os.open(path, flags, 0o644)
-    if at_once:
+    if hasattr(os, "O_NONBLOCK"):
         os.set_blocking(file, True)
     return file
 
@@ -733,22 +759,18 @@ def reopen(log: Log) -> None:
     Torn records in the old one are blanked now: a server that left one there, and
     comes back, finds the new file only.
     """
-    with log.flushing:
-        # Not waiting for somebody to read a FIFO (open(2), ENXIO).
-        new = open_to_append(log.path, getattr(os, "O_NONBLOCK", 0))
+    with log.flushing, contextlib.ExitStack() as closing:
+        new = open_to_append(log.path)
+        closing.callback(os.close, new)
         if isinstance(log, FlushedLog):
             flush_name(log.path)
         old = os.dup(log.file)
-        try:
-            log.is_pipe = True  # until it is known: right for a file, too
-            os.dup2(new, log.file, inheritable=False)
-            log.is_pipe = is_pipe(new)
-            with contextlib.suppress(OSError):  # where the system has no such path
-                sure = 1 if log.torn.is_set() else SURE_BYTES
-                repair(f"/proc/self/fd/{old}", 0, sure)
-        finally:
-            os.close(new)
-            os.close(old)
+        closing.callback(os.close, old)
+        log.is_pipe = True  # until it is known: right for a file, too
+        os.dup2(new, log.file, inheritable=False)
+        log.is_pipe = is_pipe(new)
+        with contextlib.suppress(OSError):  # where the system has no such path
+            repair(f"/proc/self/fd/{old}", 0, 1 if log.torn.is_set() else SURE_BYTES)
 
 
 class FlushedLog(Log):
@@ -819,15 +841,20 @@ def is_pipe(file: int) -> bool:
 def write_in_turn(file: int, data: bytes) -> int:
     """Write all to a pipe, while threads and processes that do the same wait.
 
-    For a write of more than PIPE_BUF bytes is not atomic (pipe(7)).
+    For a write of more than PIPE_BUF bytes is not atomic (pipe(7)). Return how many
+    bytes were taken: fewer if the reader has left in between.
     """
     with PIPE_TURN, contextlib.ExitStack() as turn:
         with contextlib.suppress(OSError, AttributeError):  # as where no flock(2) is
             fcntl.flock(file, fcntl.LOCK_EX)
             turn.callback(fcntl.flock, file, fcntl.LOCK_UN)
         written = 0
-        while written < len(data):
-            written += os.write(file, data[written:])
+        try:
+            while written < len(data):
+                written += os.write(file, data[written:])
+        except OSError:
+            if not written:
+                raise
         return written
 
 
@@ -836,20 +863,21 @@ def write_in_turn(file: int, data: bytes) -> int:
 
 MEND_BYTES = 256 << 20  # of the log's end are searched for torn records at most, ...
 BLOCK_BYTES = 4 << 20  # ... so many at once
-LINE_BYTES = 1 << 20  # no line of the log is longer, with the default --max-message
+LINE_BYTES = 1 << 20  # longer lines are left alone; with --max-message's default: none
 STAMP = rb"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} - "
 SAMPLE = b"2026-11-23 14:50:15,613 - "  # to complete a stamp that is torn itself
+REST = rb"(?:\d+(?: (?:-(?: .*)?)?)?)?"  # of a record, after the stamp; also torn
 SURE_BYTES = len(b"2026-")  # less at the log's end may be what a person wrote
-HEAD = STAMP + rb"\d+ - \S+ - "
-RECORD = re.compile(HEAD + rb"(?:connected$|received: |replied: |closed: )")
-MESSAGE = re.compile(HEAD + rb"(?:replied: Server \d+ )?received: (.*)")
+# What a write begins with; a message: (port), (client), (replied), (text).
+RECORD = re.compile(STAMP + rb"(\d+)( - \S+ - )(?:connected$|closed: |received: )")
+MESSAGE = re.compile(STAMP + rb"(\d+)( - \S+ - )(replied: Server \d+ )?received: (.*)")
 # Begins with a literal, for speed, and then looks back at what must be before it.
 GLUED = re.compile(rb",(?<=[^\n]\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,)\d{3} - \d+ - ")
 
 
 def may_begin_record(data: bytes) -> bool:
-    """Tell whether a record may begin like `data`, which may end in the stamp."""
-    return bool(re.match(STAMP, data + SAMPLE[len(data) :]))
+    """Tell whether a record may begin like `data`, which may end anywhere."""
+    return bool(re.fullmatch(STAMP + REST, data + SAMPLE[len(data) :], re.DOTALL))
 
 
 def torn_in_line(before: bytes, line: bytes, after: bytes) -> Iterator[tuple[int, int]]:
@@ -857,18 +885,33 @@ def torn_in_line(before: bytes, line: bytes, after: bytes) -> Iterator[tuple[int
 
     A torn record has no line ending, so the record of another server follows on its
     line. A message that contains a record only looks like that: "received" and an
-    equal "replied" stand beside each other then.
+    equal "replied", or what a full disk left of it, stand beside each other then.
     """
     start = 0
-    while record := RECORD.search(line, start + 1):
+    while len(line) < LINE_BYTES and (record := RECORD.search(line, start + 1)):
         end, message = record.start(), MESSAGE.match(line[start:])
-        whole = message and any(
-            other.endswith(b" received: " + message[1]) for other in (before, after)
+        whole = message and (
+            before.endswith(b" received: " + message[4])
+            or is_replied(after, message[1], message[2], message[4])
         )
         if whole or not may_begin_record(line[start:end]):
             return
+        is_last = not RECORD.search(line, end + 1)
+        if is_last and record[0].endswith(b"received: ") and not is_replied(
+            after, record[1], record[2]
+        ):
+            return  # a server would have written on
         yield start, end
         start = end
+
+
+def is_replied(after: bytes, port: bytes, client: bytes, text: bytes = b"") -> bool:
+    """Tell whether a line is the "replied" of a message, or a torn begin of it."""
+    replied = b"%b%breplied: Server %b received: %b" % (port, client, port, text)
+    rest = after[len(SAMPLE) :]
+    if not text:
+        rest = rest[: len(replied)]
+    return bool(after) and may_begin_record(after) and replied.startswith(rest)
 
 
 def torn_records(
@@ -883,8 +926,8 @@ def torn_records(
     own = re.compile(rb"(?m) - %d - (?<=^%b%d - )" % (port, STAMP, port))
     for high in range(size, max(0, size - MEND_BYTES), -BLOCK_BYTES):
         low = max(0, high - BLOCK_BYTES)
-        first = file.seek(max(0, low - LINE_BYTES))  # so that lines have neighbours
-        data = file.read(min(size, high + LINE_BYTES) - first)
+        first = file.seek(max(0, low - 2 * LINE_BYTES))  # lines have neighbours
+        data = file.read(min(size, high + 2 * LINE_BYTES) - first)
         last = data.rpartition(b"\n")[2] if high == size else b""
         if len(last) >= sure and may_begin_record(last):
             yield size - len(last), size
@@ -936,11 +979,15 @@ def repair(path: str, port: int, sure: int = SURE_BYTES) -> None:
 def blank_torn(log: Log) -> None:
     """Blank the torn record of a full disk before anything follows, or OSError."""
     log.torn.clear()  # first: another thread may set it anew
+    own = f"/proc/self/fd/{log.file}"  # the file may have another name by now
     try:
-        repair(log.path, log.port, sure=1)
+        if log.is_pipe:
+            write_in_turn(log.file, b"\n")
+            return
+        repair(own if os.path.exists(own) else log.path, log.port, sure=1)
     except PermissionError:  # a file that may only be appended to
         os.write(log.file, b"\n")
-    except OSError:  # no space yet (copy-on-write): ask again
+    except OSError:  # no space yet (copy-on-write), no reader: ask again
         log.torn.set()
         raise
 
@@ -1029,25 +1076,23 @@ class Terminal:
     def __init__(self, quiet: bool) -> None:
         """Start the thread, or raise RuntimeError."""
         self._quiet = quiet
-        # Guards all below; notified when one has changed.
-        self._changed = threading.Condition()
-        self._lines: deque[tuple[int, str]] = deque()  # (1 or 2, line)
-        self._printing = False
+        # (1 or 2, line); 0: the last one. An empty line only wakes the thread.
+        self._lines: queue.Queue[tuple[int, str]] = queue.Queue(LINES_WAITING)
+        self._lock = threading.Lock()  # guards all below
         self._shown, self._second_ends = 0, 0.0  # events of this second
         self._counted: Counter[str] = Counter()  # the others, by noun
         self._warned: dict[str, float] = {}  # kind: not again before
-        threading.Thread(target=self._run, name="terminal", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, name="terminal", daemon=True)
+        self._thread.start()
 
     def say(self, line: str, file: int = 1) -> None:
         """Have a line printed; drop it when too many wait."""
-        with self._changed:
-            if len(self._lines) < LINES_WAITING:
-                self._lines.append((file, line))
-                self._changed.notify_all()
+        with contextlib.suppress(queue.Full):
+            self._lines.put_nowait((file, line))
 
     def warn(self, kind: str, text: str) -> None:
         """Say what is wrong on standard error, once a second for each kind."""
-        with self._changed:
+        with self._lock:
             now = time.monotonic()
             if now >= self._warned.get(kind, 0.0):
                 self._warned[kind] = now + 1
@@ -1057,52 +1102,49 @@ class Terminal:
         """Tell whether events are to be said line by line; else they are counted."""
         if self._quiet:
             return False
-        with self._changed:
+        with self._lock:
             if not self._counted and time.monotonic() >= self._second_ends:
                 self._shown, self._second_ends = 0, time.monotonic() + 1
             if self._shown + number <= EVENTS_SHOWN:
                 self._shown += number
                 return True
+            if not self._counted:
+                self.say("")  # their sum is due when the second ends
             self._counted[noun] += number
-            if self._counted.total() == number:
-                self._changed.notify_all()  # their sum is due when the second ends
             return False
 
     def close(self) -> None:
         """Wait until all is printed, for CUT_S at most: nobody may be reading."""
-        with self._changed:
-            self._second_ends = 0
-            self._changed.notify_all()
-            self._changed.wait_for(
-                lambda: not (self._lines or self._counted or self._printing), CUT_S
-            )
+        with contextlib.suppress(queue.Full):
+            self._lines.put((0, ""), timeout=CUT_S)
+            self._thread.join(CUT_S)
 
     def _run(self) -> None:
         """Print what is queued (thread terminal)."""
-        while True:
-            with self._changed:
-                self._printing = False
-                self._changed.notify_all()
-                while not self._lines:
-                    left = self._second_ends - time.monotonic()
-                    if self._counted and left <= 0:
-                        sums = [
-                            counted(n, f"more {x}")
-                            for x, n in self._counted.items()
-                        ]
-                        self._lines.append((1, "… " + " and ".join(sums)))
-                        self._counted.clear()
-                    else:
-                        self._changed.wait(left if self._counted else None)
-                file, line = self._lines.popleft()
-                self._printing = True
+        file = 1
+        while file:
+            with self._lock:
+                left = self._second_ends - time.monotonic() if self._counted else None
+            try:
+                file, line = self._lines.get(timeout=left and max(0, left))
+            except queue.Empty:
+                file, line = 1, self._sums()
+            if not file:
+                line = self._sums()
             with contextlib.suppress(OSError, ValueError):  # nobody reads it
-                write_whole(line, sys.stdout if file == 1 else sys.stderr)
+                write_whole(line, sys.stderr if file == 2 else sys.stdout)
+
+    def _sums(self) -> str:
+        """Return a line on the events that were counted, "" for none; begin anew."""
+        with self._lock:
+            sums = [counted(n, f"more {noun}") for noun, n in self._counted.items()]
+            self._counted.clear()
+            return "… " + " and ".join(sums) if sums else ""
 
 
 def write_whole(line: str, stream: TextIO) -> None:
     """Write a line, in what the encoding can show, also where it must wait; OSError."""
-    line, encoding = f"{line}\n", getattr(stream, "encoding", None) or "utf-8"
+    line, encoding = f"{line}\n" if line else "", stream.encoding or "utf-8"
     try:
         data = line.encode(encoding)
     except UnicodeEncodeError:
@@ -1134,8 +1176,8 @@ def has_terminal() -> bool:
     """Tell whether the process has a controlling terminal, its window open (tty(4))."""
     try:
         os.close(os.open("/dev/tty", os.O_RDWR | getattr(os, "O_NOCTTY", 0)))
-    except OSError:
-        return False
+    except OSError as error:  # for want of a descriptor it is not known: it has
+        return error.errno in (errno.EMFILE, errno.ENFILE)
     return True
 
 

@@ -42,13 +42,15 @@ from tests.support import (
     script_environment,
     wait_until,
 )
+from tests.test_server2 import fill
 
 try:
     import fcntl
     import pty
+    import resource
     import termios
 except ImportError:  # Windows: what needs them is skipped
-    pass
+    resource = None  # type: ignore[assignment]
 
 SCRIPTS = ("server2.py", "load_balancer.py", "client2.py")
 SERVING = ("server2.py", "load_balancer.py")
@@ -335,6 +337,22 @@ class ClosedWindow(TerminalTestCase):
                 wait_until(new_log, what="a record in the new log")
                 self.assertIsNone(terminal.process.poll())
 
+    @unittest.skipUnless(hasattr(resource, "prlimit"), "needs prlimit (Linux)")
+    def test_sighup_stops_nothing_where_descriptors_are_used_up(self) -> None:
+        for script, command in self.commands().items():
+            with self.subTest(script=script):
+                terminal = self.terminal(*command)
+                address = ":".join(terminal.wait_for(LISTENING.pattern).groups())
+                send_and_read(address, "before")
+                pid, kind = terminal.process.pid, resource.RLIMIT_NOFILE
+                before = resource.prlimit(pid, kind)
+                resource.prlimit(pid, kind, (3, before[1]))
+                terminal.process.send_signal(signal.SIGHUP)
+                with self.assertRaises(subprocess.TimeoutExpired):
+                    terminal.process.wait(0.5)
+                resource.prlimit(pid, kind, before)
+                self.assertIn("received: after", send_and_read(address, "after"))
+
     def test_sighup_reopens_the_log_where_there_never_was_a_terminal(self) -> None:
         for script, options in self.options().items():
             with self.subTest(script=script):
@@ -561,7 +579,6 @@ class ClosedStreams(ScriptTestCase):
             cwd=self.folder, env=script_environment(), stdin=subprocess.DEVNULL,
             stdout=writing, stderr=subprocess.PIPE,
         )  # fmt: skip
-        os.close(writing)
         assert process.stderr
         self.addCleanup(process.stderr.close)
         self.addCleanup(process.wait, DEADLINE_S)
@@ -570,6 +587,9 @@ class ClosedStreams(ScriptTestCase):
         while all_there and b"\n" not in said:
             said += self.take(reading, 1)
         match = LISTENING.search(said.decode())
+        if match:
+            fill(writing)
+        os.close(writing)
         use(":".join(match.groups()) if match else "")
         while data := self.take(reading, 65536):
             said += data
@@ -577,7 +597,7 @@ class ClosedStreams(ScriptTestCase):
                 process.terminate()
                 all_there = None
         self.assertEqual(process.wait(DEADLINE_S), 0, process.stderr.read())
-        return said.decode().splitlines()
+        return said.decode().replace("#", "").splitlines()
 
     def take(self, reading: int, size: int) -> bytes:
         """Return what a pipe has within the deadline, b"" at its end."""
@@ -614,6 +634,7 @@ class Characters(ScriptTestCase):
             "--status=127.0.0.1:0", env=env,
         )  # fmt: skip
         send_and_read(balancer.address, "hi")
+        send_and_read(server.address, "a tick: ✓")
         running: list[Running] = [balancer, server]
         texts = {"client2.py": demo.stdout + demo.stderr}
         for script in running:
