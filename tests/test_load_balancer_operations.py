@@ -562,21 +562,28 @@ class Activation(BalancerTestCase):
 
     def test_service_manager_is_told_ready_and_stopping(self) -> None:
         path = str(self.folder / "notify")
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-            manager.settimeout(20)
-            manager.bind(path)
-            backend = self.backend(named)
-            balancer = self.balancer(
-                "--no-checks",
-                f"--workers={self.WORKERS}",
-                servers=[backend],
-                env={"NOTIFY_SOCKET": path},
-            )
-            self.assertIn(b"READY=1", manager.recv(1000).split(b"\n"))
-            visit_once(balancer)
-            balancer.signal(signal.SIGTERM)
-            self.assertIn(b"STOPPING=1", manager.recv(1000).split(b"\n"))
-            self.assertEqual(balancer.wait(), 0)
+        places = {path: path}
+        if sys.platform == "linux":
+            places[f"@{path}"] = f"\0{path}"  # abstract (unix(7))
+        for name, place in places.items():
+            with (
+                self.subTest(name),
+                socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager,
+            ):
+                manager.settimeout(20)
+                manager.bind(place)
+                backend = self.backend(named)
+                balancer = self.balancer(
+                    "--no-checks",
+                    f"--workers={self.WORKERS}",
+                    servers=[backend],
+                    env={"NOTIFY_SOCKET": name},
+                )
+                self.assertIn(b"READY=1", manager.recv(1000).split(b"\n"))
+                visit_once(balancer)
+                balancer.signal(signal.SIGTERM)
+                self.assertIn(b"STOPPING=1", manager.recv(1000).split(b"\n"))
+                self.assertEqual(balancer.wait(), 0)
 
     def test_service_manager_that_is_gone_does_no_harm(self) -> None:
         for path in (str(self.folder / "nobody"), "@lab-test-nobody", "nonsense"):

@@ -557,6 +557,16 @@ class Lines(unittest.TestCase):
         )
 
 
+class Rates(unittest.TestCase):
+    """What the plots of the page show."""
+
+    def test_rates_are_per_second_and_none_where_a_server_was_not(self) -> None:
+        before = load_balancer.Sample(10.0, 0, {"a": (100, 5, 1000)})
+        after = load_balancer.Sample(12.0, 0, {"a": (106, 3, 5000), "b": (1, 1, 1)})
+        found = [load_balancer.change(server, before, after) for server in "ab"]
+        self.assertEqual(found, [(3.0, 3, 2000), (None, None, None)])
+
+
 class Defaults(unittest.TestCase):
     """What holds without options."""
 
