@@ -328,6 +328,21 @@ class TheQueue(unittest.TestCase):
         lab.board.end(second, CLOSED)
         self.assertEqual(lab.server_of(first), 9992)
 
+    def test_with_source_those_of_a_server_that_is_down_keep_order(self) -> None:
+        lab = Connections(
+            "--server=127.0.0.1:9991,max=1", "--server=127.0.0.1:9992,max=1",
+            "--algorithm=source",
+        )  # fmt: skip
+        rows = [lab.admit(f"10.0.0.{n}") for n in range(1, 41)]
+        (down, up), waiting = lab.servers, [row for row in rows if not row.server]
+        for _ in range(3):
+            lab.board.record_check(down, False, "refused")
+        (holder,) = (row for row in rows if row.server == up.index + 1)
+        for first in waiting:
+            lab.board.end(holder, CLOSED)
+            self.assertEqual([row for row in waiting if row.server], [first])
+            holder = first
+
     def test_with_source_each_client_waits_for_its_own_server(self) -> None:
         lab = Connections(
             "--server=127.0.0.1:9991,max=1", "--server=127.0.0.1:9992,max=1",

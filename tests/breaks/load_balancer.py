@@ -425,6 +425,12 @@ WAITING = [
         at("asked", "Hold.test_default_is_three_seconds_of_patience"),
     ),
     Break(
+        "--hold: a server that is UP again is tried at once",
+        "self._ring_workers_locked()  # for those who are held",
+        "pass",
+        at("board", "Health"),
+    ),
+    Break(
         "--hold is 3 s if not told otherwise",
         '("--hold", "S", parse_seconds, 3.0,',
         '("--hold", "S", parse_seconds, 0.0,',
@@ -450,6 +456,18 @@ WAITING = [
         "the queue is in the order of accept, over all workers",
         "while before.number > row.number:",
         "while before.number:",
+        at("board", "TheQueue"),
+    ),
+    Break(
+        "source: those who wait for a server that goes DOWN keep their order",
+        'if options.algorithm == "source" and self.queued:',
+        "if False:",
+        at("units", "TheQueue"),
+    ),
+    Break(
+        "who is given a place is told",
+        "self.lock.bells.append((row.worker, row.index))",
+        "pass",
         at("board", "TheQueue"),
     ),
     Break(
@@ -781,6 +799,18 @@ RELAYING = [
         "if not from_dead.from_ended:  # more was to follow",
         "if not from_dead.from_ended and from_dead is self.downstream:",
         at("", "Closing.test_client_reset_in_an_upload_is_a_reset_for_the_server"),
+    ),
+    Break(
+        "--half-close-timeout holds for a dead side's last bytes, too",
+        "patience_s = self._options.half_close_timeout or math.inf",
+        "patience_s = math.inf",
+        at("", "HalfCloseLimit"),
+    ),
+    Break(
+        "a server that dies while it is connected: what it sent is delivered",
+        "if server_died:",
+        "if False:",
+        at("", "Closing.test_bytes_that_arrived_before_a_server_reset_are_delivered"),
     ),
     Break(
         "bytes that came before a reset are delivered first",
@@ -1550,6 +1580,18 @@ WORKERS = [
             "workers",
             "Deaths.test_stop_that_all_processes_hear_lets_live_connections_end",
         ),
+    ),
+    Break(
+        "--max-connections: who waits is accepted by another worker, too",
+        "if self.live >= self.limit:\n                self._ring_workers_locked()",
+        "pass",
+        at("workers", "Turns.test_limit_of_all_workers_lets_the_next_one_in_at_any"),
+    ),
+    Break(
+        "a killed worker's news are not lost",
+        "self.ring_all()\n        return lines",
+        "return lines",
+        at("board", "DeadWorkers"),
     ),
     Break(
         "a killed worker is replaced",
