@@ -805,6 +805,17 @@ class HalfCloseLimit(OneServer):
         )
         self.assertGreater(ending.duration_ms, 1900)
 
+    def test_limit_holds_for_the_last_bytes_of_a_server_that_died(self) -> None:
+        def flood_and_die(visit: Visit) -> None:
+            visit.socket.settimeout(1)
+            with contextlib.suppress(TimeoutError):
+                visit.socket.sendall(bytes(64 * MIB))
+            send_reset(visit.socket)
+
+        self.behave(flood_and_die)
+        _client, name = self.open()  # it never reads
+        self.assertGreater(self.assert_end(name, "SD").undelivered, 0)
+
 
 class TimeLimitsWithTwoWorkers(TimeLimits):
     """The same, through two processes."""

@@ -303,6 +303,17 @@ class ChecksThatSpeak(Asked):
                     self.assertEqual(client.recv(1), b".")
                 balancer.stop()
 
+    def test_check_of_another_host_gets_no_proxy_header(self) -> None:
+        asked = self.backend(sink, host="127.0.0.2")
+        for version in ("v1", "v2"):
+            with self.subTest(version):
+                server = f"{self.backend(echo).address},check={asked.address}"
+                before = asked.total
+                self.balance([server], *FAST, f"--send-proxy={version}", checks=True)
+                visit = asked.visit(before)
+                self.assertTrue(visit.done.wait(30))
+                self.assertEqual((bytes(visit.received), visit.end), (b"", "eof"))
+
     def test_bad_escapes_and_ports_are_named(self) -> None:
         listen = "--listen=127.0.0.1:0"
         cases = [
@@ -490,7 +501,8 @@ class NamesAtTheStart(Surrounded):
         wait_until(lambda: one.total >= seen + 10, what="ten checks")
         lines = [line for line in balancer.stdout_lines() if "already" in line]
         self.assertEqual(len(lines), 1, lines)
-        self.assertEqual(self.addresses(balancer), {one.address})
+        listed = [server["address"] for server in figures(balancer)["servers"]]
+        self.assertEqual(listed, [one.address])
 
 
 class NamesAtTheStartWithTwoWorkers(NamesAtTheStart):

@@ -354,6 +354,21 @@ class TheQueue(unittest.TestCase):
         lab.board.end(second, CLOSED)
         self.assertEqual(lab.server_of(first), 9992)
 
+    def test_with_source_those_of_a_server_that_is_down_keep_order(self) -> None:
+        lab = Connections(
+            "--server=127.0.0.1:9991,max=1", "--server=127.0.0.1:9992,max=1",
+            "--algorithm=source",
+        )  # fmt: skip
+        rows = [lab.admit(f"10.0.0.{n}") for n in range(1, 41)]
+        (down, up), waiting = lab.servers, [row for row in rows if not row.server]
+        for _ in range(3):
+            lab.board.record_check(down, False, "refused")
+        (holder,) = (row for row in rows if row.server == up.index + 1)
+        for first in waiting:
+            lab.board.end(holder, CLOSED)
+            self.assertEqual([row for row in waiting if row.server], [first])
+            holder = first
+
     def test_with_source_each_client_waits_for_its_own_server(self) -> None:
         lab = Connections(
             "--server=127.0.0.1:9991,max=1", "--server=127.0.0.1:9992,max=1",
@@ -581,6 +596,16 @@ class Lines(unittest.TestCase):
             r"connect_ms=1\.23 duration_ms=[2-9]\d{3}\.\d to_server=0 to_client=0 "
             r"undelivered=0 end=-- closed by both sides\Z",
         )
+
+
+class Rates(unittest.TestCase):
+    """What the plots of the page show."""
+
+    def test_rates_are_per_second_and_none_where_a_server_was_not(self) -> None:
+        before = load_balancer.Sample(10.0, 0, {"a": (100, 5, 1000)})
+        after = load_balancer.Sample(12.0, 0, {"a": (106, 3, 5000), "b": (1, 1, 1)})
+        found = [load_balancer.change(server, before, after) for server in "ab"]
+        self.assertEqual(found, [(3.0, 3, 2000), (None, None, None)])
 
 
 class Defaults(unittest.TestCase):
