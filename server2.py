@@ -345,9 +345,9 @@ class Log:
     mid-write is a torn record: see "Repair"; for a pipe see "write_in_turn".
     """
 
-    def __init__(self, path: str, port: int) -> None:
+    def __init__(self, path: str) -> None:
         """Open the file for appending, or raise OSError."""
-        self.path, self.port = path, port
+        self.path = path
         self.file = open_to_append(path)
         self.is_pipe = is_pipe(self.file)
         self.torn = threading.Event()  # set: blank what is torn before the next write
@@ -364,7 +364,7 @@ class Log:
             if is_deleted(self.file):  # all would be lost
                 reopen(self)
             if self.torn.is_set():
-                blank_torn(self)
+                mend(self, sure=1)
             written = self._write(data)
         except OSError as error:
             return 0, error.strerror or str(error)
@@ -710,11 +710,12 @@ def is_deleted(file: int) -> bool:
 # ---- The log's file: opened, reopened; a pipe; on disk before the confirmation -------
 
 
-def open_log(path: str, port: int, flushed: bool) -> Log:
+def open_log(path: str, flushed: bool) -> Log:
     """Return the log at a path, repaired as far as it may be; or raise OSError."""
+    log = (FlushedLog if flushed else Log)(path)
     with contextlib.suppress(OSError):
-        repair(path, port)
-    return (FlushedLog if flushed else Log)(path, port)
+        mend(log)
+    return log
 
 
 def open_to_append(path: str, at_once: int = 0) -> int:
@@ -745,7 +746,7 @@ def reopen(log: Log) -> None:
             log.is_pipe = is_pipe(new)
             with contextlib.suppress(OSError):  # where the system has no such path
                 sure = 1 if log.torn.is_set() else SURE_BYTES
-                repair(f"/proc/self/fd/{old}", 0, sure)
+                repair(f"/proc/self/fd/{old}", sure)
         finally:
             os.close(new)
             os.close(old)
@@ -758,8 +759,8 @@ class FlushedLog(Log):
     group leads it: while it waits for the flush of the group before, others join.
     """
 
-    def __init__(self, path: str, port: int) -> None:
-        super().__init__(path, port)
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
         flush_name(path)
         self.flushing = threading.RLock()  # held from a write to its flush
         self._joining = threading.Lock()  # guards the two below
@@ -832,19 +833,18 @@ def write_in_turn(file: int, data: bytes) -> int:
 
 
 # ---- Repair: what a killed server or a full disk left torn is blanked ----------------
-# When a server starts on a log, when it leaves one, and after a disk was full.
 
-MEND_BYTES = 256 << 20  # of the log's end are searched for torn records at most, ...
-BLOCK_BYTES = 4 << 20  # ... so many at once
-LINE_BYTES = 1 << 20  # no line of the log is longer, with the default --max-message
+MEND_BYTES = 64 << 20  # of the log's end are searched for torn records
 STAMP = rb"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} - "
 SAMPLE = b"2026-11-23 14:50:15,613 - "  # to complete a stamp that is torn itself
 SURE_BYTES = len(b"2026-")  # less at the log's end may be what a person wrote
-HEAD = STAMP + rb"\d+ - \S+ - "
-RECORD = re.compile(HEAD + rb"(?:connected$|received: |replied: |closed: )")
-MESSAGE = re.compile(HEAD + rb"(?:replied: Server \d+ )?received: (.*)")
-# Begins with a literal, for speed, and then looks back at what must be before it.
-GLUED = re.compile(rb",(?<=[^\n]\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,)\d{3} - \d+ - ")
+MESSAGE = re.compile(STAMP + rb"\d+ - \S+ - (?:replied: Server \d+ )?received: (.*\n)")
+# A record that does not begin its line. The literal comma comes first, for speed, and
+# looks back at what must be before it.
+GLUED = re.compile(
+    rb"(?m),(?<=[^\n]\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,)\d{3} - \d+ - \S+ - "
+    rb"(?:connected$|received: |replied: |closed: )"
+)
 
 
 def may_begin_record(data: bytes) -> bool:
@@ -852,55 +852,31 @@ def may_begin_record(data: bytes) -> bool:
     return bool(re.match(STAMP, data + SAMPLE[len(data) :]))
 
 
-def torn_in_line(before: bytes, line: bytes, after: bytes) -> Iterator[tuple[int, int]]:
-    """Yield (start, end) of the torn records in a line, given its neighbours.
+def torn_records(data: bytes, sure: int) -> Iterator[tuple[int, int]]:
+    """Yield (start, end) of the torn records in a log's end; `sure`: see repair.
 
     A torn record has no line ending, so the record of another server follows on its
     line. A message that contains a record only looks like that: "received" and an
     equal "replied" stand beside each other then.
     """
     start = 0
-    while record := RECORD.search(line, start + 1):
-        end, message = record.start(), MESSAGE.match(line[start:])
-        whole = message and any(
-            other.endswith(b" received: " + message[1]) for other in (before, after)
-        )
-        if whole or not may_begin_record(line[start:end]):
-            return
-        yield start, end
-        start = end
+    for record in GLUED.finditer(data):
+        start = max(start, data.rfind(b"\n", 0, record.start()) + 1)
+        end = record.start() - len("2026-11-23 14:50:15")
+        if message := MESSAGE.match(data, start):
+            text, near = b" received: " + message[1], len(message[0]) + 64
+            if data.count(text, max(0, start - near), message.end() + near) > 1:
+                continue
+        if may_begin_record(data[start:end]):
+            yield start, end
+            start = end
+    start = data.rfind(b"\n") + 1
+    if len(data) - start >= sure and may_begin_record(data[start:]):
+        yield start, len(data)
 
 
-def torn_records(
-    file: io.FileIO, size: int, port: int, sure: int
-) -> Iterator[tuple[int, int]]:
-    """Yield (start, end) of the torn records in the first `size` bytes of a log.
-
-    Walks back block by block, MEND_BYTES at most, and no further than to a line of
-    `port` (0: of none): what a server's death tore was its last record.
-    """
-    # Begins with a literal, as GLUED does: fifteen times as fast.
-    own = re.compile(rb"(?m) - %d - (?<=^%b%d - )" % (port, STAMP, port))
-    for high in range(size, max(0, size - MEND_BYTES), -BLOCK_BYTES):
-        low = max(0, high - BLOCK_BYTES)
-        first = file.seek(max(0, low - LINE_BYTES))  # so that lines have neighbours
-        data = file.read(min(size, high + LINE_BYTES) - first)
-        last = data.rpartition(b"\n")[2] if high == size else b""
-        if len(last) >= sure and may_begin_record(last):
-            yield size - len(last), size
-        is_own = own.search(data, low - first)
-        lines, offset = data.split(b"\n") if GLUED.search(data) else [], first
-        for before, line, after in zip([b"", *lines], lines, lines[1:], strict=False):
-            if low <= offset < high:
-                for start, end in torn_in_line(before, line, after):
-                    yield offset + start, offset + end
-            offset += len(line) + 1
-        if is_own:
-            return
-
-
-def repair(path: str, port: int, sure: int = SURE_BYTES) -> None:
-    """Blank the torn records of `port` (0: of all) in a log's end, or raise OSError.
+def repair(path: str, sure: int = SURE_BYTES) -> None:
+    """Blank the torn records in a log's end, or raise OSError.
 
     A torn record of `sure` bytes or more at the end is one, and nobody's own words.
 
@@ -909,23 +885,24 @@ def repair(path: str, port: int, sure: int = SURE_BYTES) -> None:
     """
     if not os.path.isfile(path):  # not yet, or a FIFO or a device
         return
-    with io.FileIO(path, "r+") as file, io.FileIO(path, "a") as log:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - 1))
-        if file.read(1) in (b"", b"\n") and not any(
-            torn_records(file, size, port, sure)
-        ):
-            return
-        full = None
+    with open(path, "rb") as file:
+        low = max(0, file.seek(0, os.SEEK_END) - MEND_BYTES)
+        file.seek(low)
+        data = file.read()
+    if data[-1:] in (b"", b"\n") and not any(torn_records(data, sure)):
+        return
+    with open(path, "r+b", 0) as file, open(path, "ab", 0) as log:
+        size, full = file.seek(0, os.SEEK_END), None
         try:
             log.write(b"\n")
             size = log.tell() - 1
         except OSError as error:  # yet it has waited, and what is there may be blanked
-            full = error
             if file.seek(0, os.SEEK_END) != size:
                 raise
-        for start, end in torn_records(file, size, port, sure):
-            file.seek(start)
+            full = error
+        file.seek(low)
+        for start, end in torn_records(file.read(size - low), sure):
+            file.seek(low + start)
             file.write(b" " * (end - start - 1) + b"\n")
         file.seek(size - 1)
         if full and file.read(1) != b"\n":
@@ -933,11 +910,11 @@ def repair(path: str, port: int, sure: int = SURE_BYTES) -> None:
         os.fsync(file.fileno())  # else a power cut now would bring the torn one back
 
 
-def blank_torn(log: Log) -> None:
-    """Blank the torn record of a full disk before anything follows, or OSError."""
+def mend(log: Log, sure: int = SURE_BYTES) -> None:
+    """Repair a log before anything follows, or raise OSError."""
     log.torn.clear()  # first: another thread may set it anew
     try:
-        repair(log.path, log.port, sure=1)
+        repair(log.path, sure)
     except PermissionError:  # a file that may only be appended to
         os.write(log.file, b"\n")
     except OSError:  # no space yet (copy-on-write): ask again
@@ -1333,7 +1310,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1 if getattr(error, "errno", 0) == errno.EADDRINUSE else 2
     with listener:
         try:
-            log = open_log(args.log, listener.getsockname()[1], args.fsync)
+            log = open_log(args.log, args.fsync)
         except OSError as error:
             complain(f"cannot write the log {args.log}: {error.strerror}")
             return 2

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import io
 import os
 import signal
 import socket
@@ -44,7 +43,7 @@ class Appending(ScriptTestCase):
     """A log is written by whoever has something to record."""
 
     def test_with_fsync_a_leader_that_fails_leaves_nobody_waiting(self) -> None:
-        log = server2.FlushedLog(str(self.folder / "log.txt"), 9991)
+        log = server2.FlushedLog(str(self.folder / "log.txt"))
         self.addCleanup(os.close, log.file)
         leading, plain = threading.Event(), log._write_and_flush
 
@@ -71,7 +70,7 @@ class Appending(ScriptTestCase):
 
     def grouped(self, outcome: Any) -> list[tuple[int, str]]:
         """Return what two appends of one group are told when it ends like that."""
-        log = server2.FlushedLog(str(self.folder / "log.txt"), 9991)
+        log = server2.FlushedLog(str(self.folder / "log.txt"))
         self.addCleanup(os.close, log.file)
         busy, answers = threading.Event(), []
 
@@ -105,7 +104,7 @@ class Appending(ScriptTestCase):
         )
 
     def test_of_a_write_cut_off_the_whole_is_logged_and_the_torn_blanked(self) -> None:
-        log = server2.Log(str(self.folder / "log.txt"), 9991)
+        log = server2.Log(str(self.folder / "log.txt"))
         self.addCleanup(os.close, log.file)
         full = OSError(errno.ENOSPC, "no space")
 
@@ -123,7 +122,7 @@ class Appending(ScriptTestCase):
     @unittest.skipUnless(hasattr(os, "mkfifo"), "needs FIFOs")
     def test_whether_writers_take_turns_is_decided_at_every_opening(self) -> None:
         path = self.folder / "log.txt"
-        log = server2.Log(str(path), 9991)
+        log = server2.Log(str(path))
         self.addCleanup(os.close, log.file)
         self.assertFalse(log.is_pipe)
         path.unlink()
@@ -143,7 +142,7 @@ class Mending(ScriptTestCase):
     def mended(self, before: bytes) -> bytes:
         path = self.folder / "log"
         path.write_bytes(before)
-        server2.repair(str(path), 0)
+        server2.repair(str(path))
         return path.read_bytes()
 
     def test_a_torn_record_at_the_end_becomes_a_line_of_blanks(self) -> None:
@@ -180,23 +179,22 @@ class Mending(ScriptTestCase):
         with mock.patch("os.fsync", flush):
             self.assertEqual([self.mended(RECORD + RECORD[:-1])], seen)
 
-    def test_a_long_log_of_others_is_searched_block_by_block(self) -> None:
-        path, torn = self.folder / "log.txt", RECORD[:40]
-        other = RECORD.replace(b" 9991 ", b" 9992 ")
-        others = other * ((9 << 20) // len(other))
-        path.write_bytes(RECORD + torn + others + other)
-        reads: list[int] = []
+    def test_of_a_long_log_so_much_of_the_end_is_searched(self) -> None:
+        torn, far = RECORD[:40] + RECORD * 4, RECORD[:40] + RECORD * 5
+        with mock.patch.object(server2, "MEND_BYTES", len(torn)):
+            self.assertEqual(self.mended(torn)[:40], b" " * 39 + b"\n")
+            self.assertEqual(self.mended(far), far)
 
-        class Reading(io.FileIO):
-            def read(self, size: int | None = -1) -> bytes:
-                reads.append(-1 if size is None else size)
-                return super().read(size)
-
-        with Reading(path) as file:
-            found = list(server2.torn_records(file, path.stat().st_size, 9991, 5))
-        self.assertEqual(found, [(len(RECORD), len(RECORD) + len(torn))])
-        self.assertTrue(all(0 <= size <= 8 << 20 for size in reads), reads)
-
+    def test_a_message_that_quotes_a_record_is_kept(self) -> None:
+        head = b"2026-11-23 14:50:15,613 - 9991 - 127.0.0.1:56457 - "
+        said = b"received: %b\n" % RECORD[:-1]
+        whole = head + said + head + b"replied: Server 9991 " + said
+        for text in (whole, whole * 2, RECORD + whole + RECORD):
+            with self.subTest(text=text):
+                self.assertEqual(self.mended(text), text)
+        self.assertEqual(
+            self.mended(RECORD[:30] + whole), b" " * 29 + b"\n" + whole + b"\n"
+        )
 
 class ProxyLines(unittest.TestCase):
     """What is no PROXY line is a ValueError; half of one leaves a record."""
