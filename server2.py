@@ -62,7 +62,6 @@ import queue
 import random
 import re
 import select
-import selectors
 import shutil
 import socket
 import stat
@@ -447,28 +446,21 @@ class Bell:
 
     def __init__(self, listener: socket.socket) -> None:
         """Hear signals from now on."""
-        self._outlives_terminal = ignores_hangups() or not has_terminal()
+        is_ignored = SIGHUP and signal.getsignal(SIGHUP) is signal.SIG_IGN  # nohup(1)
+        self._outlives_terminal = is_ignored or not has_terminal()
         # A byte is a signal's number, or 0: a client has left.
         self._inbox, self._outbox = socket.socketpair()
         self._outbox.setblocking(False)
-        self._with_clients = selectors.DefaultSelector()
-        self._with_clients.register(self._inbox, selectors.EVENT_READ)
-        self._with_clients.register(listener, selectors.EVENT_READ)
+        self._sources = [self._inbox, listener]
         signal.set_wakeup_fd(self._outbox.fileno(), warn_on_full_buffer=False)
         for number in SIGNALS:
             signal.signal(number, lambda *_: None)  # the byte in the inbox says it all
 
     def wait(self, seconds: float | None, accepts: bool) -> int:
         """Return a signal's number; 0: a client waits, has left, or time is over."""
-        if accepts:
-            ready = self._with_clients.select(seconds)
-            if not any(key.fileobj is self._inbox for key, _ in ready):
-                return 0
-        self._inbox.settimeout(seconds)
-        try:
-            return self._inbox.recv(1)[0]
-        except TIMEOUTS:
-            return 0
+        # Both have small numbers, as select(2) wants it: they were opened first.
+        ready, _, _ = select.select(self._sources[: 1 + accepts], [], [], seconds)
+        return self._inbox.recv(1)[0] if self._inbox in ready else 0
 
     def ring(self) -> None:
         """Tell that a client has left (any thread)."""
@@ -559,10 +551,8 @@ def linger(connection: Connection, seconds: float) -> None:
 
 def unacknowledged(sock: socket.socket) -> int:
     """Return how many bytes the peer has not acknowledged (tcp(7), SIOCOUTQ)."""
-    if fcntl is None or not hasattr(termios, "TIOCOUTQ"):
-        return 0
     answer = array.array("i", [0])
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, AttributeError):  # as where no ioctl(2) is
         fcntl.ioctl(sock, termios.TIOCOUTQ, answer)
     return answer[0]
 
@@ -577,19 +567,15 @@ def read_proxy_line(connection: Connection) -> None:
             line += byte
             if not byte or len(line) >= PROXY_LINE_BYTES:
                 break
-        client = parse_proxy_line(line)
-    except TIMEOUTS:
+        if client := parse_proxy_line(line):
+            connection.client = format_address(client)
+    except (*TIMEOUTS, ValueError) as error:
         connection.bytes_in = len(line)  # of nothing there is no record
-        raise ConnectionOver("by server (no PROXY line in time)") from None
-    except ValueError:
-        if not line:
-            raise ConnectionOver("by client") from None
-        connection.bytes_in = len(line)
-        text = f"{connection.client} sent no PROXY line"
-        connection.server.terminal.warn("proxy", text)
-        raise ConnectionOver("by server (no PROXY line)") from None
-    if client:
-        connection.client = format_address(client)
+        late = " in time" if isinstance(error, TIMEOUTS) else ""
+        if line:
+            text = f"{connection.client} sent no PROXY line{late}"
+            connection.server.terminal.warn("proxy", text)
+        raise ConnectionOver(f"by server (no PROXY line{late})") from None
 
 
 PROXY_LINE_BYTES = 107  # longest with its CRLF (proxy-protocol.txt 2.1)
@@ -619,8 +605,6 @@ def parse_proxy_line(line: bytes) -> tuple[str, int] | None:
 
 def is_trusted(client: str, networks: Sequence[Any]) -> bool:
     """Tell whether a client's address is in one of the networks."""
-    if not networks:
-        return False
     host = client.rpartition(":")[0].strip("[]").partition("%")[0]
     address = ipaddress.ip_address(host)
     address = getattr(address, "ipv4_mapped", None) or address
@@ -1107,11 +1091,6 @@ def has_terminal() -> bool:
     return True
 
 
-def ignores_hangups() -> bool:
-    """Tell whether the process was started to outlive its terminal (nohup(1))."""
-    return SIGHUP is not None and signal.getsignal(SIGHUP) is signal.SIG_IGN
-
-
 def use_what_the_system_gives() -> None:
     """Raise the limit of open files; let a thread that wakes wait for its turn.
 
@@ -1139,9 +1118,10 @@ def who_listens(port: int) -> str:
 VERSION = "2.0"
 
 
-def complain(text: str) -> None:
-    """Say in one line on standard error what is wrong."""
+def complain(text: str) -> int:
+    """Say in one line on standard error what is wrong; return the exit code."""
     print(f"server2.py: {text}", file=sys.stderr, flush=True)
+    return 2
 
 
 class Parser(argparse.ArgumentParser):
@@ -1274,20 +1254,20 @@ def open_listener(args: argparse.Namespace) -> socket.socket:
 
 def why_not_listening(error: Exception, args: argparse.Namespace) -> str:
     """Return what is wrong with the address, and what to do, in one line."""
-    where = format_address((args.host, args.port))
     if isinstance(error, (socket.gaierror, UnicodeError)):  # the latter: idna
         return f"cannot resolve {args.host!r}; try --host 127.0.0.1"
-    number = error.errno if isinstance(error, OSError) else 0
-    if number == errno.EADDRINUSE:
-        return (
-            f"port {args.port} is in use ({where}): an earlier server may still run; "
-            f"find it with {who_listens(args.port)}, or choose another port"
-        )
-    if number == errno.EADDRNOTAVAIL:
-        return f"{where} is no address of this machine; try --host 0.0.0.0"
-    if number in (errno.EACCES, errno.EPERM):
-        return f"not allowed to listen on {where}: choose a port from 1024"
-    return f"cannot listen on {where}: {getattr(error, 'strerror', error)}"
+    where = format_address((args.host, args.port))
+    not_allowed = f"not allowed to listen on {where}: choose a port from 1024"
+    told = {
+        errno.EADDRINUSE: f"port {args.port} is in use ({where}): an earlier server may"
+        f" still run; find it with {who_listens(args.port)}, or choose another port",
+        errno.EADDRNOTAVAIL: f"{where} is no address of this machine;"
+        " try --host 0.0.0.0",
+        errno.EACCES: not_allowed,
+        errno.EPERM: not_allowed,
+    }
+    reason = getattr(error, "strerror", error)
+    return told.get(getattr(error, "errno", 0), f"cannot listen on {where}: {reason}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -1303,15 +1283,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             log = open_log(args.log, args.fsync)
         except OSError as error:
-            complain(f"cannot write the log {args.log}: {error.strerror}")
-            return 2
+            return complain(f"cannot write the log {args.log}: {error.strerror}")
         use_what_the_system_gives()
         try:
             terminal = Terminal(args.quiet)
             server = Server(listener, log, terminal, args)
         except (OSError, RuntimeError) as error:  # no more threads, or descriptors
-            complain(f"cannot start: {error}")
-            return 2
+            return complain(f"cannot start: {error}")
         name = format_address(listener.getsockname())
         fault = f" (fault: {args.fault[0]})" if args.fault[0] else ""
         terminal.say(f"listening on {name}{fault}")
