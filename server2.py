@@ -69,7 +69,7 @@ import struct
 import threading
 import time
 import traceback
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import takewhile
 from typing import Any, NoReturn, TextIO
@@ -185,6 +185,7 @@ class Connection:
         self._batch_size = 1 if alone else BATCH_MESSAGES
         self._began, self._began_text = time.monotonic(), timestamp()
         self._is_recorded = False  # the record "connected" is in the log
+        self._patience_s = -1.0  # of the socket: not set yet
 
     def serve(self) -> None:
         """Serve the client to the end, and record the end (thread connection-…)."""
@@ -192,7 +193,6 @@ class Connection:
         try:
             if is_trusted(self.client, self.args.accept_proxy):
                 read_proxy_line(self)
-            set_timeouts(self.sock, self.args.idle_timeout)
             for messages in self.batches():
                 self._confirm(messages)
             reason = "by client"
@@ -215,42 +215,41 @@ class Connection:
 
     def batches(self) -> Iterator[list[bytes]]:
         """Yield messages that came together: the one place that knows their ends."""
-        rest, sends_lines, limit = bytearray(), False, self.args.max_message
+        rest, limit = bytearray(), self.args.max_message
+        pause_s, idle_s = self.args.message_pause, self.args.idle_timeout
         while True:
-            may_pause = not sends_lines and 0 < len(rest) <= PAUSE_MESSAGE_BYTES
-            data = self._receive(self.args.message_pause if may_pause else 0)
-            if not data:  # silence, or end of file
-                if rest and (data is None or not self.server.stopping.is_set()):
+            may_pause = pause_s and 0 < len(rest) <= PAUSE_MESSAGE_BYTES
+            try:
+                data = self._receive(pause_s if may_pause else idle_s)
+            except TIMEOUTS as error:
+                if not may_pause or has_vanished(error):
+                    raise
+                yield [bytes(rest)]
+                rest.clear()
+                continue
+            if not data:  # end of file; a stop makes one, too
+                if rest and not self.server.stopping.is_set():
                     yield [bytes(rest)]
-                    rest.clear()
-                if data is None:
-                    continue
                 return
             self.bytes_in += len(data)
             rest += data
             end = rest.rfind(b"\n", len(rest) - len(data)) + 1
             lines = io.BytesIO(rest[:end]).readlines()  # at "\n" only
             del rest[:end]
-            sends_lines = sends_lines or bool(end)
+            if end:
+                pause_s = 0  # it sends lines: from here on, only they end a message
             fitting = list(takewhile(lambda line: len(line) <= limit, lines))
             for k in range(0, len(fitting), self._batch_size):
                 yield fitting[k : k + self._batch_size]
             if len(fitting) < len(lines) or len(rest) > limit:
                 self._reject()
 
-    def _receive(self, pause_s: float) -> bytes | None:
-        """Return the next bytes, b"" at end of file, None after a pause (0: never)."""
-        if not pause_s:
-            return self.sock.recv(RECEIVE_BYTES)
-        set_timeouts(self.sock, pause_s)
-        try:
-            return self.sock.recv(RECEIVE_BYTES)
-        except TIMEOUTS as error:
-            if has_vanished(error):
-                raise
-            return None
-        finally:
-            set_timeouts(self.sock, self.args.idle_timeout)
+    def _receive(self, seconds: float) -> bytes:
+        """Return the next bytes, b"" at end of file; TIMEOUTS: none came (0: never)."""
+        if seconds != self._patience_s:
+            set_timeouts(self.sock, seconds)
+            self._patience_s = seconds
+        return self.sock.recv(RECEIVE_BYTES)
 
     def _confirm(self, messages: list[bytes]) -> None:
         """Record messages by one write, then confirm them, or say why not."""
@@ -347,6 +346,8 @@ class Log:
         self.file = open_to_append(path)
         self.is_pipe = is_pipe(self.file)
         self.torn = threading.Event()  # set: blank what is torn before the next write
+        with contextlib.suppress(OSError):  # as far as it may be
+            mend(self)
         self.flushing: Any = contextlib.nullcontext()  # a FlushedLog's is a lock
 
     def append(self, entries: list[bytes]) -> tuple[int, str]:
@@ -524,8 +525,7 @@ def reopen_log(server: Server) -> None:
 
 TIMEOUTS = (BlockingIOError, TimeoutError)  # by SO_RCVTIMEO, by settimeout
 SEND_TIMEOUT_S = 30.0  # a client that reads nothing for so long is given up
-LINGER_S = 5.0  # how long a client may go on sending after an error line, ...
-LINGER_BYTES = 64 << 20  # ... and how much, before the connection is closed
+LINGER_S = 5.0  # how long a client may go on sending after an error line
 DELIVERY_S = 2.0  # at the stop, for a client's kernel to acknowledge what was sent,
 ACKNOWLEDGED_S = 0.002  # ... asked for so often
 PROXY_TIMEOUT_S = 5.0  # the specification asks for 3 s at least
@@ -536,10 +536,10 @@ def linger(connection: Connection, seconds: float) -> None:
 
     Closing with bytes unread would send a reset, which overtakes what was sent.
     """
-    sock, most = connection.sock, connection.bytes_in + LINGER_BYTES
+    sock = connection.sock
     deadline = time.monotonic() + seconds
     with contextlib.suppress(OSError):
-        while (left := deadline - time.monotonic()) > 0 and connection.bytes_in < most:
+        while (left := deadline - time.monotonic()) > 0:
             set_timeouts(sock, left)
             data = sock.recv(RECEIVE_BYTES)
             connection.bytes_in += len(data)
@@ -688,14 +688,6 @@ def is_deleted(file: int) -> bool:
 
 
 # ---- The log's file: opened, reopened; a pipe; on disk before the confirmation -------
-
-
-def open_log(path: str, flushed: bool) -> Log:
-    """Return the log at a path, repaired as far as it may be; or raise OSError."""
-    log = (FlushedLog if flushed else Log)(path)
-    with contextlib.suppress(OSError):
-        mend(log)
-    return log
 
 
 def open_to_append(path: str, at_once: int = 0) -> int:
@@ -914,27 +906,20 @@ class PretendedWork:
 
     def __init__(self, draw: Callable[[], float] | None, places: int) -> None:
         self.is_needed = bool(draw or places)
-        self._draw = draw or (lambda: 0.0)
-        self._lock = threading.Lock()  # guards the two below
-        self._free = places or sys.maxsize
-        self._waiting: deque[threading.Lock] = deque()  # each is taken; released: go
+        self._draw, self._places = draw or (lambda: 0.0), places or sys.maxsize
+        # Guards the two below; who has waited longest is woken when one has left.
+        self._changed = threading.Condition()
+        self._came = self._left = 0
 
     def do(self, stopping: threading.Event) -> None:
         """Wait for a place and work there; a stop lets nobody work any longer."""
-        with self._lock:
-            turn = threading.Lock()
-            if self._free:
-                self._free -= 1
-            else:
-                turn.acquire()
-                self._waiting.append(turn)
-        with turn:
-            stopping.wait(self._draw())
-        with self._lock:
-            if self._waiting:
-                self._waiting.popleft().release()
-            else:
-                self._free += 1
+        with self._changed:
+            number, self._came = self._came, self._came + 1
+            self._changed.wait_for(lambda: number < self._left + self._places)
+        stopping.wait(self._draw())
+        with self._changed:
+            self._left += 1
+            self._changed.notify()
 
 
 # ---- Faults to play with (--fault) ---------------------------------------------------
@@ -1281,7 +1266,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1 if getattr(error, "errno", 0) == errno.EADDRINUSE else 2
     with listener:
         try:
-            log = open_log(args.log, args.fsync)
+            log = (FlushedLog if args.fsync else Log)(args.log)
         except OSError as error:
             return complain(f"cannot write the log {args.log}: {error.strerror}")
         use_what_the_system_gives()

@@ -429,7 +429,7 @@ class Work(unittest.TestCase):
             thread.start()
             threads.append(thread)
             wait_until(
-                lambda n=number: len(began) + len(work._waiting) == n + 1,  # type: ignore[misc]
+                lambda n=number: work._came == n + 1,  # type: ignore[misc]
                 DEADLINE_S,
                 "the arrival",
             )
