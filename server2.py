@@ -103,7 +103,6 @@ class Server:
         self.stopping = threading.Event()
         self.listener, self.bell = listener, Bell(listener)
         self._connection = FaultyConnection if args.fault[0] else Connection
-        self._most = args.max_connections or sys.maxsize
         self._clients: queue.SimpleQueue[Connection] = queue.SimpleQueue()
         self.lock = threading.Lock()  # guards the two below
         self.live: set[Connection] = set()  # none of them is closed
@@ -121,7 +120,8 @@ class Server:
     @property
     def may_accept(self) -> bool:
         """Tell whether there may be one more live connection, or one has no thread."""
-        return len(self.live) < self._most or self._idle < 0
+        most = self.args.max_connections or sys.maxsize
+        return len(self.live) < most or self._idle < 0
 
     def accept(self) -> bool:
         """Accept a client and see that it has a thread; False: none waits, or short."""
@@ -362,7 +362,8 @@ class Log:
                 reopen(self)
             if self.torn.is_set():
                 mend(self, sure=1)
-            written = self._write(data)
+            write = write_in_turn if self.is_pipe else write_quickly
+            written = write(self.file, data)
         except OSError as error:
             return 0, error.strerror or str(error)
         if written == len(data):
@@ -375,11 +376,6 @@ class Log:
         # (Not self.append: a FlushedLog's would wait for the group that it leads.)
         more, reason = Log.append(self, entries[logged:])
         return logged + more, reason
-
-    def _write(self, data: bytes) -> int:
-        """Write once; return how many bytes were taken."""
-        return (write_in_turn if self.is_pipe else write_quickly)(self.file, data)
-
 
 # ======== What only few need: everything above reads without what is below ============
 # ---- Text: what records and confirmations look like ----------------------------------
@@ -706,22 +702,20 @@ def reopen(log: Log) -> None:
     Torn records in the old one are blanked now: a server that left one there, and
     comes back, finds the new file only.
     """
-    with log.flushing:
+    with log.flushing, contextlib.ExitStack() as files:
         # Not waiting for somebody to read a FIFO (open(2), ENXIO).
         new = open_to_append(log.path, getattr(os, "O_NONBLOCK", 0))
+        files.callback(os.close, new)
+        old = os.dup(log.file)
+        files.callback(os.close, old)
         if isinstance(log, FlushedLog):
             flush_name(log.path)
-        old = os.dup(log.file)
-        try:
-            log.is_pipe = True  # until it is known: right for a file, too
-            os.dup2(new, log.file, inheritable=False)
-            log.is_pipe = is_pipe(new)
-            with contextlib.suppress(OSError):  # where the system has no such path
-                sure = 1 if log.torn.is_set() else SURE_BYTES
-                repair(f"/proc/self/fd/{old}", sure)
-        finally:
-            os.close(new)
-            os.close(old)
+        log.is_pipe = True  # until it is known: right for a file, too
+        os.dup2(new, log.file, inheritable=False)
+        log.is_pipe = is_pipe(new)
+        with contextlib.suppress(OSError):  # where the system has no such path
+            sure = 1 if log.torn.is_set() else SURE_BYTES
+            repair(f"/proc/self/fd/{old}", sure)
 
 
 class FlushedLog(Log):

@@ -346,7 +346,7 @@ class Threads(ScriptTestCase):
         self.assertEqual(threading.active_count(), before + 1)
 
     def test_a_stop_serves_who_waits_for_a_thread_also_at_max_connections(self) -> None:
-        self.server._most = 1
+        self.server.args.max_connections = 1
         bell: Any = self.server.bell
         bell.wait.side_effect = lambda *_, **__: self.pause.wait(0.01)
         self.listener.setblocking(False)
