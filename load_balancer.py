@@ -3820,8 +3820,8 @@ def has_terminal() -> bool:
     """Tell whether the process has a controlling terminal, its window open (tty(4))."""
     try:
         os.close(os.open("/dev/tty", os.O_RDWR | getattr(os, "O_NOCTTY", 0)))
-    except OSError:
-        return False
+    except OSError as error:  # for want of a descriptor it is not known: it has
+        return error.errno in (errno.EMFILE, errno.ENFILE)
     return True
 
 

@@ -56,6 +56,7 @@ import functools
 import importlib
 import io
 import ipaddress
+import itertools
 import math
 import os
 import queue
@@ -71,7 +72,6 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from itertools import takewhile
 from typing import Any, NoReturn, TextIO
 
 try:
@@ -120,7 +120,8 @@ class Server:
     @property
     def may_accept(self) -> bool:
         """Tell whether there may be one more live connection, or one has no thread."""
-        most = self.args.max_connections or sys.maxsize
+        refuses = self.args.fault[0] == "refuse"
+        most = self.args.max_connections or (0 if refuses else sys.maxsize)
         return len(self.live) < most or self._idle < 0
 
     def accept(self) -> bool:
@@ -217,6 +218,8 @@ class Connection:
         """Yield messages that came together: the one place that knows their ends."""
         rest, limit = bytearray(), self.args.max_message
         pause_s, idle_s = self.args.message_pause, self.args.idle_timeout
+        if 0 < idle_s <= pause_s:
+            pause_s = 0
         while True:
             may_pause = pause_s and 0 < len(rest) <= PAUSE_MESSAGE_BYTES
             try:
@@ -228,7 +231,9 @@ class Connection:
                 rest.clear()
                 continue
             if not data:  # end of file; a stop makes one, too
-                if rest and not self.server.stopping.is_set():
+                if rest and (
+                    not self.server.stopping.is_set() or has_ended(self.sock)
+                ):
                     yield [bytes(rest)]
                 return
             self.bytes_in += len(data)
@@ -238,7 +243,7 @@ class Connection:
             del rest[:end]
             if end:
                 pause_s = 0  # it sends lines: from here on, only they end a message
-            fitting = list(takewhile(lambda line: len(line) <= limit, lines))
+            fitting = list(itertools.takewhile(lambda line: len(line) <= limit, lines))
             for k in range(0, len(fitting), self._batch_size):
                 yield fitting[k : k + self._batch_size]
             if len(fitting) < len(lines) or len(rest) > limit:
@@ -255,7 +260,7 @@ class Connection:
         """Record messages by one write, then confirm them, or say why not."""
         if self.server.terminal.shows("message", len(messages)):
             for message in messages:
-                text = printable(message.rstrip(b"\r\n")[:60])
+                text = printable(message.rstrip(b"\r\n")[:240])[:60]  # 4 bytes at most
                 self.server.terminal.say(f"{self.client} received: {text}")
         self.message_count += len(messages)
         self._send(self._record_messages(messages))
@@ -289,14 +294,15 @@ class Connection:
 
     def _append(self, entries: list[bytes]) -> tuple[int, str]:
         """Append to the log, after the record "connected"; return as Log.append."""
-        if not self._is_recorded:
+        is_first = not self._is_recorded
+        if is_first:
             connected = self._record("connected\n", self._began_text)
-            entries[0] = connected.encode() + entries[0]
+            entries = [connected.encode(), *entries]
         logged, reason = self.server.log.append(entries)
-        self._is_recorded = self._is_recorded or logged > 0
+        self._is_recorded = logged > 0 or not is_first
         if reason:
             self.server.terminal.warn("log", f"cannot log: {reason}")
-        return logged, reason
+        return max(0, logged - is_first), reason
 
     def _send(self, data: bytes) -> None:
         """Send all; a client that reads nothing for SEND_TIMEOUT_S is given up."""
@@ -346,36 +352,31 @@ class Log:
         self.file = open_to_append(path)
         self.is_pipe = is_pipe(self.file)
         self.torn = threading.Event()  # set: blank what is torn before the next write
-        with contextlib.suppress(OSError):  # as far as it may be
-            mend(self)
         self.flushing: Any = contextlib.nullcontext()  # a FlushedLog's is a lock
 
     def append(self, entries: list[bytes]) -> tuple[int, str]:
-        """Append entries by one write; leave no torn one behind.
+        """Append entries, each of whole records, by one write; leave none torn.
 
-        An entry is what stands or falls together, as a message's two records. Return
-        how many are in the log, and why not all: "" when all are.
+        Return how many entries are in the log, and why not all: "" when all are.
         """
-        data = b"".join(entries)
+        data, logged, reason = b"".join(entries), 0, ""
         try:
-            if is_deleted(self.file):  # all would be lost
-                reopen(self)
-            if self.torn.is_set():
-                mend(self, sure=1)
-            write = write_in_turn if self.is_pipe else write_quickly
-            written = write(self.file, data)
+            while logged < len(data):
+                if is_deleted(self.file):  # all would be lost
+                    reopen(self)
+                if self.torn.is_set():
+                    mend(self, sure=1)
+                write = write_in_turn if self.is_pipe else write_quickly
+                end = logged + write(self.file, data[logged:])
+                # A write that is too short does not say why: the next one does, or
+                # succeeds. It begins with the record that was cut off.
+                if data[end - 1 : end] != b"\n":
+                    self.torn.set()
+                logged = max(logged, data.rfind(b"\n", logged, end) + 1)
         except OSError as error:
-            return 0, error.strerror or str(error)
-        if written == len(data):
-            return len(entries), ""
-        self.torn.set()
-        logged = 0
-        while (written := written - len(entries[logged])) >= 0:
-            logged += 1
-        # A write that is too short does not say why: the next one does, or succeeds.
-        # (Not self.append: a FlushedLog's would wait for the group that it leads.)
-        more, reason = Log.append(self, entries[logged:])
-        return logged + more, reason
+            reason = error.strerror or str(error)
+        ends = itertools.accumulate(map(len, entries))
+        return sum(end <= logged for end in ends), reason
 
 # ======== What only few need: everything above reads without what is below ============
 # ---- Text: what records and confirmations look like ----------------------------------
@@ -524,7 +525,17 @@ SEND_TIMEOUT_S = 30.0  # a client that reads nothing for so long is given up
 LINGER_S = 5.0  # how long a client may go on sending after an error line
 DELIVERY_S = 2.0  # at the stop, for a client's kernel to acknowledge what was sent,
 ACKNOWLEDGED_S = 0.002  # ... asked for so often
+TCP_ENDED = (8, 9)  # TCP_CLOSE_WAIT, TCP_LAST_ACK (linux/tcp_states.h)
 PROXY_TIMEOUT_S = 5.0  # the specification asks for 3 s at least
+
+
+def has_ended(sock: socket.socket) -> bool:
+    """Tell whether an end of file is the client's own, not that of our SHUT_RD."""
+    try:
+        state = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+    except (AttributeError, OSError):  # no Linux: nobody knows
+        return False
+    return state in TCP_ENDED
 
 
 def linger(connection: Connection, seconds: float) -> None:
@@ -686,12 +697,32 @@ def is_deleted(file: int) -> bool:
 # ---- The log's file: opened, reopened; a pipe; on disk before the confirmation -------
 
 
-def open_to_append(path: str, at_once: int = 0) -> int:
-    """Return a descriptor whose writes all go to the end; O_NONBLOCK: `at_once`."""
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | at_once
+def open_log(path: str, flushed: bool) -> Log:
+    """Return the log at a path, repaired as far as it may be; or raise OSError."""
+    kind = FlushedLog if flushed else Log
+    try:
+        log = kind(path)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        complain(f"{path} is a pipe that nobody reads: waiting for somebody who does")
+        with open(os.open(path, os.O_WRONLY), "wb", 0):
+            log = kind(path)
+    if not log.is_pipe:
+        with contextlib.suppress(OSError):
+            mend(log)
+    return log
+
+
+def open_to_append(path: str) -> int:
+    """Return a descriptor whose writes all go to the end, or raise OSError.
+
+    ENXIO: it is a FIFO that nobody reads (open(2)). Not waited for here.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NONBLOCK", 0)
     flags |= getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
     file = os.open(path, flags, 0o644)
-    if at_once:
+    if hasattr(os, "O_NONBLOCK"):
         os.set_blocking(file, True)
     return file
 
@@ -702,20 +733,18 @@ def reopen(log: Log) -> None:
     Torn records in the old one are blanked now: a server that left one there, and
     comes back, finds the new file only.
     """
-    with log.flushing, contextlib.ExitStack() as files:
-        # Not waiting for somebody to read a FIFO (open(2), ENXIO).
-        new = open_to_append(log.path, getattr(os, "O_NONBLOCK", 0))
-        files.callback(os.close, new)
-        old = os.dup(log.file)
-        files.callback(os.close, old)
+    with log.flushing, contextlib.ExitStack() as closing:
+        new = open_to_append(log.path)
+        closing.callback(os.close, new)
         if isinstance(log, FlushedLog):
             flush_name(log.path)
+        old = os.dup(log.file)
+        closing.callback(os.close, old)
         log.is_pipe = True  # until it is known: right for a file, too
         os.dup2(new, log.file, inheritable=False)
         log.is_pipe = is_pipe(new)
         with contextlib.suppress(OSError):  # where the system has no such path
-            sure = 1 if log.torn.is_set() else SURE_BYTES
-            repair(f"/proc/self/fd/{old}", sure)
+            repair(f"/proc/self/fd/{old}", 1 if log.torn.is_set() else SURE_BYTES)
 
 
 class FlushedLog(Log):
@@ -786,59 +815,89 @@ def is_pipe(file: int) -> bool:
 def write_in_turn(file: int, data: bytes) -> int:
     """Write all to a pipe, while threads and processes that do the same wait.
 
-    For a write of more than PIPE_BUF bytes is not atomic (pipe(7)).
+    For a write of more than PIPE_BUF bytes is not atomic (pipe(7)). Return how many
+    bytes were taken: fewer if the reader has left in between.
     """
     with PIPE_TURN, contextlib.ExitStack() as turn:
         with contextlib.suppress(OSError, AttributeError):  # as where no flock(2) is
             fcntl.flock(file, fcntl.LOCK_EX)
             turn.callback(fcntl.flock, file, fcntl.LOCK_UN)
         written = 0
-        while written < len(data):
-            written += os.write(file, data[written:])
+        try:
+            while written < len(data):
+                written += os.write(file, data[written:])
+        except OSError:
+            if not written:
+                raise
         return written
 
 
 # ---- Repair: what a killed server or a full disk left torn is blanked ----------------
+# When a server starts on a log, when it leaves one, and after a disk was full.
 
 MEND_BYTES = 64 << 20  # of the log's end are searched for torn records
+LINE_BYTES = 1 << 20  # longer lines are left alone; with --max-message's default: none
 STAMP = rb"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} - "
 SAMPLE = b"2026-11-23 14:50:15,613 - "  # to complete a stamp that is torn itself
+REST = rb"(?:\d+(?: (?:-(?: .*)?)?)?)?"  # of a record, after the stamp; also torn
 SURE_BYTES = len(b"2026-")  # less at the log's end may be what a person wrote
-MESSAGE = re.compile(STAMP + rb"\d+ - \S+ - (?:replied: Server \d+ )?received: (.*\n)")
-# A record that does not begin its line. The literal comma comes first, for speed, and
-# looks back at what must be before it.
-GLUED = re.compile(
-    rb"(?m),(?<=[^\n]\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,)\d{3} - \d+ - \S+ - "
-    rb"(?:connected$|received: |replied: |closed: )"
-)
+# What a write begins with; a message: (port), (client), (replied), (text).
+RECORD = re.compile(STAMP + rb"(\d+)( - \S+ - )(?:connected$|closed: |received: )")
+MESSAGE = re.compile(STAMP + rb"(\d+)( - \S+ - )(replied: Server \d+ )?received: (.*)")
+# Begins with a literal, for speed, and then looks back at what must be before it.
+GLUED = re.compile(rb",(?<=[^\n]\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,)\d{3} - \d+ - ")
 
 
 def may_begin_record(data: bytes) -> bool:
-    """Tell whether a record may begin like `data`, which may end in the stamp."""
-    return bool(re.match(STAMP, data + SAMPLE[len(data) :]))
+    """Tell whether a record may begin like `data`, which may end anywhere."""
+    return bool(re.fullmatch(STAMP + REST, data + SAMPLE[len(data) :], re.DOTALL))
 
 
-def torn_records(data: bytes, sure: int) -> Iterator[tuple[int, int]]:
-    """Yield (start, end) of the torn records in a log's end; `sure`: see repair.
+def torn_in_line(before: bytes, line: bytes, after: bytes) -> Iterator[tuple[int, int]]:
+    """Yield (start, end) of the torn records in a line, given its neighbours.
 
     A torn record has no line ending, so the record of another server follows on its
     line. A message that contains a record only looks like that: "received" and an
-    equal "replied" stand beside each other then.
+    equal "replied", or what a full disk left of it, stand beside each other then.
     """
     start = 0
-    for record in GLUED.finditer(data):
-        start = max(start, data.rfind(b"\n", 0, record.start()) + 1)
-        end = record.start() - len("2026-11-23 14:50:15")
-        if message := MESSAGE.match(data, start):
-            text, near = b" received: " + message[1], len(message[0]) + 64
-            if data.count(text, max(0, start - near), message.end() + near) > 1:
-                continue
-        if may_begin_record(data[start:end]):
-            yield start, end
-            start = end
-    start = data.rfind(b"\n") + 1
-    if len(data) - start >= sure and may_begin_record(data[start:]):
-        yield start, len(data)
+    while len(line) < LINE_BYTES and (record := RECORD.search(line, start + 1)):
+        end, message = record.start(), MESSAGE.match(line[start:])
+        whole = message and (
+            before.endswith(b" received: " + message[4])
+            or is_replied(after, message[1], message[2], message[4])
+        )
+        if whole or not may_begin_record(line[start:end]):
+            return
+        is_last = not RECORD.search(line, end + 1)
+        if is_last and record[0].endswith(b"received: ") and not is_replied(
+            after, record[1], record[2]
+        ):
+            return  # a server would have written on
+        yield start, end
+        start = end
+
+
+def is_replied(after: bytes, port: bytes, client: bytes, text: bytes = b"") -> bool:
+    """Tell whether a line is the "replied" of a message, or a torn begin of it."""
+    replied = b"%b%breplied: Server %b received: %b" % (port, client, port, text)
+    rest = after[len(SAMPLE) :]
+    if not text:
+        rest = rest[: len(replied)]
+    return bool(after) and may_begin_record(after) and replied.startswith(rest)
+
+
+def torn_records(data: bytes, sure: int) -> Iterator[tuple[int, int]]:
+    """Yield (start, end) of the torn records in a log's end; `sure`: see repair."""
+    last = data.rpartition(b"\n")[2]
+    if len(last) >= sure and may_begin_record(last):
+        yield len(data) - len(last), len(data)
+    lines, offset = data.split(b"\n") if GLUED.search(data) else [], 0
+    for before, line, after in zip([b"", *lines], lines, lines[1:], strict=False):
+        if GLUED.search(line):
+            for start, end in torn_in_line(before, line, after):
+                yield offset + start, offset + end
+        offset += len(line) + 1
 
 
 def repair(path: str, sure: int = SURE_BYTES) -> None:
@@ -849,7 +908,7 @@ def repair(path: str, sure: int = SURE_BYTES) -> None:
     What looks torn may be a write under way. So a line ending is appended first:
     that waits for such a write (inode lock), and what is torn then stays torn.
     """
-    if not os.path.isfile(path):  # not yet, or a FIFO or a device
+    if not os.path.isfile(path) or not os.path.getsize(path):
         return
     with open(path, "rb") as file:
         low = max(0, file.seek(0, os.SEEK_END) - MEND_BYTES)
@@ -879,11 +938,15 @@ def repair(path: str, sure: int = SURE_BYTES) -> None:
 def mend(log: Log, sure: int = SURE_BYTES) -> None:
     """Repair a log before anything follows, or raise OSError."""
     log.torn.clear()  # first: another thread may set it anew
+    own = f"/proc/self/fd/{log.file}"  # the file may have another name by now
     try:
-        repair(log.path, sure)
+        if log.is_pipe:
+            write_in_turn(log.file, b"\n")
+        else:
+            repair(own if os.path.exists(own) else log.path, sure)
     except PermissionError:  # a file that may only be appended to
         os.write(log.file, b"\n")
-    except OSError:  # no space yet (copy-on-write): ask again
+    except OSError:  # no space yet (copy-on-write), no reader: ask again
         log.torn.set()
         raise
 
@@ -1065,8 +1128,8 @@ def has_terminal() -> bool:
     """Tell whether the process has a controlling terminal, its window open (tty(4))."""
     try:
         os.close(os.open("/dev/tty", os.O_RDWR | getattr(os, "O_NOCTTY", 0)))
-    except OSError:
-        return False
+    except OSError as error:  # for want of a descriptor it is not known: it has
+        return error.errno in (errno.EMFILE, errno.ENFILE)
     return True
 
 
@@ -1260,7 +1323,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1 if getattr(error, "errno", 0) == errno.EADDRINUSE else 2
     with listener:
         try:
-            log = (FlushedLog if args.fsync else Log)(args.log)
+            log = open_log(args.log, args.fsync)
         except OSError as error:
             return complain(f"cannot write the log {args.log}: {error.strerror}")
         use_what_the_system_gives()

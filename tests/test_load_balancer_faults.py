@@ -846,8 +846,8 @@ class Names(Surrounded):
             answers = [space.call(visit) for _ in range(20)]
             self.assertEqual(answers, [b"."] * 20)
             tries = [ending.tries for ending in wait_for_endings(balancer, 20)]
-            self.assertLessEqual(sum(tries), 20 + 3, tries)
-            self.assertEqual(tries[-10:], [1] * 10)
+            # Not by every second client: only now and then, after its penalty.
+            self.assertLessEqual(sum(tries), 20 + 4, tries)
             wait_for_states(balancer, f"[::1]:{backend.port}", "DOWN")
             self.assertNotIn("live connections go on", balancer.stdout_text())
 

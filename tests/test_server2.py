@@ -13,6 +13,7 @@ import signal
 import socket
 import statistics
 import subprocess
+import sys
 import threading
 import time
 import unittest
@@ -91,14 +92,17 @@ def whole_story(log: Path, client: str) -> list[str]:
     return list(wait_until(told, what=f"the closing line of {client}"))
 
 
-def limit_to(kind: str, amount: int) -> Callable[[], None]:
-    """Return a `preexec_fn` that sets a resource limit, RLIMIT_NOFILE and such."""
+def limit_to(kind: str, soft: int, hard: int | None = None) -> Callable[[], None]:
+    """Return a `preexec_fn` that sets a resource limit, RLIMIT_NOFILE and such.
+
+    The process may raise it from `soft` to `hard` (as `soft` when not given).
+    """
     try:
         import resource
     except ImportError:
         raise unittest.SkipTest("needs the resource module") from None
     number = getattr(resource, kind)
-    return lambda: resource.setrlimit(number, (amount, amount))
+    return lambda: resource.setrlimit(number, (soft, hard or soft))
 
 
 class Framing(ScriptTestCase):
@@ -648,6 +652,16 @@ class WhereTheLogGoes(ScriptTestCase):
             self.assertGreaterEqual(logged.count(b" - received: " + message), count)
 
     @unittest.skipUnless(hasattr(os, "mkfifo"), "needs FIFOs")
+    def test_at_the_start_it_waits_for_a_reader_of_the_log_and_says_so(self) -> None:
+        fifo = self.folder / "fifo"
+        os.mkfifo(fifo)
+        server = self.spawn("server2.py", "0", "--log", fifo)
+        server.wait_for_error("fifo is a pipe that nobody reads: waiting")
+        with open(fifo, "rb"):
+            server.wait_for_line("listening on")
+            self.assertEqual(server.stop(), 0)
+
+    @unittest.skipUnless(hasattr(os, "mkfifo"), "needs FIFOs")
     def test_sighup_does_not_wait_for_a_reader_of_the_log(self) -> None:
         fifo = self.folder / "fifo"
         os.mkfifo(fifo)
@@ -848,7 +862,9 @@ class Options(ScriptTestCase):
 
     def test_quiet_prints_nothing_but_the_address(self) -> None:
         server = self.start("server2.py", "0", "--quiet")
-        exchange(server, b"hi\n")
+        client = self.dial(server)  # live at the stop
+        client.sendall(b"hi\n")
+        read_line(client)
         self.assertEqual(server.stop(), 0)
         self.assertEqual(
             server.stdout_lines(), [f"listening on 127.0.0.1:{server.port}"]
@@ -907,6 +923,22 @@ class Options(ScriptTestCase):
         self.assertNotIn("by client", story[-1])
         self.assertIn("1 message", story[-1])
         self.assertNotIn(name_of(silent), (self.folder / "server_log.txt").read_text())
+
+    def test_the_idle_timeout_holds_in_a_longer_pause_of_a_message(self) -> None:
+        options = ["--idle-timeout", "0.5", "--message-pause", "20"]
+        client = self.dial(self.start("server2.py", "0", *options))
+        client.settimeout(15)
+        client.sendall(b"no newline")
+        self.assertEqual(read_to_end(client), b"")
+        story = whole_story(self.folder / "server_log.txt", name_of(client))
+        self.assertIn("closed: idle, 0 messages, 10 bytes in", story[-1])
+
+    def test_without_an_idle_timeout_silence_ends_no_connection(self) -> None:
+        server = self.start("server2.py", "0", "--idle-timeout", "0")
+        client = self.dial(server)
+        self.assertTrue(nothing_comes(client, 0.5))
+        client.sendall(b"hi\n")
+        self.assertEqual(read_line(client), b"Server %d received: hi\n" % server.port)
 
     def test_messages_keep_a_connection_from_being_idle(self) -> None:
         server = self.start("server2.py", "0", "--idle-timeout", "0.9")
@@ -1065,6 +1097,19 @@ class ProxyHeaders(ScriptTestCase):
         log = self.folder / "server_log.txt"
         self.assertEqual(events(log, "10.66.6.6:666") if log.exists() else [], [])
 
+    def test_a_source_is_the_same_where_ipv4_comes_as_ipv6(self) -> None:
+        server = self.start(
+            "server2.py", "0", "--host", "::", "--accept-proxy", "127.0.0.0/8"
+        )
+        try:
+            client = self.dial(("127.0.0.1", server.port))
+        except ConnectionRefusedError:
+            self.skipTest("needs a system where :: listens on IPv4, too")
+        client.sendall(b"PROXY TCP4 10.1.2.3 192.168.0.11 4711 443\r\nhi\n")
+        self.assertEqual(read_line(client), b"Server %d received: hi\n" % server.port)
+        log = self.folder / "server_log.txt"
+        self.assertIn("received: hi", events(log, "10.1.2.3:4711"))
+
     def test_without_the_option_a_header_is_a_message(self) -> None:
         server = self.start("server2.py", "0")
         header = b"PROXY TCP4 192.168.0.1 192.168.0.11 56324 443\r\n"
@@ -1164,6 +1209,8 @@ class Faults(ScriptTestCase):
         with self.assertRaises(ConnectionRefusedError):
             dial(server)
         self.assertIsNone(server.returncode)
+        self.assertEqual(server.stop(), 0)
+        self.assertEqual(server.stderr_text(), "")
 
     def test_hang_accepts_and_never_answers(self) -> None:
         client = self.dial(self.faulty("hang"))
@@ -1235,6 +1282,23 @@ class Lifetime(ScriptTestCase):
         self.assertEqual([read_to_end(client) for client in clients], [expected] * 20)
         self.assertEqual(server.wait(10), 0)
 
+    @unittest.skipUnless(sys.platform == "linux", "needs TCP_INFO (Linux)")
+    def test_the_last_message_of_a_client_that_has_ended_is_confirmed_at_a_stop(
+        self,
+    ) -> None:
+        server = self.start("server2.py", "0", "--delay", "30")
+        client = self.dial(server)
+        client.sendall(b"one\ntwo")
+        client.shutdown(socket.SHUT_WR)
+        other = self.dial(server)
+        other.sendall(b"one\nunfinished")
+        wait_until(lambda: len(server.stdout_lines()) > 3, what="both messages")
+        server.signal(signal.SIGTERM)
+        head = b"Server %d received: " % server.port
+        self.assertEqual(read_to_end(client), head + b"one\n" + head + b"two")
+        self.assertEqual(read_to_end(other), head + b"one\n")
+        self.assertEqual(server.wait(10), 0)
+
     def test_a_stop_says_how_many_connections_are_live(self) -> None:
         server = self.start("server2.py", "0")
         clients = [self.dial(server) for _ in range(2)]
@@ -1248,6 +1312,69 @@ class Lifetime(ScriptTestCase):
             "stopping: 2 live connections, waiting 2 s at most; Ctrl-C again cuts them",
         )
         self.assertEqual(server.wait(10), 0)
+
+    def test_a_stop_accepts_nobody_else(self) -> None:
+        server = self.start("server2.py", "0", "--message-pause", "0")
+        client = self.dial(server)  # without its message a stop waits for it
+        client.sendall(b"half")
+        exchange(server, b"hi\n")
+        server.signal(signal.SIGTERM)
+        server.wait_for_line("stopping")
+        with self.assertRaises(OSError):
+            dial(server)
+
+    def test_a_stop_cuts_who_neither_ends_a_message_nor_leaves(self) -> None:
+        server = self.start("server2.py", "0", "--message-pause", "0")
+        client = self.dial(server)
+        client.sendall(b"half")
+        exchange(server, b"hi\n")
+        self.assertEqual(server.stop(10), 0)
+        self.assertEqual(read_to_end(client), b"")
+        story = whole_story(self.folder / "server_log.txt", name_of(client))
+        self.assertEqual(story[0], "connected")
+        self.assertTrue(
+            story[1].startswith("closed: shutdown, 0 messages, 4 bytes in, 0 bytes out")
+        )
+
+    def test_a_stop_lets_nobody_work_any_longer(self) -> None:
+        server = self.start("server2.py", "0", "--delay", "60")
+        client = self.dial(server)
+        client.sendall(b"hi\n")
+        self.assertTrue(nothing_comes(client))
+        server.signal(signal.SIGTERM)
+        self.assertEqual(read_to_end(client), b"Server %d received: hi\n" % server.port)
+        self.assertEqual(server.wait(10), 0)
+
+    @unittest.skipUnless(os.name == "posix", "needs signals that end a process")
+    def test_a_second_signal_ends_it_at_once(self) -> None:
+        patient = (
+            f"import sys; sys.path.insert(0, {str(ROOT)!r}); import server2; "
+            "server2.GRACE_S = 1_000; server2.main(['0', '--message-pause', '0'])"
+        )
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with self.subTest(number), subprocess.Popen(
+                [sys.executable, "-c", patient],
+                cwd=self.folder, env=script_environment(), stdout=subprocess.PIPE,
+                text=True,
+            ) as process:  # fmt: skip
+                self.addCleanup(process.kill)
+                assert process.stdout
+                match = LISTENING.match(process.stdout.readline())
+                assert match
+                with dial(("127.0.0.1", int(match[2]))) as client:
+                    client.sendall(b"half")
+                    self.assertIn("logging", process.stdout.readline())
+                    process.send_signal(signal.SIGTERM)
+                    self.assertIn("stopping", process.stdout.readline())
+                    process.send_signal(number)
+                    self.assertEqual(process.wait(DEADLINE_S), -number)
+
+    @unittest.skipUnless(os.name == "posix", "needs signals that end a process")
+    def test_a_signal_that_comes_late_does_not_change_the_exit_status(self) -> None:
+        env = self.without()
+        late = "import atexit, os\natexit.register(os.kill, os.getpid(), 15)\n"
+        Path(env["PYTHONPATH"], "sitecustomize.py").write_text(late)
+        self.assertEqual(self.start("server2.py", "0", env=env).stop(), 0)
 
     def test_it_stops_while_clients_are_busy_and_confirms_nothing_unlogged(
         self,
@@ -1467,6 +1594,16 @@ class Lifetime(ScriptTestCase):
                 self.assertEqual(read_line(client), expected)
                 client.close()
                 waiting.remove(client)
+
+    def test_it_opens_as_many_files_as_the_system_lets_it(self) -> None:
+        server = self.start(
+            "server2.py", "0", preexec_fn=limit_to("RLIMIT_NOFILE", 30, 200)
+        )
+        clients = [self.dial(server) for _ in range(60)]
+        for client in clients:
+            client.sendall(b"hi\n")
+        expected = b"Server %d received: hi\n" % server.port
+        self.assertEqual([read_line(client) for client in clients], [expected] * 60)
 
     def test_it_works_without_what_only_some_systems_have(self) -> None:
         env = self.without(

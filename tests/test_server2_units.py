@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import signal
 import socket
+import statistics
 import threading
 import time
 import unittest
+from functools import partial
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -22,6 +26,7 @@ from tests.support import (
     in_parallel,
     read_exactly,
     read_line,
+    read_to_end,
     send_reset,
     wait_until,
 )
@@ -119,6 +124,84 @@ class Appending(ScriptTestCase):
         text = (self.folder / "log.txt").read_bytes()
         self.assertEqual(text, RECORD + blank + RECORD)
 
+    def test_a_write_cut_off_within_an_entry_goes_on_with_the_torn_record(self) -> None:
+        log = server2.Log(str(self.folder / "log.txt"))
+        self.addCleanup(os.close, log.file)
+        one, two = RECORD.replace(b"connected", b"one"), RECORD
+        writes = iter([len(one) + 40])
+
+        def cut_off(file: int, data: bytes) -> int:
+            return os.write(file, data[: next(writes, len(data))])
+
+        with mock.patch.object(server2, "write_quickly", side_effect=cut_off):
+            self.assertEqual(log.append([one + two]), (1, ""))
+        blank = b" " * 39 + b"\n\n"
+        text = (self.folder / "log.txt").read_bytes()
+        self.assertEqual(text, one + blank + two)
+
+    def test_a_torn_record_is_blanked_where_it_is_though_the_log_was_renamed(
+        self,
+    ) -> None:
+        if not Path("/proc/self/fd").exists():
+            self.skipTest("needs /proc (Linux)")
+        path = self.folder / "log.txt"
+        log = server2.Log(str(path))
+        self.addCleanup(os.close, log.file)
+        os.write(log.file, RECORD + RECORD[:40])
+        path.rename(self.folder / "log.1")
+        log.torn.set()
+        self.assertEqual(log.append([RECORD]), (1, ""))
+        text = (self.folder / "log.1").read_bytes()
+        self.assertEqual(text, RECORD + b" " * 39 + b"\n\n" + RECORD)
+
+    def test_what_nobody_may_mend_is_ended_before_the_first_record(self) -> None:
+        path = self.folder / "log.txt"
+        path.write_bytes(RECORD[:40])
+        with mock.patch.object(server2, "repair", side_effect=PermissionError()):
+            log = server2.open_log(str(path), flushed=False)
+            self.addCleanup(os.close, log.file)
+            self.assertEqual(log.append([RECORD]), (1, ""))
+        self.assertEqual(path.read_bytes(), RECORD[:40] + b"\n" + RECORD)
+
+    def test_connected_is_recorded_once_whatever_became_of_the_message(self) -> None:
+        server = some_server()
+        answers = iter([(1, "no space"), (0, "no space"), (1, ""), (1, "")])
+        server.log.append.side_effect = lambda entries: next(answers)
+        connection = server2.Connection(server, mock.Mock(), ("127.0.0.1", 56457))
+        said = b"Server 9991 error: cannot log: no space\n"
+        confirmed = b"Server 9991 received: hi\n"
+        for answer in (said, said, confirmed, confirmed):
+            self.assertEqual(connection._record_messages([b"hi\n"]), answer)
+        calls = [call.args[0] for call in server.log.append.call_args_list]
+        self.assertEqual([len(entries) for entries in calls], [2, 1, 1, 1])
+        self.assertTrue(calls[0][0].endswith(b" - 127.0.0.1:56457 - connected\n"))
+
+    def test_a_log_that_cannot_be_reopened_costs_no_descriptor(self) -> None:
+        log = server2.Log(str(self.folder / "log.txt"))
+        self.addCleanup(os.close, log.file)
+        free = os.dup(log.file)
+        os.close(free)
+        no_more = OSError(errno.EMFILE, "Too many open files")
+        with mock.patch("os.dup", side_effect=no_more), self.assertRaises(OSError):
+            server2.reopen(log)
+        again = os.dup(log.file)
+        os.close(again)
+        self.assertEqual(again, free)
+
+    @unittest.skipUnless(hasattr(os, "mkfifo"), "needs FIFOs")
+    def test_after_a_reader_that_left_within_a_record_a_line_begins(self) -> None:
+        path = self.folder / "log.txt"
+        os.mkfifo(path)
+        reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        log = server2.Log(str(path))
+        self.addCleanup(os.close, log.file)
+        gone = BrokenPipeError(errno.EPIPE, "Broken pipe")
+        with mock.patch("os.write", side_effect=[10, gone, gone]):
+            self.assertEqual(log.append([RECORD]), (0, "Broken pipe"))
+        self.assertEqual(log.append([RECORD]), (1, ""))
+        self.assertEqual(os.read(reader, 4096), b"\n" + RECORD)
+        os.close(reader)
+
     @unittest.skipUnless(hasattr(os, "mkfifo"), "needs FIFOs")
     def test_whether_writers_take_turns_is_decided_at_every_opening(self) -> None:
         path = self.folder / "log.txt"
@@ -162,6 +245,48 @@ class Mending(ScriptTestCase):
         for text in (b"2", b"20", b"2026", b"-", b"2026 was fine"):
             with self.subTest(text=text):
                 self.assertEqual(self.mended(RECORD + text), RECORD + text + b"\n")
+
+    def test_a_message_like_a_record_is_kept_when_its_reply_is_torn(self) -> None:
+        own = b"2026-11-23 14:50:15,613 - 9991 - 127.0.0.1:5 - "
+        for event in (
+            b"replied: Server 9993 received: pay 1000",
+            b"received: pay 1000",
+            b"closed: by client, 1 message, 2 bytes in, 3 bytes out, 1.0 ms",
+        ):
+            message = b"x 2026-11-28 09:00:00,000 - 9993 - 10.9.8.7:4 - " + event
+            received = own + b"received: " + message + b"\n"
+            replied = own + b"replied: Server 9991 received: " + message
+            for size in (10, 40, len(replied) - 1):
+                with self.subTest(event=event, size=size):
+                    after = self.mended(received + replied[:size])
+                    self.assertEqual(after, received + b" " * (size - 1) + b"\n\n")
+
+    def test_a_message_like_a_reply_is_kept_whatever_stands_beside_it(self) -> None:
+        own = b"2026-11-23 14:50:15,613 - 9991 - 127.0.0.1:5 - received: "
+        forged = b"2026-11-28 09:00:00,000 - 9993 - 10.9.8.7:4 - replied: Server 9993"
+        text = own + forged + b" received: pay 1000\n" + RECORD
+        self.assertEqual(self.mended(text), text)
+
+    def test_a_torn_record_before_a_whole_message_becomes_blanks(self) -> None:
+        own = b"2026-11-23 14:50:15,613 - 9992 - 127.0.0.1:5 - "
+        whole = own + b"received: a\n" + own + b"replied: Server 9992 received: a\n"
+        torn = own.replace(b"9992", b"9991") + b"received: half of"
+        blank = b" " * (len(torn) - 1) + b"\n"
+        self.assertEqual(self.mended(torn + whole), blank + whole + b"\n")
+
+    def test_long_messages_of_others_are_kept(self) -> None:
+        own = b"2026-11-23 14:50:15,613 - 9991 - 127.0.0.1:5 - "
+        for size in (150_000, 700_000, 2_000_000):
+            with self.subTest(size=size):
+                forged = RECORD.replace(b"connected\n", b"received: me")
+                message = b"m" * size + forged + b"m" * size
+                text = own + b"received: " + message + b"\n"
+                text += own + b"replied: Server 9991 received: " + message + b"\n"
+                self.assertEqual(self.mended(text * 4 + RECORD), text * 4 + RECORD)
+
+    def test_a_line_of_another_program_is_kept(self) -> None:
+        text = RECORD + b"2026-11-28 14:00:00,000 - root - INFO - hello"
+        self.assertEqual(self.mended(text), text + b"\n")
 
     def test_a_log_without_a_torn_record_is_not_touched(self) -> None:
         for text in (b"", RECORD, b"2026-\n"):
@@ -212,7 +337,7 @@ class ProxyLines(unittest.TestCase):
                 theirs.sendall(sent)
                 connection = server2.Connection(some_server(), ours, ("127.0.0.1", 1))
                 with self.assertRaisesRegex(server2.ConnectionOver, "in time"):
-                    server2.read_proxy_line(connection)
+                    in_parallel(partial(server2.read_proxy_line, connection), timeout=5)
                 self.assertEqual(connection.bytes_in, len(sent))
 
 
@@ -270,6 +395,31 @@ class Ends(ScriptTestCase):
             serving.join(DEADLINE_S)
             self.assertFalse(serving.is_alive())
 
+    def test_a_stop_awaits_that_a_client_has_every_confirmation(self) -> None:
+        listener, client = socket.create_server(("127.0.0.1", 0)), socket.socket()
+        with listener, client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+            client.settimeout(DEADLINE_S)
+            client.connect(listener.getsockname())
+            connection = server2.Connection(some_server(), *listener.accept())
+            connection.server.stopping.set()
+
+            def serve() -> None:
+                connection.serve()
+                connection.sock.close()
+
+            with mock.patch.object(server2, "DELIVERY_S", DEADLINE_S):
+                serving = threading.Thread(target=serve, daemon=True)
+                serving.start()
+                message = b"x" * 60_000 + b"\n"
+                client.sendall(message)
+                read_exactly(client, 1)
+                serving.join(0.3)  # not before this client has the rest
+                client.sendall(b"more")  # to a closed socket: the rest would be lost
+                rest = read_to_end(client)
+                serving.join(DEADLINE_S)
+        self.assertEqual(rest, b"erver 9991 received: " + message)
+
     def test_a_client_that_vanished_is_not_called_idle(self) -> None:
         gone = TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))  # by TCP
         ours = BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
@@ -285,7 +435,7 @@ class Ends(ScriptTestCase):
                 sock.sendall.side_effect = sent
                 with mock.patch.object(server2, "send_quickly", lambda *_: 0):
                     server2.Connection(server, sock, ("127.0.0.1", 56457)).serve()
-                (record,) = server.log.append.call_args.args[0]
+                *_, record = server.log.append.call_args.args[0]
                 self.assertIn(b" - closed: %b, " % reason.encode(), record)
 
 
@@ -339,11 +489,14 @@ class Threads(ScriptTestCase):
         before = threading.active_count()
         for _ in range(5):
             with self.dial(self.listener.getsockname()) as client:
+                name = test_server2.name_of(client)
                 self.assertTrue(self.server.accept())
                 client.sendall(b"hi\n")
                 self.assertEqual(read_line(client), b"Server %d received: hi\n" % port)
             wait_until(lambda: not self.server.live, 5, "the connection's end")
         self.assertEqual(threading.active_count(), before + 1)
+        names = [thread.name for thread in threading.enumerate()]
+        self.assertIn(f"connection-{name}", names)
 
     def test_a_stop_serves_who_waits_for_a_thread_also_at_max_connections(self) -> None:
         self.server.args.max_connections = 1
@@ -391,6 +544,17 @@ class Listening(unittest.TestCase):
                 "delay": None, "parallel": 0, "fault": ("", 0.0), "quiet": False,
             },
         )  # fmt: skip
+
+    def test_what_is_no_number_in_range_is_refused(self) -> None:
+        self.assertEqual(server2.parse_args(["65535"]).port, 65_535)
+        for args in (
+            ["65536"], ["\u0663\u0664"], ["1.5"], ["0", "--max-message", "0"],
+            ["0", "--idle-timeout", "nan"], ["0", "--delay", "inf"],
+        ):  # fmt: skip
+            unseen = contextlib.redirect_stderr(io.StringIO())
+            with self.subTest(args), unseen, self.assertRaises(SystemExit) as end:
+                server2.parse_args(args)
+            self.assertEqual(end.exception.code, 2)
 
     def test_a_confirmation_waits_for_no_acknowledgement_of_the_last(self) -> None:
         listener = server2.open_listener(server2.parse_args(["0"]))
@@ -443,6 +607,17 @@ class Work(unittest.TestCase):
         for thread in threads:
             thread.join(DEADLINE_S)
         self.assertEqual((began, most), (list("01234567"), 2))
+
+    def test_drawn_times_have_the_mean_and_the_bounds_that_are_asked_for(self) -> None:
+        for text, low, high in (("exp:0.02", 0, 1), ("uniform:0.01:0.03", 0.01, 0.03)):
+            with self.subTest(text):
+                draw = server2.delay(text)
+                assert draw
+                times = [draw() for _ in range(10_000)]
+                self.assertTrue(low <= min(times) <= max(times) <= high)
+                # Six times as far off as the mean of so many usually is.
+                self.assertAlmostEqual(statistics.fmean(times), 0.02, delta=0.0012)
+                self.assertGreater(statistics.stdev(times), 0.005)
 
 
 if __name__ == "__main__":

@@ -46,9 +46,10 @@ from tests.support import (
 try:
     import fcntl
     import pty
+    import resource
     import termios
 except ImportError:  # Windows: what needs them is skipped
-    pass
+    resource = None  # type: ignore[assignment]
 
 SCRIPTS = ("server2.py", "load_balancer.py", "client2.py")
 SERVING = ("server2.py", "load_balancer.py")
@@ -334,6 +335,22 @@ class ClosedWindow(TerminalTestCase):
 
                 wait_until(new_log, what="a record in the new log")
                 self.assertIsNone(terminal.process.poll())
+
+    @unittest.skipUnless(hasattr(resource, "prlimit"), "needs prlimit (Linux)")
+    def test_sighup_stops_nothing_where_descriptors_are_used_up(self) -> None:
+        for script, command in self.commands().items():
+            with self.subTest(script=script):
+                terminal = self.terminal(*command)
+                address = ":".join(terminal.wait_for(LISTENING.pattern).groups())
+                send_and_read(address, "before")
+                pid, kind = terminal.process.pid, resource.RLIMIT_NOFILE
+                before = resource.prlimit(pid, kind)
+                resource.prlimit(pid, kind, (3, before[1]))
+                terminal.process.send_signal(signal.SIGHUP)
+                with self.assertRaises(subprocess.TimeoutExpired):
+                    terminal.process.wait(0.5)
+                resource.prlimit(pid, kind, before)
+                self.assertIn("received: after", send_and_read(address, "after"))
 
     def test_sighup_reopens_the_log_where_there_never_was_a_terminal(self) -> None:
         for script, options in self.options().items():

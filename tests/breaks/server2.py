@@ -19,6 +19,21 @@ CUT_OFF = (
 GROUPED = U + "Appending.test_with_fsync_"
 TIMES = U + "Records.test_each_has_the_time_of_its_event"
 SPLIT = FRAMING + "test_every_split_of_two_messages_gives_the_same_two_confirmations"
+IMPORT = "tests.test_system.TheRepository.test_importing_a_script_starts_nothing"
+IN_USE = (
+    W + "PortsInUse.test_a_port_in_use_is_one_line_with_the_cause_and_how_to_find_it"
+)
+QUEUE = (
+    LIFETIME
+    + "test_clients_in_the_listen_queue_are_served_also_where_much_is_refused"
+)
+WITHOUT = LIFETIME + "test_it_works_without_what_only_some_systems_have"
+RECEIVED = (
+    LIFETIME
+    + "test_what_was_received_before_sigterm_is_answered_also_to_a_slow_reader"
+)
+FIRST = LIFETIME + "test_a_pause_that_ends_the_first_message_ends_a_stopping_server_too"
+THREADS = U + "Threads."
 FORGE = LOG + "test_no_message_can_forge_a_line_or_command_a_terminal"
 
 WIRE: list[Break] = [
@@ -60,8 +75,8 @@ WIRE: list[Break] = [
     ),
     Break(
         "what is left at end of file is the last message",
-        "(data is None or not self.server.stopping.is_set())",
-        "data is None",
+        "is_whole = data is None or not self.server.stopping.is_set()",
+        "is_whole = data is None",
         (FRAMING + "test_what_is_left_at_end_of_file_is_the_last_message",),
     ),
     Break(
@@ -172,14 +187,14 @@ LOGGED: list[Break] = [
     ),
     Break(
         "a record that is cut off is not confirmed",
-        "written == len(data)",
-        "written",
+        "logged = max(logged, ",
+        "logged = max(end, ",
         (WHERE + "test_service_resumes_when_the_log_can_be_written_again",),
     ),
     Break(
         "what was recorded before the disk was full is confirmed",
-        "return logged + more, reason",
-        "return more, reason",
+        "sum(end <= logged for end in ends), reason",
+        "0 if reason else len(entries), reason",
         (CUT_OFF,),
     ),
     Break(
@@ -208,7 +223,7 @@ LOGGED: list[Break] = [
     ),
     Break(
         "without --fsync nobody waits for the disk",
-        "(FlushedLog if flushed else Log)",
+        "FlushedLog if flushed else Log",
         "FlushedLog",
         (WHERE + "test_with_fsync_a_failed_flush_is_no_confirmation",),
     ),
@@ -385,8 +400,8 @@ LINES: list[Break] = [
     ),
     Break(
         "SIGHUP waits for no reader of a FIFO",
-        'open_to_append(log.path, getattr(os, "O_NONBLOCK", 0))',
-        "open_to_append(log.path)",
+        'os.O_CREAT | getattr(os, "O_NONBLOCK", 0)',
+        "os.O_CREAT",
         (WHERE + "test_sighup_does_not_wait_for_a_reader_of_the_log",),
     ),
     Break(
@@ -421,4 +436,652 @@ LINES: list[Break] = [
     ),
 ]
 
-BREAKS: list[Break] = [*WIRE, *LOGGED, *LINES]
+START: list[Break] = [
+    Break(
+        "an older Python is told so in a line",
+        "sys.version_info < (3, 11)",
+        "sys.version_info < (3, 8)",
+        (W + "OldPython",),
+    ),
+    Break(
+        "importing starts nothing",
+        '__name__ == "__main__":',
+        '__name__ == "server2":',
+        (IMPORT,),
+    ),
+    Break(
+        "importing leaves Ctrl-C as it is",
+        '__name__ == "__main__" and signal',
+        "__name__ and signal",
+        (IMPORT,),
+    ),
+    Break(
+        "--version says 2.0",
+        'VERSION = "2.0"',
+        'VERSION = "2.1"',
+        (OPTIONS + "test_version_is_printed",),
+    ),
+    Break(
+        "port 0 takes a free one, and the first line names it",
+        "name = format_address(listener.getsockname())",
+        "name = format_address((args.host, args.port))",
+        (OPTIONS + "test_the_first_line_names_the_real_address",),
+    ),
+    Break(
+        "the first line names the address",
+        "listening on {name}",
+        "listening at {name}",
+        (OPTIONS + "test_the_first_line_names_the_real_address",),
+    ),
+    Break(
+        "the second line names the log",
+        "logging to {os.path.abspath(args.log)}",
+        "logging to {args.log}",
+        (OPTIONS + "test_the_second_line_names_the_log",),
+    ),
+    Break(
+        "IPv6 has brackets",
+        'if ":" in host else',
+        'if "%" in host else',
+        (OPTIONS + "test_an_ipv6_host_is_in_brackets",),
+    ),
+    Break(
+        "--host is the local machine alone",
+        '"127.0.0.1", "listen on',
+        '"0.0.0.0", "listen on',
+        (DEFAULTS,),
+    ),
+    Break(
+        "--log is server_log.txt in the current folder",
+        'str, "server_log.txt"',
+        'str, "server.log"',
+        (DEFAULTS,),
+    ),
+    Break(
+        "the usual port can be taken again at once",
+        '(socket.SOL_SOCKET, socket.SO_REUSEADDR, "posix")',
+        '(socket.SOL_SOCKET, socket.SO_REUSEADDR, "")',
+        (LIFETIME + "test_the_same_port_can_be_taken_again_at_once",),
+    ),
+    Break(
+        "a bad argument is one line",
+        "(see --help)\\n",
+        "\\n(see --help)\\n",
+        (INPUT + "test_bad_arguments_end_with_one_line_and_2",),
+    ),
+    Break(
+        "a bad argument ends with 2",
+        "self.exit(2,",
+        "self.exit(1,",
+        (INPUT + "test_bad_arguments_end_with_one_line_and_2",),
+    ),
+    Break(
+        "a port is 65,535 at most",
+        "0, 65_535)",
+        "0, 65_536)",
+        (U + "Listening.test_what_is_no_number_in_range_is_refused",),
+    ),
+    Break(
+        "numbers are ASCII digits",
+        "text.isascii() and",
+        "text and",
+        (U + "Listening.test_what_is_no_number_in_range_is_refused",),
+    ),
+    Break(
+        "a host that cannot be looked up is named in one line",
+        "except (OSError, UnicodeError) as error:",
+        "except OSError as error:",
+        (INPUT + "test_bad_arguments_end_with_one_line_and_2",),
+    ),
+    Break(
+        "a log that cannot be written is named in one line",
+        "complain(f\"cannot write the log {args.log}: {error.strerror}\")",
+        "raise",
+        (INPUT + "test_bad_arguments_end_with_one_line_and_2",),
+    ),
+    Break(
+        "a port in use ends with 1",
+        "return 1 if",
+        "return 2 if",
+        (INPUT + "test_a_port_in_use_is_named_and_gives_1",),
+    ),
+    Break(
+        "a port in use has the command that finds who holds it",
+        "find it with {who_listens(args.port)}",
+        "find it",
+        (IN_USE,),
+    ),
+    Break(
+        "a system without threads is told in one line",
+        "except (OSError, RuntimeError) as error:",
+        "except OSError as error:",
+        (INPUT + "test_a_system_without_threads_to_spare_is_told_in_one_line",),
+    ),
+    Break(
+        "Ctrl-C ends it during the look-up of a name",
+        "signal.signal(signal.SIGINT, signal.SIG_DFL)",
+        "pass",
+        (W + "SlowNames",),
+    ),
+    Break(
+        "closed standard streams are opened",
+        "open_missing_streams()\n",
+        "pass\n",
+        (W + "ClosedStreams.test_a_server_serves_and_its_log_has_nothing_but_records",),
+    ),
+    Break(
+        "the most descriptors that the system gives are used",
+        "(hard, hard)",
+        "(30, hard)",
+        (LIFETIME + "test_it_opens_as_many_files_as_the_system_lets_it",),
+    ),
+]
+
+GIVEN: list[Break] = [
+    Break(
+        "--quiet prints no message",
+        "if self._quiet:",
+        "if not self:",
+        (OPTIONS + "test_quiet_prints_nothing_but_the_address",),
+    ),
+    Break(
+        "--quiet does not name the log",
+        "if not args.quiet:",
+        "if args:",
+        (OPTIONS + "test_quiet_prints_nothing_but_the_address",),
+    ),
+    Break(
+        "--quiet says nothing at a stop",
+        "live and not server.args.quiet",
+        "live",
+        (OPTIONS + "test_quiet_prints_nothing_but_the_address",),
+    ),
+    Break(
+        "--idle-timeout is 3,600 s",
+        "seconds, 3_600",
+        "seconds, 360",
+        (DEFAULTS,),
+    ),
+    Break(
+        "an idle connection is closed after --idle-timeout",
+        "set_timeouts(self.sock, self.args.idle_timeout)\n            for",
+        "set_timeouts(self.sock, 0)\n            for",
+        (OPTIONS + "test_an_idle_connection_is_closed_after_its_timeout",),
+    ),
+    Break(
+        "--idle-timeout 0: never",
+        "math.ceil(s * 1e6)",
+        "math.ceil((s or 0.1) * 1e6)",
+        (OPTIONS + "test_without_an_idle_timeout_silence_ends_no_connection",),
+    ),
+    Break(
+        "a pause that ends a message leaves the idle timeout as it was",
+        "finally:\n            set_timeouts(self.sock, self.args.idle_timeout)",
+        "finally:\n            pass",
+        (PAUSES[:-1],),
+    ),
+    Break(
+        "an idle connection is told from one that vanished",
+        '"idle" if is_there else',
+        '"by client" if is_there else',
+        (U + "Ends.test_a_client_that_vanished_is_not_called_idle",),
+    ),
+    Break(
+        "--max-connections: further clients wait",
+        "len(self.live) < self._most",
+        "len(self.live) <= self._most",
+        (OPTIONS + "test_more_than_max_connections_wait_for_their_turn",),
+    ),
+    Break(
+        "--max-connections: who waits has the place of who leaves",
+        "if was_full or",
+        "if",
+        (OPTIONS + "test_more_than_max_connections_wait_for_their_turn",),
+    ),
+    Break(
+        "--max-connections 0: no limit",
+        "args.max_connections or limit",
+        "args.max_connections or 1",
+        (FRAMING + "test_one_silent_client_does_not_keep_others_waiting",),
+    ),
+    Break(
+        "--delay is waited for each message",
+        "stopping.wait(self._draw())",
+        "self._draw()",
+        (OPTIONS + "test_delay_is_waited_per_message_and_by_each_client_alone",),
+    ),
+    Break(
+        "--delay: each client waits alone",
+        "places or sys.maxsize",
+        "places or 1",
+        (OPTIONS + "test_delay_is_waited_per_message_and_by_each_client_alone",),
+    ),
+    Break(
+        "--delay exp:S has the mean S",
+        "random.expovariate, 1 / drawn[0]",
+        "random.expovariate, drawn[0]",
+        (U + "Work.test_drawn_times_have_the_mean_and_the_bounds_that_are_asked_for",),
+    ),
+    Break(
+        "--delay uniform:LOW:HIGH is between",
+        "random.uniform, *drawn",
+        "random.uniform, 0, drawn[1]",
+        (U + "Work.test_drawn_times_have_the_mean_and_the_bounds_that_are_asked_for",),
+    ),
+    Break(
+        "--parallel N: so many are worked on at a time",
+        "if self._free:",
+        "if self:",
+        (OPTIONS + "test_parallel_is_for_all_connections_together",),
+    ),
+    Break(
+        "--parallel: the others wait in order",
+        "self._waiting.popleft()",
+        "self._waiting.pop()",
+        (U + "Work.test_no_more_work_than_places_and_the_first_to_come_is_the_first",),
+    ),
+    Break(
+        "--parallel: messages are worked on one by one",
+        "1 if alone else",
+        "BATCH_MESSAGES if alone else",
+        (OPTIONS + "test_parallel_is_for_all_connections_together",),
+    ),
+    Break(
+        "--accept-proxy: the log has the client of the line",
+        "connection.client = format_address(client)",
+        "pass",
+        (PROXY + "test_the_log_shows_the_client_that_the_header_names",),
+    ),
+    Break(
+        "--accept-proxy: nobody else is believed",
+        "any(address in network for network in networks)",
+        "True",
+        (PROXY + "test_a_header_from_another_source_is_not_believed",),
+    ),
+    Break(
+        "without --accept-proxy the line is a message",
+        "if is_trusted(self.client, self.args.accept_proxy):",
+        "if self.args.accept_proxy is not None:",
+        (PROXY + "test_without_the_option_a_header_is_a_message",),
+    ),
+    Break(
+        "--accept-proxy: IPv4 seen as IPv6 is IPv4",
+        'getattr(address, "ipv4_mapped", None) or address',
+        "address",
+        (PROXY + "test_a_source_is_the_same_where_ipv4_comes_as_ipv6",),
+    ),
+    Break(
+        "--accept-proxy: the line has 107 bytes at most",
+        "PROXY_LINE_BYTES = 107",
+        "PROXY_LINE_BYTES = 106",
+        (PROXY + "test_the_log_shows_the_client_that_the_header_names",),
+    ),
+    Break(
+        "--accept-proxy: a longer line is none",
+        "PROXY_LINE_BYTES = 107",
+        "PROXY_LINE_BYTES = 108",
+        (PROXY + "test_an_invalid_header_ends_the_connection_without_an_answer",),
+    ),
+    Break(
+        "--accept-proxy: UNKNOWN leaves the connection's own address",
+        "UNKNOWN[^\\r\\n]*",
+        "UNKNOWN",
+        (PROXY + "test_the_log_shows_the_client_that_the_header_names",),
+    ),
+    Break(
+        "--accept-proxy: an invalid line ends the connection",
+        'raise ValueError("not a PROXY line")',
+        "return None",
+        (PROXY + "test_an_invalid_header_ends_the_connection_without_an_answer",),
+    ),
+    Break(
+        "--accept-proxy: a port above 65,535 is none",
+        "max(int(port), int(target_port)) > 65_535",
+        "int(target_port) > 65_535",
+        (U + "ProxyLines.test_every_invalid_line_raises_value_error",),
+    ),
+    Break(
+        "--accept-proxy: who sends no line in time is cut",
+        "max(deadline - time.monotonic(), 1e-3)",
+        "0",
+        (U + "ProxyLines.test_what_came_of_a_line_is_counted",),
+    ),
+    Break(
+        "--accept-proxy: what follows the line is a message",
+        "connection.sock.recv(1)",
+        "connection.sock.recv(PROXY_LINE_BYTES)",
+        (PROXY + "test_the_log_shows_the_client_that_the_header_names",),
+    ),
+    Break(
+        "--fault refuse",
+        'args.fault[0] != "refuse"',
+        "args",
+        (FAULTS + "test_refuse_refuses_connections",),
+    ),
+    Break(
+        "--fault hang",
+        'fault == "hang" or',
+        "",
+        (FAULTS + "test_hang_accepts_and_never_answers",),
+    ),
+    Break(
+        "--fault reset",
+        'struct.pack("ii", 1, 0)',
+        'struct.pack("ii", 0, 0)',
+        (FAULTS + "test_reset_answers_with_a_reset",),
+    ),
+    Break(
+        "--fault slow:SECONDS",
+        "self.server.stopping.wait(seconds)",
+        "pass",
+        (FAULTS + "test_slow_answers_later_by_the_given_seconds",),
+    ),
+    Break(
+        "--fault close-early",
+        "confirmations[: len(confirmations) // 2]",
+        "confirmations",
+        (FAULTS + "test_close_early_ends_before_the_confirmation_is_whole",),
+    ),
+    Break(
+        "--fault half-close ends one direction",
+        "self.sock.shutdown(socket.SHUT_WR)\n            self._is_mute",
+        "self._is_mute",
+        (FAULTS + "test_half_close_ends_one_direction_and_goes_on_reading",),
+    ),
+    Break(
+        "--fault half-close goes on reading",
+        "self._is_mute = True",
+        "raise ConnectionOver",
+        (FAULTS + "test_half_close_ends_one_direction_and_goes_on_reading",),
+    ),
+]
+
+STOP: list[Break] = [
+    Break(
+        "SIGTERM and Ctrl-C stop it",
+        "{signal.SIGTERM, signal.SIGINT}",
+        "{signal.SIGTERM}",
+        (LIFETIME + "test_sigterm_and_ctrl_c_end_it_with_0",),
+    ),
+    Break(
+        "a stop ends with 0",
+        "    terminal.close()\n    return 0",
+        "    terminal.close()\n    return 1",
+        (LIFETIME + "test_sigterm_and_ctrl_c_end_it_with_0",),
+    ),
+    Break(
+        "a second signal ends it at once",
+        "signal.signal(number, signal.SIG_DFL)",
+        "pass",
+        (LIFETIME + "test_a_second_signal_ends_it_at_once",),
+    ),
+    Break(
+        "no late signal changes the exit status",
+        "signal.signal(signal_number, signal.SIG_IGN)",
+        "signal.signal(signal_number, signal.SIG_DFL)",
+        (LIFETIME + "test_a_signal_that_comes_late_does_not_change_the_exit_status",),
+    ),
+    Break(
+        "who waits in the listen queue at a stop is served",
+        "LAST_S = 0.5",
+        "LAST_S = 0.0",
+        (QUEUE,),
+    ),
+    Break(
+        "the listen queue is long",
+        "LISTEN_QUEUE = 4_096",
+        "LISTEN_QUEUE = 4",
+        (QUEUE,),
+    ),
+    Break(
+        "a stop accepts nobody else",
+        "server.listener.close()",
+        "pass",
+        (LIFETIME + "test_a_stop_accepts_nobody_else",),
+    ),
+    Break(
+        "a stop says how many connections are live",
+        "{counted(live, 'live connection')}",
+        "{live}",
+        (LIFETIME + "test_a_stop_says_how_many_connections_are_live",),
+    ),
+    Break(
+        "a message that was received before a stop is confirmed",
+        "(socket.SHUT_RD, GRACE_S)",
+        "(socket.SHUT_RDWR, GRACE_S)",
+        (RECEIVED,),
+    ),
+    Break(
+        "at a stop a slow reader gets every confirmation",
+        "linger(self, DELIVERY_S)",
+        "pass",
+        (U + "Ends.test_a_stop_awaits_that_a_client_has_every_confirmation",),
+    ),
+    Break(
+        "at a stop a first message that is on the way is awaited",
+        "if connection.message_count or",
+        "if server or",
+        (LIFETIME + "test_sighup_reopens_the_log_also_while_it_stops",),
+    ),
+    Break(
+        "a stopping server waits no longer once all have left",
+        "while server.live and (",
+        "while (",
+        (FIRST,),
+    ),
+    Break(
+        "the end by a stop is told from one by the client",
+        'reason = "shutdown"',
+        'reason = "by server"',
+        (LIFETIME + "test_a_stop_cuts_who_neither_ends_a_message_nor_leaves",),
+    ),
+    Break(
+        "a stop cuts who neither sends nor reads",
+        "or how == socket.SHUT_RDWR:",
+        "and how == socket.SHUT_RD:",
+        (LIFETIME + "test_a_stop_cuts_who_neither_ends_a_message_nor_leaves",),
+    ),
+    Break(
+        "a stop takes a few seconds at most",
+        "GRACE_S = 2.0",
+        "GRACE_S = 60.0",
+        (LIFETIME + "test_a_stop_cuts_who_neither_ends_a_message_nor_leaves",),
+    ),
+    Break(
+        "a stop ends the work that is pretended",
+        "stopping.wait(self._draw())",
+        "time.sleep(self._draw())",
+        (LIFETIME + "test_a_stop_lets_nobody_work_any_longer",),
+    ),
+    Break(
+        "no connection is closed while a stop can reach it",
+        "self.live.discard(connection)",
+        "connection.sock.close(); self.live.discard(connection)",
+        (THREADS + "test_no_connection_is_closed_while_a_stop_can_reach_it",),
+    ),
+    Break(
+        "no thread is left when its client has gone",
+        "rests = self._idle < RESTING_THREADS",
+        "rests = True",
+        (LIFETIME + "test_threads_and_descriptors_come_back_after_many_clients",),
+    ),
+    Break(
+        "a thread serves the next client, too",
+        "RESTING_THREADS = 8",
+        "RESTING_THREADS = 0",
+        (THREADS + "test_a_thread_serves_the_next_client_too",),
+    ),
+    Break(
+        "a defect ends one connection and is told",
+        "except Exception:",
+        "except KeyError:",
+        (THREADS + "test_a_defect_is_told_with_its_traceback_and_ends_one_connection",),
+    ),
+    Break(
+        "threads have names",
+        'f"connection-{connection.client}"',
+        'f"{connection.client}"',
+        (THREADS + "test_a_thread_serves_the_next_client_too",),
+    ),
+]
+
+SYSTEM: list[Break] = [
+    Break(
+        "without descriptors new clients wait, and it does not spin",
+        "self.stopping.wait(BACKOFF_S)",
+        "pass",
+        (LIFETIME + "test_running_out_of_descriptors_hurts_only_the_late",),
+    ),
+    Break(
+        "without threads new clients wait",
+        "except (OSError, MemoryError, RuntimeError) as error:",
+        "except (OSError, MemoryError) as error:",
+        (U + "Threads",),
+    ),
+    Break(
+        "a client that reads nothing is given up",
+        'raise ConnectionOver("by server (client does not read)") from None',
+        "self._send(data)",
+        (U + "Ends",),
+    ),
+    Break(
+        "sends have a deadline",
+        "(socket.SO_SNDTIMEO, SEND_TIMEOUT_S)",
+        "(socket.SO_SNDTIMEO, 0)",
+        (U + "Ends",),
+    ),
+    Break(
+        "a client that resets while it is refused takes nobody with it",
+        "except (BlockingIOError, ConnectionAbortedError):",
+        "except BlockingIOError:",
+        (U + "Threads",),
+    ),
+    Break(
+        "clients are served where sockets inherit O_NONBLOCK",
+        "sock.setblocking(True)",
+        "pass",
+        (THREADS + "test_clients_are_served_where_sockets_inherit_o_nonblock",),
+    ),
+    Break(
+        "without SO_RCVTIMEO Python's own timeout serves",
+        'not hasattr(socket, "SO_RCVTIMEO") or',
+        "",
+        (WITHOUT,),
+    ),
+    Break(
+        "without MSG_DONTWAIT it sends all the same",
+        'getattr(socket, "MSG_DONTWAIT", 0)',
+        "socket.MSG_DONTWAIT",
+        (WITHOUT,),
+    ),
+    Break(
+        "without SIGHUP it starts",
+        'getattr(signal, "SIGHUP", None)',
+        "signal.SIGHUP",
+        (WITHOUT,),
+    ),
+    Break(
+        "without fcntl and resource it starts",
+        "except ImportError:",
+        "except ZeroDivisionError:",
+        (WITHOUT,),
+    ),
+    Break(
+        "without fcntl it lingers all the same",
+        "fcntl is None or",
+        "",
+        (WITHOUT, U + "Ends"),
+    ),
+    Break(
+        "without flock(2) it writes to a pipe all the same",
+        "contextlib.suppress(OSError, AttributeError)",
+        "contextlib.suppress(OSError)",
+        (S + "WhereTheLogGoes", WITHOUT),
+    ),
+    Break(
+        "without ctypes it writes and sends all the same",
+        "except (ImportError, AttributeError, OSError, TypeError):",
+        "except (AttributeError, OSError, TypeError):",
+        (WITHOUT,),
+    ),
+    Break(
+        "without sched_setscheduler it starts",
+        "contextlib.suppress(AttributeError, OSError)",
+        "contextlib.suppress(OSError)",
+        (WITHOUT,),
+    ),
+    Break(
+        "with a scheduler that refuses it starts",
+        "contextlib.suppress(AttributeError, OSError)",
+        "contextlib.suppress(AttributeError)",
+        (QUEUE,),
+    ),
+    Break(
+        "with a limit that may not be raised it starts",
+        "contextlib.suppress(AttributeError, ValueError, OSError)",
+        "contextlib.suppress(AttributeError)",
+        (QUEUE,),
+    ),
+    Break(
+        "with socket options that are refused it starts",
+        "        with contextlib.suppress(OSError):\n            listener.setsockopt",
+        "        with contextlib.nullcontext():\n            listener.setsockopt",
+        (QUEUE,),
+    ),
+    Break(
+        "without O_NONBLOCK the log is reopened",
+        'getattr(os, "O_NONBLOCK", 0)',
+        "os.O_NONBLOCK",
+        (WITHOUT,),
+    ),
+    Break(
+        "every message is printed",
+        "received: {text}\")",
+        "{text}\")",
+        (OPTIONS + "test_every_message_is_printed_and_many_are_summed_up",),
+    ),
+    Break(
+        "many messages are summed up",
+        "EVENTS_SHOWN = 20",
+        "EVENTS_SHOWN = 20_000",
+        (OPTIONS + "test_every_message_is_printed_and_many_are_summed_up",),
+    ),
+    Break(
+        "none of the messages is forgotten in the sum",
+        "self._counted[noun] += number",
+        "self._counted[noun] += 1",
+        (OPTIONS + "test_every_message_is_printed_and_many_are_summed_up",),
+    ),
+    Break(
+        "nobody who reads its output stops no client",
+        "self._lines.put_nowait((file, line))",
+        "self._lines.put((file, line))",
+        (LIFETIME + "test_nobody_reading_its_output_stops_no_service",),
+    ),
+    Break(
+        "nobody who reads its output does not keep it from stopping",
+        'self._lines.put((0, ""), timeout=CUT_S)',
+        'self._lines.put((0, ""))',
+        (LIFETIME + "test_nobody_reading_its_output_stops_no_service",),
+    ),
+    Break(
+        "the end of who read its output is no defect",
+        "contextlib.suppress(OSError, ValueError)",
+        "contextlib.suppress(ValueError)",
+        (LIFETIME + "test_the_end_of_whoever_read_its_output_stops_no_service",),
+    ),
+    Break(
+        "an output that does not block loses no line",
+        "select.select([], [stream], [])",
+        "return",
+        (W + "ClosedStreams.test_a_servers_output_that_does_not_block_loses_no_line",),
+    ),
+    Break(
+        "an output in ASCII gets no question mark",
+        '"backslashreplace"',
+        '"replace"',
+        (W + "Characters.test_a_narrow_encoding_gets_ascii_and_no_question_marks",),
+    ),
+]
+
+BREAKS: list[Break] = [*WIRE, *LOGGED, *LINES, *START, *GIVEN, *STOP, *SYSTEM]
