@@ -58,6 +58,15 @@ def nothing_comes(connection: socket.socket, seconds: float = SILENCE_S) -> bool
     return not select.select([connection], [], [], seconds)[0]
 
 
+def fill(pipe: int) -> None:
+    """Write "#" to a pipe until it is full; it does not block afterwards."""
+    os.set_blocking(pipe, False)
+    for size in (4_096, 1):
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(pipe, b"#" * size)
+
+
 def name_of(connection: socket.socket) -> str:
     """Return the client's end as the log writes it."""
     return address_of(connection.getsockname()[:2])
@@ -575,13 +584,14 @@ class WhereTheLogGoes(ScriptTestCase):
 
     def test_a_log_that_was_deleted_is_begun_anew(self) -> None:
         log = self.folder / "server_log.txt"
-        server = self.start("server2.py", "0")
-        client = self.dial(server)
-        for text in ("first", "second"):
-            client.sendall(f"{text}\n".encode())
-            read_line(client)
-            self.assertIn(f"received: {text}\n", log.read_text())
-            log.unlink()
+        for env in ({}, self.without("ctypes")):
+            server = self.start("server2.py", "0", env=env)
+            client = self.dial(server)
+            for text in ("first", "second"):
+                client.sendall(f"{text}\n".encode())
+                read_line(client)
+                self.assertIn(f"received: {text}\n", log.read_text())
+                log.unlink()
 
     @unittest.skipUnless(Path("/dev/full").exists(), "needs /dev/full")
     def test_a_full_disk_gives_an_error_instead_of_a_confirmation(self) -> None:
@@ -739,6 +749,17 @@ class WhereTheLogGoes(ScriptTestCase):
         self.assertEqual(len(lines), 3 * 4 * 10 * 4)
         lengths = {len(line.rpartition(b" ")[2]) for line in lines if b"ived" in line}
         self.assertEqual(lengths, {5_001})
+
+    @unittest.skipUnless(hasattr(os, "mkfifo"), "needs FIFOs")
+    def test_a_fifo_is_written_to_also_where_no_file_can_be_locked(self) -> None:
+        path = self.folder / "fifo"
+        os.mkfifo(path)
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as fifo:
+            env = self.without("fcntl")
+            server = self.start("server2.py", "0", "--log", path, env=env)
+            confirmation = b"Server %d received: hi\n" % server.port
+            self.assertEqual(exchange(server, b"hi\n"), confirmation)
+            self.assertIn(b" - received: hi\n", fifo.read())
 
     @unittest.skipUnless(hasattr(os, "mkfifo"), "needs FIFOs")
     def test_a_log_that_nobody_reads_stops_no_client_that_needs_no_record(self) -> None:
@@ -924,6 +945,13 @@ class Options(ScriptTestCase):
         self.assertIn("1 message", story[-1])
         self.assertNotIn(name_of(silent), (self.folder / "server_log.txt").read_text())
 
+    def test_without_an_idle_timeout_silence_ends_no_connection(self) -> None:
+        server = self.start("server2.py", "0", "--idle-timeout", "0")
+        client = self.dial(server)
+        self.assertTrue(nothing_comes(client, 0.5))
+        client.sendall(b"hi\n")
+        self.assertEqual(read_line(client), b"Server %d received: hi\n" % server.port)
+
     def test_the_idle_timeout_holds_in_a_longer_pause_of_a_message(self) -> None:
         options = ["--idle-timeout", "0.5", "--message-pause", "20"]
         client = self.dial(self.start("server2.py", "0", *options))
@@ -932,13 +960,6 @@ class Options(ScriptTestCase):
         self.assertEqual(read_to_end(client), b"")
         story = whole_story(self.folder / "server_log.txt", name_of(client))
         self.assertIn("closed: idle, 0 messages, 10 bytes in", story[-1])
-
-    def test_without_an_idle_timeout_silence_ends_no_connection(self) -> None:
-        server = self.start("server2.py", "0", "--idle-timeout", "0")
-        client = self.dial(server)
-        self.assertTrue(nothing_comes(client, 0.5))
-        client.sendall(b"hi\n")
-        self.assertEqual(read_line(client), b"Server %d received: hi\n" % server.port)
 
     def test_messages_keep_a_connection_from_being_idle(self) -> None:
         server = self.start("server2.py", "0", "--idle-timeout", "0.9")
@@ -1520,13 +1541,16 @@ class Lifetime(ScriptTestCase):
         self.assertEqual(server.stop(20), 0)
 
     def with_output(self) -> tuple[subprocess.Popen[bytes], IO[bytes], int]:
-        """Start a server whose output nobody reads after the first line."""
+        """Start a server whose output nobody reads after the first line, and full."""
+        reading, writing = os.pipe()
+        output = self.enterContext(open(reading, "rb", buffering=0))
+        pipe = self.enterContext(open(writing, "wb", buffering=0))
         process = subprocess.Popen(
             script_command("server2.py", ["0"]),
             cwd=self.folder,
             env=script_environment(),
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
+            stdout=pipe,
             stderr=subprocess.PIPE,
             bufsize=0,
         )
@@ -1537,19 +1561,21 @@ class Lifetime(ScriptTestCase):
             process.communicate(timeout=DEADLINE_S)
 
         self.addCleanup(finish)
-        assert process.stdout
-        line = process.stdout.readline().decode()
+        line = output.readline().decode()
         match = LISTENING.match(line)
         assert match, line
-        return process, process.stdout, int(match[2])
+        fill(pipe.fileno())
+        os.set_blocking(pipe.fileno(), True)
+        pipe.close()
+        return process, output, int(match[2])
 
     def check_service(self, process: subprocess.Popen[bytes], port: int) -> None:
-        """Expect 2,000 confirmations, a clean end and no word on standard error."""
+        """Expect 2,003 confirmations, a clean end and no word on standard error."""
         line = b"x" * 99 + b"\n"
         with dial(("127.0.0.1", port)) as client:
-            for _ in range(20):
-                client.sendall(line * 100)
-                expected = (b"Server %d received: " % port + line) * 100
+            for number in (1, 1, 1, *[100] * 20):  # shown, and summed up
+                client.sendall(line * number)
+                expected = (b"Server %d received: " % port + line) * number
                 self.assertEqual(read_exactly(client, len(expected)), expected)
         process.terminate()
         self.assertEqual(process.wait(DEADLINE_S), 0)
@@ -1615,6 +1641,10 @@ class Lifetime(ScriptTestCase):
             "socket.MSG_DONTWAIT",
             "socket.TCP_KEEPIDLE",
             "os.fdatasync",
+            "os.sched_setscheduler",
+            "os.SCHED_BATCH",
+            "os.O_CLOEXEC",
+            "os.O_NOCTTY",
             "os.writev",
             "os.posix_fadvise",
             "os.fork",

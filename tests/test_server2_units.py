@@ -420,6 +420,19 @@ class Ends(ScriptTestCase):
                 serving.join(DEADLINE_S)
         self.assertEqual(rest, b"erver 9991 received: " + message)
 
+    def test_a_client_that_reads_nothing_is_given_up(self) -> None:
+        server = some_server()
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            self.dial(listener.getsockname()).sendall(b"\n")
+            connection = server2.Connection(server, *listener.accept())
+        much = mock.patch.object(
+            connection, "_record_messages", lambda messages: bytes(300_000_000)
+        )
+        with connection.sock, much, mock.patch.object(server2, "SEND_TIMEOUT_S", 0.1):
+            in_parallel(connection.serve, timeout=10)
+        record = server.log.append.call_args.args[0][-1]
+        self.assertIn(b" - closed: by server (client does not read), 1 mess", record)
+
     def test_a_client_that_vanished_is_not_called_idle(self) -> None:
         gone = TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))  # by TCP
         ours = BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
@@ -498,6 +511,26 @@ class Threads(ScriptTestCase):
         names = [thread.name for thread in threading.enumerate()]
         self.assertIn(f"connection-{name}", names)
 
+    def test_want_of_descriptors_is_told_and_waited_out_but_not_who_has_left(
+        self,
+    ) -> None:
+        full = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        told = mock.call("accept", "Too many open files: new clients wait")
+        for error, calls, pauses in (
+            (ConnectionAbortedError(), [], []),
+            (full, [told], [mock.call(server2.BACKOFF_S)]),
+        ):
+            self.terminal.warn.reset_mock()
+            accept = mock.Mock(side_effect=error)
+            with (
+                self.subTest(repr(error)),
+                mock.patch.object(self.server, "listener", mock.Mock(accept=accept)),
+                mock.patch.object(self.server, "stopping") as stopping,
+            ):
+                self.assertFalse(self.server.accept())
+                self.assertEqual(self.terminal.warn.call_args_list, calls)
+                self.assertEqual(stopping.wait.call_args_list, pauses)
+
     def test_a_stop_serves_who_waits_for_a_thread_also_at_max_connections(self) -> None:
         self.server.args.max_connections = 1
         bell: Any = self.server.bell
@@ -525,6 +558,7 @@ class Threads(ScriptTestCase):
         with self.dial(self.listener.getsockname()) as client:
             with mock.patch.object(socket.socket, "accept", accept_like_bsd):
                 self.assertTrue(self.server.accept())
+            self.assertTrue(test_server2.nothing_comes(client))
             client.sendall(b"hi\n")
             port = self.listener.getsockname()[1]
             self.assertEqual(read_line(client), b"Server %d received: hi\n" % port)

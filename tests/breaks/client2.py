@@ -1084,9 +1084,9 @@ LIMITS = [
         (MERGE,),
     ),
     Break(
-        "a merge of runs has the sum of their rates",
-        "sum(rates)",
-        "max(rates)",
+        "a merge of runs beside one another has the sum of their rates",
+        "sum(p.rate for p in parts",
+        "max(p.rate for p in parts",
         (MERGE,),
     ),
     Break(
