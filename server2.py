@@ -63,6 +63,7 @@ import queue
 import random
 import re
 import select
+import selectors
 import shutil
 import socket
 import stat
@@ -449,16 +450,21 @@ class Bell:
         # A byte is a signal's number, or 0: a client has left.
         self._inbox, self._outbox = socket.socketpair()
         self._outbox.setblocking(False)
-        self._sources = [self._inbox, listener]
+        self._alone = selectors.DefaultSelector()
+        self._alone.register(self._inbox, selectors.EVENT_READ)
+        self._with_clients = selectors.DefaultSelector()
+        self._with_clients.register(self._inbox, selectors.EVENT_READ)
+        self._with_clients.register(listener, selectors.EVENT_READ)
         signal.set_wakeup_fd(self._outbox.fileno(), warn_on_full_buffer=False)
         for number in SIGNALS:
             signal.signal(number, lambda *_: None)  # the byte in the inbox says it all
 
     def wait(self, seconds: float | None, accepts: bool) -> int:
         """Return a signal's number; 0: a client waits, has left, or time is over."""
-        # Both have small numbers, as select(2) wants it: they were opened first.
-        ready, _, _ = select.select(self._sources[: 1 + accepts], [], [], seconds)
-        return self._inbox.recv(1)[0] if self._inbox in ready else 0
+        ready = (self._with_clients if accepts else self._alone).select(seconds)
+        if all(key.fileobj is not self._inbox for key, _ in ready):
+            return 0
+        return self._inbox.recv(1)[0]
 
     def ring(self) -> None:
         """Tell that a client has left (any thread)."""
