@@ -1844,7 +1844,8 @@ def judge(results: Results, options: argparse.Namespace) -> None:
     if still_s > max(STILL_S, STILL_SHARE * r.wall_s):
         share = min(1.0, still_s / max(r.wall_s, 1e-9))
         doubt(f"client2 itself stood still for {still_s:.2g} s, {share:.0%} of the run"
-            " (stopped, or no processor time): all figures include that")  # fmt: skip
+            " (stopped, or no processor time): rates are too low, the load came in"
+            " bursts")  # fmt: skip
     if r.lost:
         doubt(f"a worker process died: {counted(r.lost, 'client')} lost")
     if abs(r.clock_step_ns) > 2_000_000 + r.wall_s * 500_000:  # 500 ppm is slewing
@@ -2312,12 +2313,12 @@ def percentile_lines(results: Results) -> Iterator[str]:
     if not results.rate:
         yield "   (no schedule: a message is due when it is sent)"
     if has_tenths:
-        yield "   tenths = lowest and highest of ten tenths of the run, in time"
-    for what, least in (("exchanges", NEEDED), ("for tenths of", PARTS_NEED)):
+        yield "   tenths = ten parts of the run, in order of time: lowest and highest"
+    for what, least in (("", NEEDED), ("tenths of ", PARTS_NEED)):
         lacking = {LABELS[n]: grouped(v) for n, v in least.items() if size < v}
-        lacks = [f"{name} needs {value}" for name, value in lacking.items()]
+        lacks = [f"{name} from {value}" for name, value in lacking.items()]
         if lacks:
-            yield f"   {what} {', '.join(lacks[:2])}"
+            yield f"   {what}{', '.join(lacks[:2])} exchanges on"
 
 
 def log_steps(low: float, high: float, number: int) -> list[float]:
@@ -3647,7 +3648,8 @@ def finish(
     """
     broken = [words for run in runs for words in broken_limits(options.fail_if, run)]
     status, reason = max(exit_status(run, broken) for run in runs)
-    ending = f"exit {status}: {reason}"
+    doubtful = status == 0 and any(run.reasons for run in runs)
+    ending = f"exit {status}: {reason}" + ", but the verdict is DOUBTFUL" * doubtful
     nobody, failed = unreachable(runs[0]), []
     shown = f" {ending}"
     for name in ("report", "json", "csv"):

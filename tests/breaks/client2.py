@@ -278,8 +278,8 @@ TENTHS = [
     ),
     Break(
         "no range is called a confidence",
-        "lowest and highest of ten tenths",
-        "95 % confidence of ten tenths",
+        "in order of time: lowest and highest",
+        "95 % confidence: lowest and highest",
         (TRUTH + "TheOutput.test_no_word_claims_a_confidence",),
     ),
 ]
