@@ -431,12 +431,6 @@ WAITING = [
         at("board", "Health"),
     ),
     Break(
-        "--hold: its time is anew for each outage",
-        "session.held_until = 0.0  # what it was held for is over",
-        "pass",
-        at("asked", "Hold.test_time_is_anew_for_each_outage"),
-    ),
-    Break(
         "--hold is 3 s if not told otherwise",
         '("--hold", "S", parse_seconds, 3.0,',
         '("--hold", "S", parse_seconds, 0.0,',
@@ -475,12 +469,6 @@ WAITING = [
         "self.lock.bells.append((row.worker, row.index))",
         "pass",
         at("board", "TheQueue"),
-    ),
-    Break(
-        "a place that was handed out meanwhile is the only one",
-        "if not (row.server or row.waits):  # as",
-        "if True:  # as",
-        at("units", "TheQueue"),
     ),
     Break(
         "a place that is free goes to who waits, at once",
@@ -575,8 +563,8 @@ STOPPING = [
     ),
     Break(
         "a balancer without connections stops at once",
-        "rings = self._full or board.stopping",
-        "rings = self._full",
+        "if rings:\n            self._bell.ring(STIR)",
+        "pass",
         at(
             "operations",
             "Stopping.test_live_connections_end_normally_within_the_grace",
@@ -891,15 +879,51 @@ RELAYING = [
         at("units", "Prepared"),
     ),
     Break(
-        "a reset that splice reports is a reset",
+        "a reset that splice tells of is a reset",
         "if error.errno not in SPLICE_REFUSALS:",
-        "if False:",
-        at("", "Closing.test_server_reset_after_a_pause_in_a_long_reply_is_a_reset"),
+        "if not error:",
+        at("", "Closing"),
+    ),
+    Break(
+        "who waits is given one place only",
+        "if not (row.server or row.waits):",
+        "if row:",
+        at("units", "TheQueue"),
+    ),
+    Break(
+        "a held client tries again once a second, whoever else comes",
+        "        if short:\n            self._bell.ring(STIR)",
+        "        if short:\n            self._bell.ring()",
+        at("asked", "Hold"),
+    ),
+    Break(
+        "a client in the queue tries again what has failed",
+        "retry_s = RETRY_S if row.tries else math.inf",
+        "retry_s = RETRY_S if in_vain else math.inf",
+        at("asked", "Hold"),
+    ),
+    Break(
+        "--hold is anew for each outage",
+        "session.held_until = 0.0  # what",
+        "pass  # what",
+        at("asked", "Hold"),
+    ),
+    Break(
+        "a second signal resets half a reply",
+        "            self._cut(HASTE_S)\n",
+        "            self._stops = 3\n",
+        at("operations", "Stopping"),
+    ),
+    Break(
+        "a stop fails nobody though nobody reads the output",
+        "    with contextlib.suppress(OSError):\n        os.write(sys.stdout",
+        "    with contextlib.suppress(KeyError):\n        os.write(sys.stdout",
+        at("operations", "Stopping"),
     ),
     Break(
         "bytes arrive whatever splice answers",
         "if error.errno not in SPLICE_REFUSALS:",
-        "if error.errno:",
+        "if True:",
         at("faults", "SpliceThatStops"),
     ),
     Break(
