@@ -564,8 +564,10 @@ def linger(connection: Connection, seconds: float) -> None:
 
 def unacknowledged(sock: socket.socket) -> int:
     """Return how many bytes the peer has not acknowledged (tcp(7), SIOCOUTQ)."""
+    if fcntl is None or not hasattr(termios, "TIOCOUTQ"):
+        return 0
     answer = array.array("i", [0])
-    with contextlib.suppress(OSError, AttributeError):  # as where no ioctl(2) is
+    with contextlib.suppress(OSError):
         fcntl.ioctl(sock, termios.TIOCOUTQ, answer)
     return answer[0]
 
