@@ -283,11 +283,10 @@ class Connection:
             text = printable(message.removesuffix(b"\n").removesuffix(b"\r"))
             entries.append(f"{received}{text}\n{replied}{text}\n".encode())
         logged, reason = self._append(entries)
-        confirmed, error = f"{said}received: ".encode(), ""
+        confirmed = f"{said}received: ".encode()
+        error = f"{said}error: cannot log: {reason}\n".encode()
         answers = [confirmed + message for message in messages[:logged]]
-        if reason:
-            error = f"{said}error: cannot log: {reason}\n"
-        return b"".join(answers) + error.encode() * (len(messages) - logged)
+        return b"".join(answers) + error * (len(messages) - logged)
 
     def _record(self, event: str, when: str = "") -> str:
         """Return the begin of a record, of now or of an earlier time."""
@@ -360,15 +359,17 @@ class Log:
 
         Return how many entries are in the log, and why not all: "" when all are.
         """
-        data, logged, reason = b"".join(entries), 0, ""
+        data, logged = b"".join(entries), 0
         try:
-            while logged < len(data):
+            while True:
                 if is_deleted(self.file):  # all would be lost
                     reopen(self)
                 if self.torn.is_set():
                     mend(self, sure=1)
                 write = write_in_turn if self.is_pipe else write_quickly
                 end = logged + write(self.file, data[logged:])
+                if end == len(data):
+                    return len(entries), ""
                 # A write that is too short does not say why: the next one does, or
                 # succeeds. It begins with the record that was cut off.
                 if data[end - 1 : end] != b"\n":
@@ -564,8 +565,10 @@ def linger(connection: Connection, seconds: float) -> None:
 
 def unacknowledged(sock: socket.socket) -> int:
     """Return how many bytes the peer has not acknowledged (tcp(7), SIOCOUTQ)."""
+    if fcntl is None or not hasattr(termios, "TIOCOUTQ"):
+        return 0
     answer = array.array("i", [0])
-    with contextlib.suppress(OSError, AttributeError):  # as where no ioctl(2) is
+    with contextlib.suppress(OSError):
         fcntl.ioctl(sock, termios.TIOCOUTQ, answer)
     return answer[0]
 

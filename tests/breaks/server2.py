@@ -1068,13 +1068,13 @@ SYSTEM: list[Break] = [
         "nobody who reads its output stops no client",
         "self._lines.put_nowait((file, line))",
         "self._lines.put((file, line))",
-        (LIFETIME + "test_nobody_reading_its_output_stops_no_service",),
+        (U + "StalledTerminals",),
     ),
     Break(
         "nobody who reads its output does not keep it from stopping",
         'self._lines.put((0, ""), timeout=CUT_S)',
         'self._lines.put((0, ""))',
-        (LIFETIME + "test_nobody_reading_its_output_stops_no_service",),
+        (U + "StalledTerminals",),
     ),
     Break(
         "the end of who read its output is no defect",
