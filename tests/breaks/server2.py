@@ -80,6 +80,15 @@ WIRE: list[Break] = [
         (FRAMING + "test_what_is_left_at_end_of_file_is_the_last_message",),
     ),
     Break(
+        "at a stop, too, if the end is the client's own",
+        "is_whole or has_ended(self.sock)",
+        "is_whole",
+        (
+            LIFETIME
+            + "test_the_last_message_of_a_client_that_has_ended_is_confirmed_at_a_stop",
+        ),
+    ),
+    Break(
         "end of file alone is no message",
         "if rest and (",
         "if (",
@@ -399,6 +408,12 @@ LINES: list[Break] = [
         (WHERE + "test_sighup_reopens_the_log_for_live_connections_too",),
     ),
     Break(
+        "at the start it waits for a reader of a FIFO, and says so",
+        "is a pipe that nobody reads: waiting for",
+        "waits for",
+        (WHERE + "test_at_the_start_it_waits_for_a_reader_of_the_log_and_says_so",),
+    ),
+    Break(
         "SIGHUP waits for no reader of a FIFO",
         'getattr(os, "O_NONBLOCK", 0)',
         "0",
@@ -409,6 +424,12 @@ LINES: list[Break] = [
         "if server.bell.wait(left, accepts=False):",
         "if server.bell.wait(left, accepts=False) is None:",
         (LIFETIME + "test_sighup_reopens_the_log_also_while_it_stops",),
+    ),
+    Break(
+        "SIGHUP means no stop for want of descriptors",
+        "return error.errno in (errno.EMFILE, errno.ENFILE)",
+        "return False",
+        (WINDOW + "test_sighup_stops_nothing_where_descriptors_are_used_up",),
     ),
     Break(
         "a closed terminal means stop",
@@ -619,6 +640,12 @@ GIVEN: list[Break] = [
         "finally:\n            set_timeouts(self.sock, self.args.idle_timeout)",
         "finally:\n            pass",
         (PAUSES[:-1],),
+    ),
+    Break(
+        "--idle-timeout holds in a longer --message-pause",
+        "0 < self.args.idle_timeout <= pause_s",
+        "False",
+        (OPTIONS + "test_the_idle_timeout_holds_in_a_longer_pause_of_a_message",),
     ),
     Break(
         "an idle connection is told from one that vanished",
