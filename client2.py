@@ -25,7 +25,7 @@ percentile's range goes from the least to the greatest of the parts' own percent
 
 Threads of the main process:
     MainThread   main → measure → run: starts the groups together, adds up; all output
-    reader-K     Group.read: passes on what group K reports
+    reader-K     read_reports: passes on what group K reports
 Of each group (in this process; where it takes several, in a process of its own):
     group-K      serve_group: reports what its clients did, and watches for stalls
     orders       follow_orders: the start, and the end before its time
@@ -353,12 +353,14 @@ class Slices:
     counts: Counter[tuple[int, Any]] = field(default_factory=Counter)  # (slice, thing)
 
     def add(self, moments: Sequence[int], things: Iterable[Any]) -> None:
+        """Count things, each at its moment in ns."""
         if moments:
             self.reach(min(moments), max(moments))
             slices = map(operator.rshift, moments, itertools.repeat(self.shift))
             self.counts.update(zip(slices, things, strict=False))
 
     def merge(self, other: Slices) -> None:
+        """Add what another one has, which gets slices of the same length."""
         shift = max(self.shift, other.shift)
         self.widen(shift)
         other.widen(shift)
@@ -752,11 +754,12 @@ class Connection:
     def expected_bytes(self) -> int:
         """Return how much to read at first: a reply like the last one, and a byte.
 
-        Any reply may be longer than that, and have a line end just there.
+        Any reply may be longer than that, and have a line end just there: it gets much
+        more room, but not READ_BYTES, whose buffer would take a microsecond.
         """
         if not self.in_one_piece:
             return 1
-        return READ_BYTES if self.any_reply else len(self.reply) + 1
+        return (2 * len(self.reply) + 400) if self.any_reply else len(self.reply) + 1
 
     def complete(self, sent: int, data: bytes, arrived: int, seen: int) -> Times:
         """Read what is missing of a reply, and check it; raise Failed, or OSError."""
@@ -879,6 +882,7 @@ class Connection:
         return False
 
     def close(self) -> None:
+        """Close the connection, if there is one."""
         if self.sock is not None:
             self.sock.close()
             self.sock = None
@@ -1271,37 +1275,32 @@ def follow_orders(pipe: Any, clients: Clients) -> None:
     os._exit(1)
 
 
-class Group:
-    """A group as the main process sees it."""
+def start_group(k: int, numbers: range, options: argparse.Namespace,
+                inbox: queue.SimpleQueue[Any]) -> Any:  # fmt: skip
+    """Start group K and the thread that passes on its reports; return its pipe."""
+    kind: Any = multiprocessing.dummy
+    if options.workers > 1:
+        kind = multiprocessing.get_context("spawn")  # a fork would copy held locks
+    pipe, far_end = kind.Pipe()
+    arguments = far_end, options, numbers, k
+    worker = kind.Process(target=serve_group, args=arguments, name=f"group-{k}")
+    worker.daemon = True
+    with without_signals():
+        worker.start()
+        threading.Thread(
+            target=read_reports, args=(pipe, k, inbox), name=f"reader-{k}", daemon=True
+        ).start()
+    if options.workers > 1:
+        far_end.close()  # the pipe ends with the process
+    return pipe
 
-    def __init__(self, number: int, numbers: range, options: argparse.Namespace,
-                 inbox: queue.SimpleQueue[Any]) -> None:  # fmt: skip
-        kind: Any = multiprocessing.dummy
-        if options.workers > 1:
-            kind = multiprocessing.get_context("spawn")  # a fork would copy held locks
-        self.inbox, self.left = inbox, len(numbers)  # clients that have not ended
-        self.pipe, self.far_end = kind.Pipe()
-        arguments = self.far_end, options, numbers, number
-        self.worker = kind.Process(
-            target=serve_group, args=arguments, name=f"group-{number}"
-        )
-        self.worker.daemon = True
-        name = f"reader-{number}"
-        reader = threading.Thread(target=self.read, name=name, daemon=True)
-        with without_signals():
-            self.worker.start()
-            reader.start()
-        if options.workers > 1:
-            self.far_end.close()  # the pipe ends with the process
 
-    def read(self) -> None:
-        """Pass on what the group reports, until it ends (thread reader-K)."""
-        with contextlib.suppress(EOFError, OSError):
-            while (report := self.pipe.recv()) is not None:
-                if isinstance(report, Results):
-                    self.left -= report.ended
-                self.inbox.put((self, report))
-        self.inbox.put((self, None))
+def read_reports(pipe: Any, k: int, inbox: queue.SimpleQueue[Any]) -> None:
+    """Pass on what group K reports, and None when it ends (thread reader-K)."""
+    with contextlib.suppress(EOFError, OSError):
+        while (report := pipe.recv()) is not None:
+            inbox.put((k, report))
+    inbox.put((k, None))
 
 
 @contextlib.contextmanager
@@ -1362,6 +1361,7 @@ class ServerResults:
     medians: list[float] = field(default_factory=list)  # of connections, then, too
 
     def merge(self, other: ServerResults) -> None:
+        """Add what another one has: of the same run, or of another machine."""
         self.confirmed += other.confirmed
         self.connections += other.connections
         self.clients |= other.clients
@@ -1576,6 +1576,7 @@ class Results:
 
     @property
     def failed(self) -> int:
+        """How many exchanges failed, in whatever way."""
         return self.failures.total()
 
     @property
@@ -1720,31 +1721,33 @@ def run(
     overflows, clock = listen_overflows(), clock_offset()
     throttled = throttled_s()
     edges = [1 + o.clients * k // o.workers for k in range(o.workers + 1)]
-    parts = enumerate(itertools.starmap(range, itertools.pairwise(edges)))
+    parts = list(itertools.starmap(range, itertools.pairwise(edges)))
     with socket.socket() as holder:  # the kernel turns its stamps on with a delay
         ask_for_stamps(holder)
-        groups = [Group(k, numbers, o, inbox) for k, numbers in parts]
-        going, unready = set(groups), set(groups)
+        pipes = [start_group(k, part, o, inbox) for k, part in enumerate(parts)]
+        left = [len(part) for part in parts]  # clients of each group
+        going, unready = set(range(o.workers)), set(range(o.workers))
         while going:
-            group, report = inbox.get()
+            k, report = inbox.get()
             if isinstance(report, Results):
+                left[k] -= report.ended
                 total.merge(report)
                 on_report(total, report)
             elif isinstance(report, tuple):  # it is ready: how first connects went
-                unready.discard(group)
+                unready.discard(k)
                 total.connected += report[0]
                 total.connect_wall_ns = max(total.connect_wall_ns, report[1])
             elif report is None:  # it has ended
-                going.discard(group)
-                unready.discard(group)
-                total.lost += max(0, group.left)
+                going.discard(k)
+                unready.discard(k)
+                total.lost += left[k]
             elif isinstance(report, str):
                 raise OSError(report)
             elif not total.interrupted:  # a signal: report what there is, and end
                 total.interrupted = True
                 if not total.start_ns:
                     break
-                send_order(groups, 0)
+                send_order(pipes, 0)
             if not (unready or total.start_ns):
                 start = total.start_mono_ns = time.monotonic_ns()
                 total.start_ns = start + clock_offset()
@@ -1752,8 +1755,8 @@ def run(
                 length = int(o.duration * 1e9) or sys.maxsize - start
                 if o.connects_first and not total.connected:
                     length = 0  # nobody answered: each records that, and ends
-                send_order(groups, (start, start + length))
-        send_order(groups, 0)  # its thread ends
+                send_order(pipes, (start, start + length))
+        send_order(pipes, 0)  # its thread ends
     total.overflows = listen_overflows() - overflows
     total.clock_step_ns = clock_offset() - clock
     total.still_s[-1] = throttled_s() - throttled
@@ -1761,11 +1764,11 @@ def run(
     return total
 
 
-def send_order(groups: list[Group], order: Any) -> None:
+def send_order(pipes: Iterable[Any], order: Any) -> None:
     """Send an order to all groups: (start, end) or 0, to end at once."""
-    for group in groups:
+    for pipe in pipes:
         with contextlib.suppress(OSError):  # its reader sees that it has ended
-            group.pipe.send(order)
+            pipe.send(order)
 
 
 def finish_run(total: Results, options: argparse.Namespace) -> None:
@@ -1824,6 +1827,8 @@ def describe_load(options: argparse.Namespace) -> str:
         words = "one message at a time"
     words += f", for {options.duration:g} s" if options.duration else ""
     words += f", {options.think:g} s between" if options.think else ""
+    words += f", {counted(options.size, 'byte')} each" if options.size else ""
+    words += ", in pairs with direct ones" if options.direct else ""
     return words + (", a connection per message" if options.reconnect else "")
 
 
@@ -1948,7 +1953,8 @@ def checks_of(results: Results) -> str:
     """Return in words what was checked, of a run that nothing makes doubtful."""
     if not results.options:
         return "as each of the runs was"
-    words = "clock steady, client2 did not stand still"
+    words = "clock steady"
+    words += ", client2 did not stand still" if hasattr(signal, "SIGCONT") else ""
     words += ", kernel arrival times" if results.timestamps == "kernel" else ""
     return words + (", sent in time" if results.send_delay.count else "")
 
@@ -2008,8 +2014,8 @@ def figure_of(results: Results, name: str) -> float | None:
         tried = max(1, results.confirmed + results.failed)
         return 100 * results.failed / tried if name == "failed%" else results.failed
     metric, _, key = name.partition(".")
-    attribute = {"response": "response_time", "connect": "connect_time"}
-    values: Distribution = getattr(results, attribute.get(metric, metric))
+    own = next(own for own in METRICS.values() if own.startswith(metric))
+    values: Distribution = getattr(results, own)
     if key[0] == "p":
         return values.reported(float(key[1:]) / 100)
     if not values.count:
@@ -2087,9 +2093,11 @@ def baseline_doubts(ours: Sequence[Results], theirs: Sequence[Results]) -> list[
     """Return what speaks against a comparison, in words."""
     words: list[str] = []
     for name in ("clients", "rate", "arrivals", "load"):
-        kinds = {getattr(run, name) for run in (*ours, *theirs)}
+        found = [str(getattr(run, name)) for run in (*ours, *theirs)]
+        # Another seed is chance, as between any two runs.
+        kinds = dict.fromkeys(re.sub(r" \(--seed \d+\)", "", kind) for kind in found)
         if len(kinds) > 1 and not words:
-            words.append(f"other {name}: {', '.join(str(kind) for kind in kinds)}")
+            words.append(f"other {name}: {', '.join(kinds)}")
     if any(run.interrupted for run in theirs):
         words.append("it was interrupted")
     if any(run.reasons for run in theirs):
@@ -2221,6 +2229,7 @@ class Progress:
         self.counts = deque([(self.began, 0)], 16)  # steady over a few reports
 
     def draw(self, total: Results, latest: Results) -> None:
+        """Show how far the run is, and the p99 latency of the latest report."""
         now, planned = time.monotonic(), self.options.planned
         done = total.confirmed + total.failed + total.warmed_up
         since, before = self.counts[0]
@@ -2242,6 +2251,7 @@ class Progress:
         self.write(f"\r\x1b[K{line}" if self.redraws else f"{line}\n")
 
     def write(self, text: str) -> None:
+        """Write to the terminal, as long as it is there."""
         with contextlib.suppress(OSError, ValueError):
             put(text, self.out)
 
@@ -2277,8 +2287,7 @@ def exchange_lines(results: Results, options: argparse.Namespace) -> Iterator[st
 
 def metrics_of(results: Results) -> dict[str, Distribution]:
     """Return the metrics that have values, by the names that people see."""
-    metrics = {"latency": results.latency, "response time": results.response_time,
-               "connect": results.connect_time}  # fmt: skip
+    metrics = {own.replace("_", " "): getattr(results, own) for own in METRICS.values()}
     return {name: metric for name, metric in metrics.items() if metric.count}
 
 
@@ -2293,7 +2302,7 @@ def percentile_lines(results: Results) -> Iterator[str]:
         row = "".join(f"{with_unit(v):>9}" for v in (*cells, metric.maximum))
         yield f" {name:<13}{row}"
         ranges = [metric.tenths(n) for n in shown]
-        if name == "connect" or not any(ranges):
+        if name == "connect time" or not any(ranges):
             continue
         has_tenths = True
         for k, edge in enumerate(("tenths from", "to")):
@@ -2460,8 +2469,8 @@ def head_lines(results: Results) -> Iterator[str]:
 def own_words(results: Results) -> str:
     """Say what client2 itself took."""
     r = results
-    late, where = with_unit(r.wake_delay.percentile(0.99)), "not in the figures"
-    where = where if r.timestamps == "kernel" else "part of the figures"
+    late, where = with_unit(r.wake_delay.percentile(0.99)), "not in latency"
+    where = where if r.timestamps == "kernel" else "part of latency"
     words = f"woke {late} late at p99 to read replies ({where})"
     if r.send_delay.count:
         late = with_unit(r.send_delay.percentile(0.99))
@@ -2656,14 +2665,17 @@ class Plot:
             self.path(f"line {style}", f"M{way}")
 
     def text(self, x: float, y: float, words: str, anchor: str = "start") -> None:
+        """Write words that start, end or have their middle at a point."""
         at = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"'
         self.parts.append(f"<text {at}>{html.escape(words)}</text>")
 
     def name(self, words: str, mark: str = "■", style: str = "") -> None:
+        """Add a mark and its meaning to the legend."""
         mark = f'<b class="{style}">{mark}</b>'
         self.key.append(f"<span>{mark} {html.escape(words)}</span> ")
 
     def left_axis(self, scale: Scale, words: Callable[[float], str]) -> None:
+        """Draw a line across, and its value in words, at each tick."""
         for value in scale.ticks():
             self.path("grid", f"M{LEFT} {scale(value):.1f}H{RIGHT}")
             self.text(LEFT - 8, scale(value) + 4, words(value), "end")
@@ -2712,10 +2724,10 @@ def user_metric(results: Results) -> tuple[str, Distribution]:
 
 def columns_of(
     slices: Slices, results: Results, most: int
-) -> list[tuple[float, float, Counter[Any]]]:
-    """Return slices as at most so many columns: (from s, to s, counts of things).
+) -> Iterator[tuple[float, float, Counter[Any]]]:
+    """Yield slices as at most so many columns: (from s, to s, counts of things).
 
-    Columns of one run have the same edges, so that they can be stacked.
+    Columns of one run have the same edges, within it, so that they can be stacked.
     """
     slices.widen(results.events.shift)
     zero, last = (ns >> slices.shift for ns in (results.start_ns, results.events.last))
@@ -2725,10 +2737,9 @@ def columns_of(
         columns[max(0, slice_ - zero) // per].update(things)
     width_s = per * 2**slices.shift / 1e9
     rest_s = (results.start_ns - (zero << slices.shift)) / 1e9
-    return [
-        (max(0.0, k * width_s - rest_s), (k + 1) * width_s - rest_s, columns[k])
-        for k in sorted(columns)
-    ]
+    for k in sorted(columns):
+        at, to = k * width_s - rest_s, (k + 1) * width_s - rest_s
+        yield max(0.0, at), min(to, results.warmup_s + results.wall_s), columns[k]
 
 
 def plot_exchanges(results: Results) -> str:
@@ -2743,17 +2754,17 @@ def plot_exchanges(results: Results) -> str:
     else:
         text = f"{name.capitalize()}: the darker a field, the more exchanges (log)."
         draw_heat(plot, results, metric, x, y)
-    columns = columns_of(metric.slices, results, COLUMNS)
+    columns = list(columns_of(metric.slices, results, COLUMNS))
     for p, least, style in ((0.5, 3, "ink"), (0.99, 100, "ink dash")):
         points = [
-            (min(x.end, x((at + to) / 2)), y(percentile_of(levels, p)))
+            (x((at + to) / 2), y(percentile_of(levels, p)))
             for at, to, levels in columns
             if levels.total() >= least
         ]
         plot.line(style, points)
     for at, to, things in columns_of(results.events, results, 4 * COLUMNS):
         if number := things["failed"]:
-            way = f"M{min(x.end, x((at + to) / 2)):.1f} {TOP}m-4-4l8 8m0-8l-8 8"
+            way = f"M{x((at + to) / 2):.1f} {TOP}m-4-4l8 8m0-8l-8 8"
             plot.path("fail", way, f"{number} failed near {at:.3g} s")
     return plot.finish(
         f"{text} Failures are crosses at the top. Lines, where exchanges are many"
@@ -2790,7 +2801,7 @@ def draw_heat(
         ends = [hdr_highest(((level + k) << COARSE + LEVEL) - 1) for k in (0, 1)]
         low, high = (min(plot.bottom, y(max(1, end))) for end in ends)
         shade = min(SHADES - 1, int(SHADES * math.log1p(number) / most))
-        ways[shade] += box(min(x.end, x(at)), min(x.end, x(to)), low, high)
+        ways[shade] += box(x(at), x(to), low, high)
     for shade, way in enumerate(ways):
         plot.path(f"f0 h{shade}", way)
 
@@ -2846,23 +2857,21 @@ def plot_rate(results: Results) -> str:
         failed = [(at, to, things["failed"]) for at, to, things in events]
         drawn.append(("failed", "bad", "bad", failed))
     tops = defaultdict[float, float](float)  # of the bars, by where they are
-    for *_, columns in drawn:
-        for at, to, number in columns:
-            tops[at] += number / (to - at)
-    y = Scale(0, max(tops.values(), default=1) * 1.1, plot.bottom, TOP)
-    plot.left_axis(y, grouped)
-    tops.clear()
+    boxes = []
     for name, style, colour, columns in drawn:
         plot.name(name, "■", colour)
         for at, to, number in columns:
-            low, tops[at] = tops[at], tops[at] + number / (to - at)
-            left, right = max(x.start, x(at)), min(x.end, x(to) - 0.6)
-            if left < right and number:
-                plot.path(style, box(left, right, y(low), y(tops[at])))
+            if number and at < to:
+                low, tops[at] = tops[at], tops[at] + number / (to - at)
+                boxes.append((style, x(at), max(x(at), x(to) - 0.6), low, tops[at]))
+    y = Scale(0, max(tops.values(), default=1) * 1.1, plot.bottom, TOP)
+    plot.left_axis(y, grouped)
+    for style, left, right, low, high in boxes:
+        plot.path(style, box(left, right, y(low), y(high)))
     flight, points = 0, []
     for at, to, things in columns_of(results.events, results, MOST_SLICES):
         flight += things["sent"] - things["ended"]
-        points.append((min(x.end, x((at + to) / 2)), flight))
+        points.append((x((at + to) / 2), flight))
     z = Scale(0, max([1, *(n for _, n in points)]) * 1.1, plot.bottom, TOP)
     plot.line("ink", ((at, z(n)) for at, n in points))
     for value in z.ticks():
@@ -2994,8 +3003,9 @@ def render_report(
         content.append(summary if several else body)
     machine = f"{platform.node()}, {platform.platform()}"
     machine += f", Python {platform.python_version()}"
-    doubts = list(dict.fromkeys(words for run in runs for words in run.reasons))
-    verdict = "doubtful" if doubts else f"valid ({checks_of(r)})"
+    doubts = list(dict.fromkeys(w for run in runs for w in run.reasons + run.notices))
+    is_doubtful = any(run.reasons for run in runs)
+    verdict = "doubtful" if is_doubtful else f"valid ({checks_of(r)})"
     title = r.title or f"{counted(r.clients, 'client')} → {r.target}"
     what = f"{len(runs)} runs" if several else r.load
     ran = f"ran {with_unit(r.wall_s * 1e9)} · " if not several else ""
@@ -3182,8 +3192,11 @@ def merge_files(paths: list[str]) -> Results:
         merged.notices = ["not all runs were at the same time: wall times were added"]
     merged.started = min(part.started for part in parts)
     merged.target = ", ".join(dict.fromkeys(part.target for part in parts))
-    rates = [part.rate for part in parts if part.rate]
-    merged.rate = sum(rates) if len(rates) == len(parts) else 0.0
+    if all(part.rate for part in parts):  # the most that was asked for at a time
+        merged.rate = max(
+            sum(p.rate for p in parts if p.started <= at < p.started + p.wall_s)
+            for at in [part.started for part in parts]
+        )
     merged.interrupted = any(part.interrupted for part in parts)
     merged.timestamps = max(part.timestamps for part in parts)  # "user", if any is
     merged.load = f"merged from {counted(len(parts), 'run')}"
@@ -3289,15 +3302,6 @@ def parse_address(text: str) -> tuple[str, int]:
     if not (host and port.isascii() and port.isdigit() and int(port) <= 65535):
         raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT (port 0 to 65535)")
     return host, int(port)
-
-
-def format_address(address: tuple[Any, ...]) -> str:
-    """Return "host:port" of a socket address, or "[IPv6%zone]:port"."""
-    host, port = address[:2]
-    if any(address[3:]) and "%" not in host:
-        with contextlib.suppress(OSError):  # the interface may be gone
-            host += f"%{socket.if_indextoname(address[3])}"
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def number(convert: Callable[[str], Any], least: float) -> Callable[[str], Any]:
@@ -3552,7 +3556,8 @@ def measure(options: argparse.Namespace, command: list[str]) -> list[Results]:
     """Run what the options describe, one run or several, with the demo around it."""
     o, runs = options, []
     target = o.target or ("127.0.0.1", 9990)
-    o.addresses, o.target_text = resolve(target), format_address(target)
+    host = f"[{target[0]}]" if ":" in target[0] else target[0]
+    o.addresses, o.target_text = resolve(target), f"{host}:{target[1]}"
     o.server_names = [str(a[1]) for a in o.direct]
     o.direct = {str(a[1]): resolve(a) for a in o.direct}
     o.workers = workers_for(o.clients, o.workers, 2 if o.direct else 1)

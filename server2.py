@@ -106,42 +106,40 @@ class Server:
         self._connection = FaultyConnection if args.fault[0] else Connection
         limit = 0 if args.fault[0] == "refuse" else sys.maxsize
         self._most = args.max_connections or limit
-        self.waiting: Connection | None = None  # for a thread: none could be started
-        self._for_rested: queue.SimpleQueue[Connection] = queue.SimpleQueue()
+        self._clients: queue.SimpleQueue[Connection] = queue.SimpleQueue()
         self.lock = threading.Lock()  # guards the two below
         self.live: set[Connection] = set()  # none of them is closed
-        self._resting = 0  # threads that wait for a client, and have none promised
+        self._idle = 0  # threads without a client; less than 0: clients without one
 
     def run(self) -> None:
         """Serve until a signal, then let connections finish (MainThread)."""
         self.listener.setblocking(False)
         while not self.bell.means_stop(
-            number := self.bell.wait(0 if self.waiting else None, self.may_accept)
+            number := self.bell.wait(0 if self._idle < 0 else None, self.may_accept)
         ):
             reopen_log(self) if number else self.accept()
         stop(self)
 
     @property
     def may_accept(self) -> bool:
-        """Tell whether there may be one more live connection."""
-        return len(self.live) < self._most
+        """Tell whether there may be one more live connection, or one has no thread."""
+        return len(self.live) < self._most or self._idle < 0
 
     def accept(self) -> bool:
-        """Accept a client and start its thread; False when none waits, or short."""
+        """Accept a client and see that it has a thread; False: none waits, or short."""
         try:
-            if not self.waiting:
+            if self._idle >= 0:
                 sock, address = self.listener.accept()
                 sock.setblocking(True)  # BSD, macOS: it inherits what the listener has
-                self.waiting = self._connection(self, sock, address)
-            with self.lock:
-                self.live.add(self.waiting)
-                rests, self._resting = self._resting, max(0, self._resting - 1)
-            if rests:
-                self._for_rested.put(self.waiting)
-            else:
-                args = (self.waiting,)
-                threading.Thread(target=self._serve, args=args, daemon=True).start()
-            self.waiting = None
+                connection = self._connection(self, sock, address)
+                with self.lock:
+                    self.live.add(connection)
+                    self._idle -= 1
+                self._clients.put(connection)
+            if self._idle < 0:
+                threading.Thread(target=self._serve, daemon=True).start()
+                with self.lock:
+                    self._idle += 1
             return True
         except (BlockingIOError, ConnectionAbortedError):
             return False  # the client has left
@@ -151,10 +149,11 @@ class Server:
             self.stopping.wait(BACKOFF_S)
             return False
 
-    def _serve(self, connection: Connection) -> None:
-        """Serve a client to the end, and then another one (thread connection-…)."""
+    def _serve(self) -> None:
+        """Serve one client after the other to its end (thread connection-…)."""
         rests = True
         while rests:
+            connection = self._clients.get()
             threading.current_thread().name = f"connection-{connection.client}"
             try:
                 connection.serve()
@@ -163,13 +162,11 @@ class Server:
             with self.lock:
                 was_full = not self.may_accept
                 self.live.discard(connection)
-                rests = self._resting < RESTING_THREADS
-                self._resting += rests
+                rests = self._idle < RESTING_THREADS
+                self._idle += rests
             connection.sock.close()
             if was_full or self.stopping.is_set():
                 self.bell.ring()
-            if rests:
-                connection = self._for_rested.get()
 
 
 # ---- Connection: one client, one thread ----------------------------------------------
@@ -492,9 +489,8 @@ def stop(server: Server) -> None:
     server.stopping.set()
     # Closing the listener resets who waits in its queue, and their messages.
     deadline = time.monotonic() + LAST_S
-    while time.monotonic() < deadline and (server.waiting or server.may_accept):
-        if not server.accept():
-            break
+    while time.monotonic() < deadline and server.may_accept and server.accept():
+        pass
     live = max(live, len(server.live))
     server.listener.close()
     if live and not server.args.quiet:
@@ -1080,25 +1076,23 @@ class Terminal:
     def __init__(self, quiet: bool) -> None:
         """Start the thread, or raise RuntimeError."""
         self._quiet = quiet
-        # Guards all below; notified when one has changed.
-        self._changed = threading.Condition()
-        self._lines: deque[tuple[int, str]] = deque()  # (1 or 2, line)
-        self._printing = False
+        # (1 or 2, line); 0: the last one. An empty line only wakes the thread.
+        self._lines: queue.Queue[tuple[int, str]] = queue.Queue(LINES_WAITING)
+        self._lock = threading.Lock()  # guards all below
         self._shown, self._second_ends = 0, 0.0  # events of this second
         self._counted: Counter[str] = Counter()  # the others, by noun
         self._warned: dict[str, float] = {}  # kind: not again before
-        threading.Thread(target=self._run, name="terminal", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, name="terminal", daemon=True)
+        self._thread.start()
 
     def say(self, line: str, file: int = 1) -> None:
         """Have a line printed; drop it when too many wait."""
-        with self._changed:
-            if len(self._lines) < LINES_WAITING:
-                self._lines.append((file, line))
-                self._changed.notify_all()
+        with contextlib.suppress(queue.Full):
+            self._lines.put_nowait((file, line))
 
     def warn(self, kind: str, text: str) -> None:
         """Say what is wrong on standard error, once a second for each kind."""
-        with self._changed:
+        with self._lock:
             now = time.monotonic()
             if now >= self._warned.get(kind, 0.0):
                 self._warned[kind] = now + 1
@@ -1108,52 +1102,49 @@ class Terminal:
         """Tell whether events are to be said line by line; else they are counted."""
         if self._quiet:
             return False
-        with self._changed:
+        with self._lock:
             if not self._counted and time.monotonic() >= self._second_ends:
                 self._shown, self._second_ends = 0, time.monotonic() + 1
             if self._shown + number <= EVENTS_SHOWN:
                 self._shown += number
                 return True
+            if not self._counted:
+                self.say("")  # their sum is due when the second ends
             self._counted[noun] += number
-            if self._counted.total() == number:
-                self._changed.notify_all()  # their sum is due when the second ends
             return False
 
     def close(self) -> None:
         """Wait until all is printed, for CUT_S at most: nobody may be reading."""
-        with self._changed:
-            self._second_ends = 0
-            self._changed.notify_all()
-            self._changed.wait_for(
-                lambda: not (self._lines or self._counted or self._printing), CUT_S
-            )
+        with contextlib.suppress(queue.Full):
+            self._lines.put((0, ""), timeout=CUT_S)
+            self._thread.join(CUT_S)
 
     def _run(self) -> None:
         """Print what is queued (thread terminal)."""
-        while True:
-            with self._changed:
-                self._printing = False
-                self._changed.notify_all()
-                while not self._lines:
-                    left = self._second_ends - time.monotonic()
-                    if self._counted and left <= 0:
-                        sums = [
-                            counted(n, f"more {x}")
-                            for x, n in self._counted.items()
-                        ]
-                        self._lines.append((1, "… " + " and ".join(sums)))
-                        self._counted.clear()
-                    else:
-                        self._changed.wait(left if self._counted else None)
-                file, line = self._lines.popleft()
-                self._printing = True
+        file = 1
+        while file:
+            with self._lock:
+                left = self._second_ends - time.monotonic() if self._counted else None
+            try:
+                file, line = self._lines.get(timeout=left and max(0, left))
+            except queue.Empty:
+                file, line = 1, self._sums()
+            if not file:
+                line = self._sums()
             with contextlib.suppress(OSError, ValueError):  # nobody reads it
-                write_whole(line, sys.stdout if file == 1 else sys.stderr)
+                write_whole(line, sys.stderr if file == 2 else sys.stdout)
+
+    def _sums(self) -> str:
+        """Return a line on the events that were counted, "" for none; begin anew."""
+        with self._lock:
+            sums = [counted(n, f"more {noun}") for noun, n in self._counted.items()]
+            self._counted.clear()
+            return "… " + " and ".join(sums) if sums else ""
 
 
 def write_whole(line: str, stream: TextIO) -> None:
     """Write a line, in what the encoding can show, also where it must wait; OSError."""
-    line, encoding = f"{line}\n", getattr(stream, "encoding", None) or "utf-8"
+    line, encoding = f"{line}\n" if line else "", stream.encoding or "utf-8"
     try:
         data = line.encode(encoding)
     except UnicodeEncodeError:

@@ -40,8 +40,10 @@ from tests.support import (
     address_of,
     black_hole,
     confirm,
+    echo,
     in_parallel,
     localhost_resolves,
+    read_line,
     refusing_address,
     reset_after,
     reset_at_once,
@@ -186,6 +188,19 @@ class TheExchange(ClientTestCase):
         self.client(12, "--target", backend.address)
         self.assertEqual((backend.total, backend.peak), (12, 12))
 
+    def test_all_are_connected_before_the_first_message_is_sent(self) -> None:
+        # The queue holds one connection: the third and the fourth have to wait.
+        with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
+            target = f"127.0.0.1:{listener.getsockname()[1]}"
+            client = self.spawn("client2.py", 4, "--timeout", 30, "--target", target)
+            first, _ = listener.accept()
+            self.assertEqual(select.select([first], [], [], 0.5)[0], [])
+            rest = [listener.accept()[0] for _ in range(3)]
+            for connection in (first, *rest):
+                with connection:
+                    connection.sendall(b"Server 1 received: " + read_line(connection))
+            self.assertEqual(client.wait(), 0)
+
     def test_messages_are_sent_one_after_the_other_on_one_connection(self) -> None:
         backend = self.backend(confirm())
         self.client(2, "--messages", 3, "--target", backend.address)
@@ -256,7 +271,7 @@ class TheExchange(ClientTestCase):
 
     def test_ramp_spreads_the_start_of_the_clients(self) -> None:
         backend = self.backend(confirm())
-        self.client(5, "--ramp", 1, "--target", backend.address)
+        self.client(5, "--ramp", 2, "--target", backend.address)
         starts = sorted(visit.began for visit in backend.visits)
         self.assertEqual(len(starts), 5)
         self.assertGreater(starts[-1] - starts[0], 0.6)
@@ -462,6 +477,7 @@ class TheFigures(ClientTestCase):
         self.assertLess(document["latency_ns"]["p50"], 5 * MS + NOISE_NS)
         if os.uname().sysname == "Linux":
             self.assertEqual(document["timestamps"], STAMPS)
+        self.assertNotIn("had no kernel timestamp", str(document["reasons"]))
 
     def test_two_modes_show_as_two_modes(self) -> None:
         backend = self.backend(confirm(lambda number: 0.002 if number % 3 else 0.06))
@@ -659,6 +675,10 @@ class Failures(ClientTestCase):
         document = self.measure(self.backend(change), 3, code=1)
         self.assertEqual(self.kinds(document), {"mismatch": 3})
 
+    def test_an_echo_is_no_confirmation(self) -> None:
+        document = self.measure(self.backend(echo), 2, code=1)
+        self.assertEqual(self.kinds(document), {"mismatch": 2})
+
     def test_a_connect_that_hangs_ends_at_the_timeout(self) -> None:
         with black_hole() as hole:
             document = self.measure(hole, 2, "--timeout", 0.5, code=1)
@@ -778,6 +798,16 @@ class Limits(ClientTestCase):
         self.assertRegex(other.stdout, r"latency p50 -\d[^\n]*: faster\n")
         self.assertNotRegex(same.stdout, r"faster|slower")
         self.assertIn("one run each: repeat both, in turns", same.stdout)
+
+    def test_a_baseline_can_be_several_runs(self) -> None:
+        backend = self.backend(confirm(0.002))
+        for name in "ab":
+            self.client(2, "--json", name, "--target", backend.address)
+        document = self.measure(backend, 2, "--baseline", "a", "b", "a")
+        baseline = document["baseline"]
+        self.assertEqual(baseline["runs"], [1, 3])
+        self.assertEqual(baseline["doubts"], ["the same run was given twice"])
+        self.assertEqual(baseline["p50"]["said"], "repeat")
 
     def test_merge_adds_runs_up(self) -> None:
         fast, slow = (
@@ -901,6 +931,15 @@ class Files(ClientTestCase):
             self.assertLessEqual(
                 int(row["latency_ns"]), int(row["response_time_ns"]) + 5 * MS
             )
+
+    def test_csv_has_a_line_for_each_of_many_exchanges(self) -> None:
+        backend = self.backend(confirm())
+        rows = self.rows(backend, 26, "--messages", 20, "--workers", 2, "--quiet")
+        pairs = {(int(row["client"]), int(row["message"])) for row in rows}
+        self.assertEqual(len(rows), 520)
+        self.assertEqual(
+            pairs, {(client, k) for client in range(1, 27) for k in range(1, 21)}
+        )
 
     def test_csv_names_the_kind_of_each_failure(self) -> None:
         rows = self.rows(self.backend([confirm(), reset_after(b"")]), 3, code=1)
@@ -1181,6 +1220,18 @@ class Interruption(ClientTestCase):
                     outcomes = [row["outcome"] for row in csv.DictReader(file)]
                 self.assertEqual(outcomes.count("confirmed"), confirmed)
                 self.assertEqual(document["failures"]["reset"], 0)
+
+    def test_sigterm_does_the_same(self) -> None:
+        backend = self.backend(confirm(0.005))
+        client = self.spawn("client2.py", 2, "--duration", 60, "--json", "run.json",
+                            "--target", backend.address)  # fmt: skip
+        wait_until(lambda: backend.received.count(b"\n") > 5, what="messages")
+        client.signal(signal.SIGTERM)
+        self.assertEqual(client.wait(), 130)
+        document = json.loads((self.folder / "run.json").read_text())
+        self.assertIs(document["interrupted"], True)
+        self.assertGreater(document["exchanges"]["confirmed"], 4)
+        self.assertIn("exit 130: interrupted", client.stdout_text())
 
     def test_ctrl_c_ends_a_run_whose_server_is_silent(self) -> None:
         backend = self.backend(silent)

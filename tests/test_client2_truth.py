@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import os
 import re
@@ -14,6 +13,7 @@ import threading
 import time
 import unittest
 from functools import partial
+from itertools import cycle, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -231,7 +231,7 @@ class TheReply(ClientTestCase):
         replies = [b"+ab\r\n", b"+ab\r\n", b"+abcd\nthe rest\n"]
 
         def behave(visit: Visit) -> None:
-            for reply in itertools.cycle(replies):
+            for reply in cycle(replies):
                 if not visit.read_line():
                     break
                 visit.send(reply)
@@ -246,6 +246,18 @@ class TheReply(ClientTestCase):
         document = self.measure(backend, 1, "--messages", 200, "--any-reply")
         self.assertLess(document["wall_s"], 3.9)  # once 20 ms, not 200 times
         self.assertEqual(document["exchanges"]["confirmed"], 200)
+
+    def test_replies_of_one_line_that_differ_do_not_wait(self) -> None:
+        def count(visit: Visit) -> None:
+            number = 0
+            while visit.read_line():
+                number += 1
+                visit.send(b"+%d\r\n" % number)
+
+        rows = self.rows(self.backend(count), 1, "--messages", 90, "--any-reply")
+        sent = sorted(float(row["due_s"]) for row in rows)
+        gaps = [after - before for before, after in pairwise(sent[1:])]
+        self.assertLess(min(gaps), 0.02)  # the silence after the first reply
 
     def test_a_line_end_that_was_changed_is_named(self) -> None:
         def change(visit: Visit) -> None:
@@ -366,7 +378,8 @@ class TheClock(ClientTestCase):
 
     def test_merged_runs_that_followed_one_another_have_their_own_rate(self) -> None:
         backend = self.backend(confirm(0.01))
-        documents = [self.measure(backend, 1, "--messages", 20) for _ in range(4)]
+        words = ("--messages", 20, "--rate", 60)
+        documents = [self.measure(backend, 2, *words) for _ in range(4)]
         files = sorted(self.folder.glob("run-*.json"))
         self.client("--merge", *files, "--json", "sum.json")
         merged = json.loads((self.folder / "sum.json").read_text())
@@ -374,6 +387,14 @@ class TheClock(ClientTestCase):
         self.assertAlmostEqual(merged["wall_s"], total, delta=0.001)
         parts = len(merged["latency_ns"]["parts"]["p50"])  # of a late run, fewer
         self.assertIn(parts, range(31, 41))
+        self.assertEqual(merged["rate"], 60)  # and not that of all four
+        # Beside one another they asked for more.
+        for document, name in zip(documents, "abcd", strict=True):
+            document["started"] = documents[0]["started"]
+            (self.folder / f"{name}.json").write_text(json.dumps(document))
+        self.client("--merge", "a.json", "b.json", "--json", "sum.json")
+        merged = json.loads((self.folder / "sum.json").read_text())
+        self.assertEqual(merged["rate"], 120)
         self.assertEqual(set(documents[0]["latency_ns"]["tenths"]), {
             "p50", "p90", "p95", "p99", "p99_9"})  # fmt: skip
 
@@ -400,8 +421,11 @@ class TheClock(ClientTestCase):
 
     def test_clients_think_between_messages(self) -> None:
         backend = self.backend(confirm())
-        document = self.measure(backend, 2, "--messages", 4, "--think", 0.1)
-        self.assertGreaterEqual(document["wall_s"], 0.29)
+        rows = self.rows(backend, 2, "--messages", 4, "--think", 0.1)
+        for client in ("1", "2"):
+            sent = [float(row["due_s"]) for row in rows if row["client"] == client]
+            for one, next_one in pairwise(sorted(sent)):
+                self.assertGreaterEqual(next_one - one, 0.1)
 
     def test_poisson_arrivals_can_be_repeated(self) -> None:
         words = (
@@ -424,7 +448,7 @@ class TheClock(ClientTestCase):
         ]
         for one, again in zip(*due, strict=True):
             self.assertAlmostEqual(one, again, delta=0.005)
-        gaps = [b - a for a, b in itertools.pairwise(due[0])]
+        gaps = [b - a for a, b in pairwise(due[0])]
         self.assertGreater(max(gaps), 4 * min(gaps))
 
     def test_with_reconnect_a_client_connects_when_its_message_is_due(self) -> None:
@@ -544,6 +568,13 @@ class TheOutput(ClientTestCase):
         again = self.client(2, "--rate", 20, "--duration", 1, "--baseline", "k.json",
                             "--target", backend.address)  # fmt: skip
         self.assertIn("baseline not like this run: other rate:", again.stdout)
+
+    def test_runs_are_repeated_and_each_is_in_the_document(self) -> None:
+        words = ("--runs", 3, "--messages", 2)
+        document = self.measure(self.backend(confirm()), 2, *words)
+        confirmed = [run["exchanges"]["confirmed"] for run in document["runs"]]
+        self.assertEqual(confirmed, [4, 4, 4])
+        self.assertIsNone(document["knee"])
 
     def test_no_word_claims_a_confidence(self) -> None:
         target = self.backend(confirm()).address

@@ -7,9 +7,12 @@ import contextlib
 import errno
 import io
 import itertools
+import json
 import math
 import os
+import queue
 import random
+import signal
 import socket
 import tempfile
 import threading
@@ -100,8 +103,14 @@ class PercentilesAreNearestRank(unittest.TestCase):
 
     def test_of_one_to_ten(self) -> None:
         metric = distribution([7, 3, 10, 1, 9, 2, 8, 4, 6, 5])
-        found = [metric.percentile(p) for p in (0, 0.1, 0.5, 0.9, 0.91, 1)]
-        self.assertEqual(found, [1, 1, 5, 9, 10, 10])
+        read = Distribution.from_json(metric.as_json())  # from a histogram
+        for one in (metric, read):
+            found = [one.percentile(p) for p in (0, 0.1, 0.5, 0.9, 0.91, 1)]
+            self.assertEqual(found, [1, 1, 5, 9, 10, 10])
+
+    def test_a_rank_is_a_whole_number_where_a_float_is_a_little_more(self) -> None:
+        self.assertGreater(0.55 * 100, 55)
+        self.assertEqual(distribution(list(range(1, 101))).percentile(0.55), 55)
 
     def test_of_three_values(self) -> None:
         metric = distribution([30, 10, 20])
@@ -116,6 +125,7 @@ class PercentilesAreNearestRank(unittest.TestCase):
         self.assertEqual(empty, [None] * 7)
 
     def test_none_is_reported_that_the_sample_cannot_carry(self) -> None:
+        self.assertEqual(distribution([5]).reported(0.5), 5)
         for name, least in (("p90", 29), ("p95", 59), ("p99", 299), ("p99_9", 2995)):
             with self.subTest(name):
                 p = client2.PERCENTILES[name]
@@ -135,6 +145,9 @@ class Tenths(unittest.TestCase):
         self.assertAlmostEqual(low, 1000, delta=8)
         self.assertAlmostEqual(high, 10_000, delta=80)
         self.assertEqual(len(metric.part_values("p90")), 10)
+        written = metric.as_json()["tenths"]
+        self.assertEqual(written["p50"], [round(low), round(high)])
+        self.assertIsNone(written["p99_9"])
 
     def test_there_is_none_where_parts_are_too_few(self) -> None:
         for count, name, given in (
@@ -146,6 +159,11 @@ class Tenths(unittest.TestCase):
             metric.extend(array("q", [5000] * count), moments)
             with self.subTest(count=count, name=name):
                 self.assertEqual(metric.tenths(name) is not None, given)
+        for bursts in (5, 6):  # so many exchanges at one moment are in one part
+            metric = Distribution()
+            metric.extend([5000] * 120, [k % bursts * 10**9 for k in range(120)])
+            with self.subTest(bursts=bursts):
+                self.assertEqual(metric.tenths("p50") is not None, bursts == 6)
 
     def test_they_hold_the_median_of_a_correlated_run(self) -> None:
         source, held = random.Random(3), 0
@@ -195,13 +213,15 @@ class TimeInSlices(unittest.TestCase):
         self.assertLessEqual(len(slices.by_slice()), client2.MOST_SLICES)
 
     def test_parts_are_of_about_equal_number(self) -> None:
-        slices = Slices()
-        slices.add([k * 10**7 for k in range(1000)], [1] * 1000)
-        sizes = Counter[int]()
-        for slice_, part in slices.cut().items():
-            sizes[part] += slices.by_slice()[slice_].total()
-        self.assertEqual(sorted(sizes), list(range(10)))
-        self.assertLess(max(sizes.values()), 1.4 * min(sizes.values()))
+        steady = [k * 10**7 for k in range(1000)]
+        faster_and_faster = [round(math.sqrt(k) * 10**7) for k in range(1000)]
+        for moments in (steady, faster_and_faster):
+            slices, sizes = Slices(), Counter[int]()
+            slices.add(moments, [1] * 1000)
+            for slice_, part in slices.cut().items():
+                sizes[part] += slices.by_slice()[slice_].total()
+            self.assertEqual(sorted(sizes), list(range(10)))
+            self.assertLess(max(sizes.values()), 1.4 * min(sizes.values()))
 
 
 class Histograms(unittest.TestCase):
@@ -270,13 +290,16 @@ class Histograms(unittest.TestCase):
         source = random.Random(2)
         values = [int(source.lognormvariate(14, 1)) for _ in range(3000)]
         whole = Distribution.from_json(distribution(values).as_json())
-        merged = Distribution()
-        for part in (values[:1000], values[1000:1500], values[1500:]):
-            merged.merge(Distribution.from_json(distribution(part).as_json()))
-        self.assertEqual(merged.counts, whole.counts)
-        self.assertEqual(merged.percentile(0.99), whole.percentile(0.99))
-        self.assertEqual(merged.count, 3000)
-        self.assertEqual((merged.minimum, merged.maximum), (min(values), max(values)))
+        values.sort()
+        parts = values[:1000], values[1000:1500], values[1500:]
+        for order in (parts, parts[::-1]):
+            merged = Distribution()
+            for part in order:
+                merged.merge(Distribution.from_json(distribution(part).as_json()))
+            self.assertEqual(merged.counts, whole.counts)
+            self.assertEqual(merged.percentile(0.99), whole.percentile(0.99))
+            self.assertEqual(merged.count, 3000)
+            self.assertEqual((merged.minimum, merged.maximum), (values[0], values[-1]))
 
     def test_beyond_the_limit_memory_is_bounded_and_figures_stay_close(self) -> None:
         values = [1000 + 37 * k for k in range(5000)]
@@ -296,10 +319,11 @@ class Histograms(unittest.TestCase):
 class Comparisons(unittest.TestCase):
     """A difference is claimed only where chance does not make it."""
 
-    def servers(self, more: float, seed: int = 1, reconnect: bool = False) -> Results:
+    def servers(self, more: float, seed: int = 1, reconnect: bool = False,
+                apart: float = 0.02) -> Results:  # fmt: skip
         """Return a run of three servers, the second slower by so much."""
         source, made = random.Random(seed), []
-        offsets = [source.lognormvariate(0, 0.02) for _ in range(30)]
+        offsets = [source.lognormvariate(0, apart) for _ in range(30)]
         for k in range(6000):
             client = k % 30
             name = ("9991", "9992", "9993")[client % 3]
@@ -316,6 +340,8 @@ class Comparisons(unittest.TestCase):
         self.assertEqual((found.server, absent), ("9992", []))
         self.assertAlmostEqual(found.ratio, 1.2, delta=0.05)
         self.assertTrue(1 < found.tenths[0] < found.ratio < found.tenths[1])
+        (row,) = self.servers(0.2).as_json()["comparison"]["slower"]
+        self.assertEqual((row["server"], row["than"]), found[:2])
         words = client2.slower_words(self.servers(0.2))
         self.assertRegex(words, r"9992 is slower than 999[13]: p50 \+\d\d% \(\+\d")
 
@@ -325,13 +351,39 @@ class Comparisons(unittest.TestCase):
         )
         self.assertLessEqual(called, 1)
 
+    def test_servers_that_differ_no_more_than_connections_do_are_equal(self) -> None:
+        # Each connection keeps its own pace: the same ones are slower in every part.
+        runs = [self.servers(0, seed, apart=0.3) for seed in range(4)]
+        self.assertLessEqual(sum(bool(r.slower_servers()[0]) for r in runs), 1)
+
+    def test_a_ratio_of_each_part_if_all_are_above_and_enough_for_the_pairs(
+        self,
+    ) -> None:
+        for ratios, pairs, found in (
+            ([1.2] * 9 + [1.1], 3, [1.2] * 9 + [1.1]),
+            ([1.2] * 9 + [1.01], 3, []),
+            ([1.2] * 6, 1, [1.2] * 6),  # by chance once in 32
+            ([1.2] * 5, 1, []),  # once in 16
+            ([1.2] * 7, 3, [1.2] * 7),  # one of three pairs: 3 in 64
+            ([1.2] * 6, 3, []),
+        ):
+            with self.subTest(ratios=ratios, pairs=pairs):
+                fast = [1.0] * len(ratios)
+                self.assertEqual(client2.ratios_of(ratios, fast, pairs), found)
+
     def test_new_connections_are_compared_by_tenths_alone(self) -> None:
         run = self.servers(0.2, reconnect=True)
         self.assertEqual(run.servers["9992"].medians, [])
         self.assertEqual(run.slower_servers()[0][0].server, "9992")
 
     def test_less_than_5_percent_is_not_worth_a_sentence(self) -> None:
-        self.assertEqual(self.servers(0.03).slower_servers()[0], [])
+        for more, named in ((0.04, []), (0.08, ["9992"])):
+            run = self.servers(more, apart=0)
+            for name, server in run.servers.items():  # in all parts alike
+                server.by_part = [1e6 + more * 1e6 * (name == "9992")] * 10
+                server.medians = []
+            slower, _ = run.slower_servers()
+            self.assertEqual([found.server for found in slower], named)
 
     def test_a_server_that_was_not_there_all_the_time_is_not_compared(self) -> None:
         run = self.servers(0.5)
@@ -345,6 +397,22 @@ class Comparisons(unittest.TestCase):
         self.assertGreater(client2.chance([[1, 4, 2, 3], [2, 3, 1, 4]]), 0.5)
         self.assertEqual(client2.chance([[5], [9]]), 1.0)
 
+    def test_another_seed_is_no_other_configuration(self) -> None:
+        ours, theirs = self.run_of(1000), self.run_of(1100)
+        words = "9 messages/s, Poisson arrivals (--seed {}), for {} s"
+        ours.load, theirs.load = words.format(1, 2), words.format(7, 2)
+        self.assertEqual(client2.baseline_doubts([ours], [theirs]), [])
+        theirs.load = words.format(1, 3)
+        self.assertIn("other load: ", client2.baseline_doubts([ours], [theirs])[0])
+
+    def test_messages_of_another_size_or_in_pairs_are_another_load(self) -> None:
+        options = options_of(3, "--duration", 2, "--size", 2000)
+        said = client2.describe_load(options)
+        self.assertEqual(said, "one message at a time, for 2 s, 2\u2009000 bytes each")
+        options.size, options.direct = 0, {"9991": []}
+        said = client2.describe_load(options)
+        self.assertTrue(said.endswith("for 2 s, in pairs with direct ones"), said)
+
     def test_turns_are_seen_by_the_moments_of_starting(self) -> None:
         self.assertTrue(client2.take_turns([1, 3, 5, 7], [2, 4, 6, 8]))
         self.assertFalse(client2.take_turns([1, 2, 3, 4], [5, 6, 7, 8]))
@@ -356,14 +424,16 @@ class Comparisons(unittest.TestCase):
         return results_of(made, 1, "--messages", 1000)
 
     def test_one_run_each_is_called_different_only_if_all_parts_are(self) -> None:
-        for median, said in (
-            (100_000, "repeat"),
-            (300_000, "slower"),
-            (30_000, "faster"),
+        for median, spread, said in (
+            (100_000, 0.02, "repeat"),
+            (300_000, 0.02, "slower"),
+            (30_000, 0.02, "faster"),
+            (120_000, 0.5, "repeat"),  # some parts are slower, some are not
+            (80_000, 0.5, "repeat"),
         ):
-            change = client2.compare_runs(
-                [self.run_of(median)], [self.run_of(100_000, seed=2)], "p50"
-            )
+            ours = self.run_of(median, spread)
+            theirs = self.run_of(100_000, spread, seed=2)
+            change = client2.compare_runs([ours], [theirs], "p50")
             assert change
             self.assertEqual(change.said, said)
 
@@ -375,6 +445,9 @@ class Comparisons(unittest.TestCase):
             change = client2.compare_runs(ours, theirs, "p50")
             assert change
             self.assertEqual(change.said, said)
+        change = client2.compare_runs(slow[:3], theirs, "p50")
+        assert change
+        self.assertEqual((change.said, change.chance), ("repeat", None))
 
     def test_what_speaks_against_a_comparison_is_said(self) -> None:
         ours, theirs = self.run_of(1000), self.run_of(1000)
@@ -383,6 +456,15 @@ class Comparisons(unittest.TestCase):
         found = ["other clients: 1, 5", "it was interrupted"]
         found += ["its own verdict was doubtful", "the same run was given twice"]
         self.assertEqual(words, found)
+
+    def test_runs_that_did_not_take_turns_are_said_to_be_so(self) -> None:
+        for starts, said in (((1, 3, 5, 7), False), ((-4, -3, -2, -1), True)):
+            ours = [self.run_of(1000) for _ in range(4)]
+            theirs = [self.run_of(1000 + k) for k in range(4)]
+            for k, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+                one.started, other.started = starts[k], 2 * k
+            words = "; ".join(client2.baseline_doubts(ours, theirs))
+            self.assertEqual("did not take turns" in words, said, words)
 
 
 class Texts(unittest.TestCase):
@@ -432,6 +514,17 @@ class Texts(unittest.TestCase):
         lines = list(client2.histogram_lines(distribution([1_199_900] * 400)))
         (row,) = [line for line in lines if "█" in line]
         self.assertRegex(row, "← p50 p90 p95 p99$")
+
+    def test_a_line_of_an_exchange_has_its_figures_and_reply(self) -> None:
+        outcome = GOOD._replace(text="Server 9991 received: Hello from client 3!")
+        run = results_of([exchange(10**6, 3 * 10**6, client=3, last=5 * 10**6,
+                                   outcome=outcome)], 3)  # fmt: skip
+        run.kept = [exchange(10**6, 3 * 10**6, client=3, last=5 * 10**6,
+                             outcome=outcome)]  # fmt: skip
+        head, line = client2.exchange_lines(run, options_of(3))
+        self.assertEqual(head.split(), "client latency response throughput reply".split())
+        # 64 bytes in 4 ms.
+        self.assertRegex(line, r"^ +3 +2.00 ms +4.00 ms +16.0 kB/s Server 9991 received")
 
     def test_signs_that_an_encoding_lacks_become_ascii(self) -> None:
         raw = io.BytesIO()
@@ -551,6 +644,14 @@ class TheSchedule(unittest.TestCase):
         self.assertAlmostEqual(mean, 2e6, delta=1e5)  # of 10,000: 2 % standard error
         self.assertAlmostEqual(spread / mean, 1, delta=0.06)  # exponential
 
+    def test_a_seed_that_was_drawn_is_another_one_and_said(self) -> None:
+        words = (2, "--rate", 500, "--duration", 1, "--arrivals", "poisson")
+        drawn = [options_of(*words, rate=500) for _ in range(5)]
+        self.assertGreater(len({options.seed for options in drawn}), 1)
+        for options in drawn:
+            said = client2.describe_load(options)
+            self.assertIn(f"(--seed {options.seed})", said)
+
     def test_groups_share_one_schedule(self) -> None:
         options = options_of(4, "--rate", 100, "--messages", 25, rate=100)
         options.workers = 3
@@ -602,6 +703,86 @@ class Limits(unittest.TestCase):
         self.assertEqual(client2.figure_of(run, "latency.p95"), 95_000)
         self.assertEqual(client2.figure_of(run, "latency.p60"), 60_000)
         self.assertIsNone(client2.figure_of(run, "latency.p99"))
+
+
+    def test_each_of_several_limits_counts(self) -> None:
+        limits = ("--fail-if", "p50>1ns", "--fail-if", "failed>5", "--fail-if", "max>1ns")
+        run = results_of([exchange(1, 101)])
+        broken = client2.broken_limits(client2.parse_args(["1", *limits]).fail_if, run)
+        self.assertEqual(broken, ["p50>1ns: it is 0.100 µs", "max>1ns: it is 0.100 µs"])
+
+    def test_a_limit_that_holds_or_cannot_be_answered_is_broken(self) -> None:
+        failed = Outcome("timeout", text="no reply")
+        made = [exchange(k, k + 1000) for k in range(1, 10)]
+        run = results_of([*made, exchange(50, 1009, outcome=failed)],
+                         1, "--messages", 10)  # fmt: skip
+        for text, said in (
+            ("p50>1us", None),
+            ("p50>=1us", "it is 1.00 µs"),
+            ("max<2us", "it is 1.00 µs"),
+            ("p90>1s", "too few exchanges to know"),
+            ("failed>0", "it is 1.00"),
+            ("failed>10%", None),
+            ("failed>=10%", "it is 10.0"),
+            ("rate<1/s", None),
+            ("connect.max>1s", "too few exchanges to know"),
+        ):
+            with self.subTest(text):
+                broken = client2.broken_limits([client2.parse_limit(text)], run)
+                self.assertEqual(broken, [f"{text}: {said}"] if said else [])
+
+    def test_exit_statuses_and_which_of_them_goes_first(self) -> None:
+        good, failed = {"confirmed": 5, "planned": 5}, {"timeout": 1}
+        for fields, broken, status, reason in (
+            (good, [], 0, "all confirmed"),
+            ({**good, "planned": 6}, [], 0, "none failed"),
+            ({**good, "failures": Counter(failed)}, [], 1, "1 failed"),
+            ({**good, "lost": 2}, [], 1, "2 clients lost"),
+            ({}, [], 1, "none confirmed"),
+            ({**good, "failures": Counter(failed)}, ["x"], 99, "a limit is broken"),
+            ({**good, "interrupted": True}, ["x"], 130, "interrupted"),
+        ):
+            with self.subTest(fields):
+                run = Results(**fields)  # type: ignore[arg-type]
+                self.assertEqual(client2.exit_status(run, broken), (status, reason))
+
+
+class Merging(unittest.TestCase):
+    """Runs of several files as one."""
+
+    def test_a_merge_says_what_was_wrong_with_any_of_its_runs(self) -> None:
+        runs = [results_of([exchange(k, 9 + k)], 1, "--rate", 5, "--messages", 1, rate=5)
+                for k in (1, 2)]  # fmt: skip
+        runs[1].reasons, runs[1].interrupted = ["the clock was stepped"], True
+        runs[1].timestamps = "user"
+        for order in (runs, runs[::-1]):
+            with tempfile.TemporaryDirectory() as folder:
+                paths = [str(Path(folder, f"{k}.json")) for k in range(2)]
+                for path, run in zip(paths, order, strict=True):
+                    Path(path).write_text(json.dumps(run.as_json()))
+                merged = client2.merge_files(paths)
+            (reason,) = merged.reasons
+            self.assertRegex(reason, "^file [12]: the clock was stepped$")
+            self.assertEqual((merged.interrupted, merged.timestamps), (True, "user"))
+            self.assertEqual((merged.rate, merged.confirmed), (10, 2))
+
+
+class Signals(unittest.TestCase):
+    """Ctrl-C and SIGTERM while a run lasts."""
+
+    def test_the_first_is_reported_and_a_second_ends_the_program(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            self.skipTest("needs the main thread")
+        both = (signal.SIGINT, signal.SIGTERM)
+        before = [signal.getsignal(number) for number in both]
+        for number in both:
+            inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+            with client2.signals_to(inbox):
+                signal.raise_signal(number)
+                self.assertEqual(inbox.get(timeout=20), (None, number))
+                found = [signal.getsignal(one) for one in both]
+                self.assertEqual(found, [signal.SIG_DFL] * 2)
+            self.assertEqual([signal.getsignal(one) for one in both], before)
 
 
 class Connections(unittest.TestCase):
@@ -661,6 +842,62 @@ class Connections(unittest.TestCase):
         self.assertIn("came before its message", str(failure))
         self.assertEqual(failure.outcome, "mismatch")
 
+    def test_a_message_that_nobody_takes_is_a_failed_send(self) -> None:
+        connection, _ = self.connected("--timeout", 0.1)
+        with self.assertRaisesRegex(client2.Failed, "not taken in 0.1 s") as found:
+            connection.exchange(b"x" * 50_000_000 + b"\n")
+        self.assertEqual(found.exception.outcome, "send")
+
+    def test_what_a_send_or_a_receive_failed_of(self) -> None:
+        connection, _ = self.connected()
+        broken, full = BrokenPipeError(errno.EPIPE, "no"), OSError(errno.ENOMEM, "no")
+        reset = ConnectionResetError(errno.ECONNRESET, "no")
+        for error, sending, outcome in (
+            (broken, True, "send"), (TimeoutError(), True, "send"),
+            (reset, False, "reset"), (TimeoutError(), False, "timeout"),
+            (full, True, "local"), (full, False, "local"),
+        ):  # fmt: skip
+            with self.subTest(error=error, sending=sending):
+                found = connection.failure(error, sending, 5)
+                self.assertEqual((found.outcome, found.sent), (outcome, 5))
+
+    def test_an_error_reply_is_read_when_a_send_failed(self) -> None:
+        connection, peer = self.connected()
+        peer.sendall(b"Server 9991 error: message longer than 65536 bytes\n")
+        assert connection.sock is not None
+        connection.sock.recv(1, socket.MSG_PEEK)
+        found = connection.failure(BrokenPipeError(errno.EPIPE, "no"), True, 5)
+        self.assertEqual(found.outcome, "error_reply")
+        self.assertIn("longer than 65536 bytes", str(found))
+
+    def test_connect_time_is_part_of_neither_figure(self) -> None:
+        group = Clients(options_of(1), 0)
+        client = client2.Client(1, options_of(1), group)
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            client.options.addresses = [(socket.AF_INET, listener.getsockname())]
+            connect, began = client.connection.connect, time.monotonic_ns()
+
+            def slow(addresses: client2.Addresses) -> int:
+                took = connect(addresses)
+                self.assertLessEqual(took, time.monotonic_ns() - began + MS)
+                threading.Event().wait(0.05)  # what follows is no connecting
+                return took
+
+            def confirm() -> None:
+                peer, _ = listener.accept()
+                with peer:
+                    peer.sendall(b"Server 1 received: " + peer.recv(1000))
+
+            confirming = threading.Thread(target=confirm)
+            confirming.start()
+            with mock.patch.object(client.connection, "connect", slow):
+                client._attempt(0, 0)
+            confirming.join(20)
+        client._close()
+        (made,) = group.exchanges
+        self.assertEqual(made.due, made.sent)
+        self.assertGreater(made.connect, 0)
+
     def test_a_connect_time_is_no_busy_client(self) -> None:
         made = [exchange(50 * MS + k, 51 * MS + k, due=1 + k, connect=50 * MS)
                 for k in range(20)]  # fmt: skip
@@ -710,6 +947,10 @@ class Workers(unittest.TestCase):
             ):
                 self.assertEqual(client2.workers_for(clients, 0, 1), workers)
 
+    def test_there_are_never_more_than_clients(self) -> None:
+        self.assertEqual(client2.workers_for(2, 4, 1), 2)
+        self.assertEqual(client2.workers_for(4, 4, 1), 4)
+
     def test_auto_is_the_default(self) -> None:
         self.assertEqual(client2.parse_args(["200"]).workers, 0)
 
@@ -747,6 +988,15 @@ class TheResults(unittest.TestCase):
         self.assertEqual((run.bytes_sent, run.bytes_received), (21, 43))
         self.assertEqual(run.servers["9991"].confirmed, 1)
 
+    def test_what_the_balancer_adds_is_the_difference_of_each_pair(self) -> None:
+        options = options_of(1, "--messages", 4)
+        options.direct = {"9991": []}
+        made = [exchange(k * MS, k * MS + took, direct=directly) for k, (took, directly)
+                in enumerate(((9000, 4000), (8000, 1000), (9000, -1)), 1)]  # fmt: skip
+        run = Results.of([*made, exchange(9 * MS, 10 * MS)], options, 0)
+        self.assertEqual((run.difference.minimum, run.difference.maximum), (5000, 7000))
+        self.assertEqual((run.difference.count, run.direct_failed), (2, 1))
+
     def test_servers_are_listed_by_their_numbers(self) -> None:
         made = [exchange(1, 10, outcome=GOOD._replace(server=name))
                 for name in ("10000", "9991", "9992")]  # fmt: skip
@@ -767,6 +1017,9 @@ class TheResults(unittest.TestCase):
         run = results_of([exchange(1, 10), exchange(20, 900, outcome=late)])
         self.assertEqual((run.latency.count, run.confirmed, run.failed), (1, 1, 1))
         self.assertEqual(run.failures["timeout"], 1)
+        self.assertAlmostEqual(run.per_s, 1 / 900e-9)  # what failed is no rate
+        run.planned = 7
+        self.assertEqual(run.not_sent, 5)
 
     def test_failures_that_are_all_different_do_not_pile_up(self) -> None:
         made = [exchange(k, k + 1, outcome=Outcome("mismatch", text=f"no {k}"))
@@ -880,12 +1133,26 @@ class TheVerdict(unittest.TestCase):
             "left over on 3 connections": {"left_over": 3},
             "most direct exchanges failed": {"direct_failed": 5},
             "had no kernel timestamp": {"unstamped": 50},
+            "nothing was confirmed": {"confirmed": 0},
+            "replies came before their messages were sent": {
+                "examples": {("mismatch", "the reply came before its message"): ["x"]}
+            },
+            "bytes were left over after a reply": {
+                "examples": {("mismatch", "2 bytes left over after it"): ["x"]}
+            },
         }
         for words, change in cases.items():
             with self.subTest(words):
                 found = self.judged(self.made(), **change)
                 self.assertEqual(found.verdict, "doubtful")
                 self.assertIn(words, found.reasons[0])
+
+    def test_only_what_can_be_seen_here_is_said_to_be_checked(self) -> None:
+        run = results_of([exchange(1, MS)])
+        self.assertIn("client2 did not stand still", client2.checks_of(run))
+        with mock.patch.object(signal, "SIGCONT"):
+            del signal.SIGCONT  # as on Windows
+            self.assertNotIn("stand still", client2.checks_of(run))
 
     def test_standing_still_for_less_than_a_twentieth_is_none(self) -> None:
         found = self.judged(self.made(), wall_s=10.0, still_s={0: 0.4})
@@ -927,6 +1194,36 @@ class TheVerdict(unittest.TestCase):
         made += self.made()[:10]
         found = self.judged(made, 2, "--rate", 1000, "--messages", 50, rate=1000)
         self.assertIn("the clients were waiting after failures", found.reasons[0])
+
+    def test_a_schedule_that_was_not_kept_is_a_reason(self) -> None:
+        argv = (2, "--rate", 1000, "--messages", 50)
+        late = distribution([20 * MS] * 100)
+        for made, change, words in (
+            (self.made(), {}, None),
+            (self.made()[:80], {}, "sent 80% of the 100 messages planned: client2"),
+            (self.made(), {"send_delay": late}, "client2 sent 20.0 ms late at p99"),
+        ):
+            with self.subTest(words):
+                found = self.judged(made, *argv, rate=1000, **change).reasons
+                self.assertEqual(len(found), 1 if words else 0, found)
+                self.assertIn(words or "", str(found))
+
+    def test_what_else_a_run_showed_is_a_notice(self) -> None:
+        delayed = [exchange(k * MS, k * MS + (41 * MS if k % 5 else MS // 2))
+                   for k in range(1, 101)]  # fmt: skip
+        slow = [exchange(k * MS, k * MS + 9, connect=1_010 * MS) for k in (1, 2)]
+        some = [exchange(k * MS, k * MS + (41 * MS if k % 5 == 0 else MS // 2))
+                for k in range(1, 101)]  # fmt: skip
+        for made, words in (
+            (self.made(), None),
+            (some, "20% of replies took about 40 ms"),
+            (delayed, None),  # so long took the median, too: a server's own delay
+            (slow, "2 connects took 1 s or longer: SYN sent again"),
+        ):
+            with self.subTest(words):
+                found = results_of(made, 1, "--messages", len(made)).notices
+                self.assertEqual(len(found), 1 if words else 0, found)
+                self.assertIn(words or "", str(found))
 
     def test_a_split_by_chance_is_told_from_an_uneven_one(self) -> None:
         for counts, words in (
@@ -992,6 +1289,13 @@ class TheReport(unittest.TestCase):
         page = self.page(made, 24)
         for k in range(12):
             self.assertIn(f'"t{k}"', page)
+
+    def test_the_page_says_what_speaks_against_the_run(self) -> None:
+        run = results_of([exchange(1, MS)], 1, "--report", "run.html")
+        run.reasons, run.notices = ["client2 <stood> still"], ["9992 answered nobody"]
+        page = client2.render_report([run], [], "", "exit 0")
+        self.assertIn("<li>client2 &lt;stood&gt; still<li>9992 answered nobody", page)
+        self.assertIn("<b>Verdict: doubtful. exit 0</b>", page)
 
     def test_in_an_open_loop_all_goes_by_response_time(self) -> None:
         made = [exchange(k * MS + 10**9, k * MS + 10**9 + 400_000, due=k * MS)

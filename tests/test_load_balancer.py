@@ -32,6 +32,7 @@ from tests.support import (
     Visit,
     accept_then_close,
     banner,
+    cpu_s,
     descriptors,
     dial,
     echo,
@@ -225,6 +226,16 @@ class Relay(OneServer):
             self.assertLess(sender.sent, 45 * MIB, "the sender was never stopped")
             self.assertEqual(len(read_to_end(client)), 50 * MIB)
         self.assertLess(grown, 2 * 1024, "KiB for two connections")
+
+    def test_reader_that_stops_costs_no_time(self) -> None:
+        sender = Progress(50 * MIB)
+        self.behave(sender)
+        self.open()
+        sender.wait_until_blocked()
+        used = sum(cpu_s(pid) for pid in family(self.running.pid))
+        threading.Event().wait(2)
+        used = sum(cpu_s(pid) for pid in family(self.running.pid)) - used
+        self.assertLess(used, 0.1)  # who spins takes all that there is
 
     def test_server_that_stops_reading_blocks_its_client_alone(self) -> None:
         let_go = threading.Event()
@@ -699,7 +710,14 @@ class TimeLimits(OneServer):
             visit.socket.shutdown(socket.SHUT_WR)
             sink(visit)
 
+        def greet(visit: Visit) -> None:
+            visit.send(b"hello")
+            silent(visit)
+
         _, idle = self.connect(silent)
+        _, greeted = self.connect(greet)
+        asked, asking = self.connect(silent)
+        asked.sendall(b"a request")
         _, stuck = self.connect(Progress(50 * MIB))
         _, after_client = self.connect_half_closed(silent)
         _, after_server = self.connect(half_close_first(b"x"))
@@ -717,6 +735,16 @@ class TimeLimits(OneServer):
             ending = self.assert_end(idle, "cD|sD", to_server=0, to_client=0)
             self.assertGreater(ending.duration_ms, 2400)
             self.assertRegex(ending.words, "idle")
+        with self.subTest("a client that says nothing after a greeting"):
+            self.assertEqual(
+                self.assert_end(greeted, "cD", to_client=5).words,
+                "client idle for 2.5 s",
+            )
+        with self.subTest("a server that says nothing after a request"):
+            self.assertEqual(
+                self.assert_end(asking, "sD", to_server=9).words,
+                "server idle for 2.5 s",
+            )
         with self.subTest("a client that takes nothing of a long reply"):
             self.assertGreater(self.assert_end(stuck, "cD").undelivered, 0)
         with self.subTest("a reply that trickles after the client's end"):
@@ -731,6 +759,24 @@ class TimeLimits(OneServer):
                 lambda: not figures(self.running)["connections"]["active"],
                 what="no active connection",
             )
+
+
+class HalfCloseLimit(OneServer):
+    """Once one side has ended, another limit holds than for idle connections."""
+
+    OPTIONS = ("--idle-timeout=0", "--half-close-timeout=0.5")
+
+    def test_limit_begins_with_the_end_of_one_side(self) -> None:
+        self.behave(silent)
+        client, name = self.open()
+        client.settimeout(1.5)
+        self.assertRaises(TimeoutError, client.recv, 1)
+        client.shutdown(socket.SHUT_WR)
+        ending = self.assert_end(name, "sD")
+        self.assertEqual(
+            ending.words, "server silent for 0.5 s after the other side ended"
+        )
+        self.assertGreater(ending.duration_ms, 1900)
 
 
 class TimeLimitsWithTwoWorkers(TimeLimits):

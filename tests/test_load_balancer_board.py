@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
+import threading
 import unittest
 from unittest import mock
 
 import load_balancer
 from load_balancer import CLOSED, Bell, Board, End, Row, Wake
+from tests.support import DEADLINE_S
 
 REFUSED = End("SC", "refused")
 
@@ -21,6 +24,21 @@ def board_of(*servers: str, workers: int = 1, arguments: tuple[str, ...] = ()) -
     for server in options.servers:
         server["resolved"] = load_balancer.resolve(server["host"], server["port"])
     return Board(options, 20)
+
+
+def takes_lock(board: Board) -> bool:
+    """Tell whether the lock can be had; on a thread, for a test must not hang."""
+    found = []
+
+    def take() -> None:
+        with board.lock:
+            alone = not board.lock._lock.acquire(False)
+            found.append((alone, board.holder))
+
+    thread = threading.Thread(target=take, daemon=True)
+    thread.start()
+    thread.join(DEADLINE_S)
+    return found == [(True, os.getpid())]
 
 
 class Clients:
@@ -103,9 +121,57 @@ class Choice(unittest.TestCase):
                 found = load_balancer.candidates(servers)
                 self.assertEqual(load_balancer.first_rank(*found), asked)
 
+    def test_random_takes_a_busier_server_only_when_both_picks_are_it(self) -> None:
+        board = board_of("127.0.0.1:1", "127.0.0.1:2")
+        busy, _ = servers = board.servers()
+        busy.places_taken, rng = 5, random.Random(7)
+        found = [load_balancer.choose(servers, "random", rng) for _ in range(1000)]
+        self.assertAlmostEqual(found.count(busy), 250, delta=70)  # 5 deviations
+
     def test_full_servers_are_passed_over(self) -> None:
         board = board_of("127.0.0.1:1,max=1", "127.0.0.1:2,max=2")
         self.assertEqual(self.served(board, 4), [0, 1, 1, -1])
+
+
+class Health(unittest.TestCase):
+    """What checks, and connects for clients, say of a server."""
+
+    def states(self, board: Board, results: str) -> str:
+        """Note checks, "+" for one that passed; return "U" or "D" after each one."""
+        (server,) = board.servers()
+        found = ""
+        for result in results:
+            board.record_check(server, result == "+", "")
+            found += server.state[0]
+        return found
+
+    def test_only_results_in_a_row_count(self) -> None:
+        for results, states in (("--+--+---", "UUUUUUUUD"), ("---+-+-++", "UUDDDDDDU")):
+            with self.subTest(results):
+                self.assertEqual(self.states(board_of(), results), states)
+
+    def test_connect_for_a_client_says_nothing_where_checks_speak(self) -> None:
+        for server, argument, state in (
+            ("127.0.0.1:1", "--check-expect=+PONG", "DOWN"),
+            ("127.0.0.1:1,check=2", "--rise=2", "DOWN"),
+            ("127.0.0.1:1", "--check-send=PING", "UP"),
+        ):
+            with self.subTest(server=server, argument=argument):
+                board = board_of(server, arguments=(argument,))
+                self.states(board, "---")
+                (served,), row = board.servers(), Clients(board).begin()
+                for _ in range(2):
+                    board.connected(row, served, 0)
+                self.assertEqual(served.state, state)
+
+    def test_shortage_of_this_machine_is_no_failure_of_the_server(self) -> None:
+        for code, failures in (("RC", 0), ("SC", 1), ("sC", 1)):
+            with self.subTest(code):
+                board = board_of("127.0.0.1:1", arguments=("--fall=1",))
+                row, (server,) = Clients(board).begin(), board.servers()
+                board.give_back(row, server, End(code, "why"))
+                self.assertEqual(server.connect_failures, failures)
+                self.assertEqual(server.is_healthy, not failures)
 
 
 class TheQueue(unittest.TestCase):
@@ -143,6 +209,14 @@ class TheQueue(unittest.TestCase):
         later = clients.begin()
         board.end(two, CLOSED)
         self.assertEqual((one.server, later.server), (2, 0))
+
+    def test_wait_is_counted_once_though_it_is_over_long_before_the_end(self) -> None:
+        board = board_of("127.0.0.1:1,max=1")
+        clients = Clients(board)
+        for row in [clients.begin(), clients.begin()]:
+            board.end(row, CLOSED)
+        _, *counts = board.snapshot()["more"]["queue"]
+        self.assertEqual(sum(counts), 1)
 
     def test_one_that_has_tried_all_servers_is_told_so(self) -> None:
         board = board_of()
@@ -186,11 +260,9 @@ class DeadWorkers(unittest.TestCase):
                     board.holder *= noted  # else it dies before it is noted
                     os._exit(0)
                 os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
-                with board.lock:
-                    self.assertFalse(board.lock._lock.acquire(False))
+                self.assertTrue(takes_lock(board))
                 os.waitpid(child, 0)
-                with board.lock:  # it is free, once
-                    self.assertFalse(board.lock._lock.acquire(False))
+                self.assertTrue(takes_lock(board))  # it is free, once
 
     @unittest.skipUnless(hasattr(os, "fork"), "needs fork")
     def test_stopped_process_that_has_the_lock_is_killed(self) -> None:
@@ -202,9 +274,12 @@ class DeadWorkers(unittest.TestCase):
             os.kill(os.getpid(), signal.SIGSTOP)
             os._exit(0)
         os.waitid(os.P_PID, child, os.WSTOPPED)
-        with mock.patch.object(load_balancer, "STALL_S", 0.1), board.lock:
-            self.assertEqual(board.holder, os.getpid())
+        with mock.patch.object(load_balancer, "STALL_S", 0.1):
+            taken = takes_lock(board)
+        if not taken:
+            os.kill(child, signal.SIGKILL)
         self.assertEqual(os.waitpid(child, 0)[1], signal.SIGKILL)
+        self.assertTrue(taken)
 
 
 class Bells(unittest.TestCase):

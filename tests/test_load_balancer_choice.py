@@ -336,5 +336,5 @@ class Choosing(BalancerTestCase):
     def test_backup_takes_over_when_the_main_server_refuses(self) -> None:
         with refusing_address() as dead:
             backup = self.backend(named)
-            balancer = self.balance([dead, f"{backup.address},backup"])
+            balancer = self.balance([dead, f"{backup.address},backup"], "--hold=0")
             self.assertEqual(visit_once(balancer), backup.port)

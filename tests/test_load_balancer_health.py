@@ -274,6 +274,8 @@ class States(BalancerTestCase):
         self.assertEqual({visit_once(balancer) for _ in range(6)}, {two.port})
         self.assertEqual(server_figures(balancer, one)["state"], "MAINT")
         again = self.backend(named, port=port)
+        two.visit(two.total + 4)
+        self.assertEqual(again.total, 0)
         self.assertEqual(command(balancer, again, "ready"), 200)
         wait_until(
             lambda: server_figures(balancer, again)["state"] == "UP", what="it is UP"

@@ -348,14 +348,19 @@ class Formats(BalancerTestCase):
 
     def test_failed_and_refused_connections_are_counted_apart(self) -> None:
         with refusing_address() as dead:
-            balancer = self.balance([dead])
-            for _ in range(3):
-                with dial(balancer) as client, contextlib.suppress(ConnectionError):
-                    client.recv(1)
-            wait_for_endings(balancer, 3)
-            connections = figures(balancer)["connections"]
-            self.assertEqual((connections["failed"], connections["refused"]), (3, 0))
-            self.assertEqual(connections["total"], 3)
+            for option, counts in (("--hold=0", (3, 0)), ("--allow=192.0.2.1", (0, 3))):
+                balancer = self.balance([dead], option)
+                for _ in range(3):
+                    with dial(balancer) as client, contextlib.suppress(ConnectionError):
+                        client.recv(1)
+                wait_for_endings(balancer, 3)
+                wait_until(
+                    lambda b=balancer: not figures(b)["connections"]["active"],  # type: ignore[misc]
+                    what="no live connection",
+                )
+                found = figures(balancer)["connections"]
+                self.assertEqual((found["failed"], found["refused"]), counts)
+                self.assertEqual(found["total"], 3)
 
     def test_healthz_is_200_while_a_server_is_up_and_503_otherwise(self) -> None:
         backend = self.backend(named)
@@ -418,6 +423,8 @@ class Page(BalancerTestCase):
         policy = headers["content-security-policy"]
         self.assertIn("default-src 'none'", policy)
         self.assertIn("frame-ancestors 'none'", policy)
+        own = r"; script-src 'sha256-\S+'; style-src 'sha256-\S+'; connect-src 'self'; "
+        self.assertRegex(policy, own)
         self.assertNotRegex(page, r"""(?i)(?:src|href)\s*=\s*["']?(?:https?:)?//""")
         self.assertNotRegex(page, r"(?i)@import|url\(\s*['\"]?(?:https?:)?//")
 
@@ -427,6 +434,13 @@ class Page(BalancerTestCase):
                 headers = self.ask(path)[1]
                 self.assertEqual(headers["cache-control"], "no-store")
                 self.assertEqual(headers["x-content-type-options"], "nosniff")
+
+    def test_head_is_answered_without_a_body(self) -> None:
+        client = self.dial(self.where)
+        client.sendall(b"HEAD /healthz HTTP/1.0\r\n\r\n")
+        answer = read_to_end(client)
+        self.assertRegex(answer, rb"(?s)\AHTTP/1\.0 200 .*\r\nContent-Length: 3\r\n")
+        self.assertTrue(answer.endswith(b"\r\n\r\n"), answer)
 
     def test_page_that_is_not_there_is_404(self) -> None:
         for path in ("/nothing", "/status.json/", "/../etc/passwd", "/servers/"):

@@ -11,10 +11,12 @@ import array
 import contextlib
 import errno
 import io
+import itertools
 import os
 import signal
 import socket
 import tempfile
+import threading
 import time
 import unittest
 from collections.abc import Iterator
@@ -25,6 +27,7 @@ from unittest import mock
 import load_balancer
 from load_balancer import CLOSED, Board, Direction, End, Log, Row
 from tests.balancer import TIME
+from tests.support import DEADLINE_S
 
 REFUSED = End("SC", "refused")
 
@@ -365,22 +368,6 @@ class WorkersThatDie(unittest.TestCase):
         self.assertEqual(board.servers()[0].places_taken, 2)
         self.assertTrue(two[1].server, "the place of the dead goes to who waits")
 
-    def test_lock_of_a_dead_process_is_taken_from_it(self) -> None:
-        options = load_balancer.parse_args(
-            ["--server=127.0.0.1:9991", "--workers=2"]
-        )
-        board = Board(options, 10)
-        child = os.fork()
-        if not child:
-            board.lock.me = os.getpid()
-            board.lock.__enter__()
-            os._exit(0)
-        os.waitpid(child, 0)
-        self.assertEqual(board.holder, child)
-        board.bury(1, load_balancer.WORKER_DIED)
-        with board.lock:
-            self.assertEqual(board.holder, os.getpid())
-
 
 class LogThatCannotBeWritten(unittest.TestCase):
     """Lines that are lost are counted, and the count is written once it can be."""
@@ -443,6 +430,20 @@ class LogThatCannotBeWritten(unittest.TestCase):
         log.end()
         self.assertLess(time.monotonic() - start, 10)
 
+    def test_lines_for_a_desk_that_is_stopped_hold_nobody_up(self) -> None:
+        log = load_balancer.Log(str(self.path), quiet=False)
+        log.share()
+
+        def say_much() -> None:
+            for _ in range(3000):
+                log.line("x" * 1000)
+
+        worker = threading.Thread(target=say_much, daemon=True)
+        worker.start()
+        worker.join(DEADLINE_S)
+        self.assertFalse(worker.is_alive(), "it waits for the desk")
+        self.assertGreater(log._lost, 0)
+
     def test_connection_whose_worker_died_just_after_its_line_has_no_second(
         self,
     ) -> None:
@@ -493,6 +494,232 @@ class LastBytes(unittest.TestCase):
         self.addCleanup(theirs.close)
         ours.setblocking(False)
         return ours
+
+
+class Itself(unittest.TestCase):
+    """Which servers are this balancer itself."""
+
+    def test_all_addresses_are_those_of_this_machine_only(self) -> None:
+        for server, listens, own in (
+            ("127.0.0.1", "0.0.0.0", True),
+            ("127.0.0.9", "0.0.0.0", True),
+            ("192.0.2.1", "0.0.0.0", False),
+            ("127.0.0.1", "127.0.0.2", False),
+            ("0.0.0.0", "127.0.0.1", True),
+        ):
+            with self.subTest(server=server, listens=listens):
+                found = load_balancer.is_own((server, 9990), [(listens, 9990)])
+                self.assertEqual(found, own)
+                self.assertFalse(
+                    load_balancer.is_own((server, 9991), [(listens, 9990)])
+                )
+
+
+class Headers(unittest.TestCase):
+    """The PROXY headers of addresses that are not of one family."""
+
+    def test_ipv4_address_beside_an_ipv6_one_is_mapped(self) -> None:
+        addresses = ("::ffff:192.0.2.1", 4000), ("2001:db8::1", 80)
+        self.assertEqual(
+            load_balancer.proxy_v2(*addresses),
+            b"\r\n\r\n\0\r\nQUIT\n\x21\x21\0\x24"
+            b"\0\0\0\0\0\0\0\0\0\0\xff\xff\xc0\0\x02\x01"
+            b"\x20\x01\x0d\xb8\0\0\0\0\0\0\0\0\0\0\0\x01\x0f\xa0\0\x50",
+        )
+        line = load_balancer.proxy_v1(*addresses)
+        self.assertRegex(line, rb"\APROXY TCP6 ::ffff:\S+ 2001:db8::1 4000 80\r\n\Z")
+
+
+class Lines(unittest.TestCase):
+    """What a line of the log says, in which units."""
+
+    @unittest.skipUnless(hasattr(time, "tzset"), "needs tzset")
+    def test_time_is_local_with_three_digits_of_milliseconds(self) -> None:
+        self.addCleanup(time.tzset)
+        for zone, at, expected in (
+            ("XXX-5:30", 60.0072, "1970-01-01 05:31:00,007 text\n"),
+            ("XXX3", 86400.25, "1970-01-01 21:00:00,250 text\n"),
+        ):
+            with self.subTest(zone), mock.patch.dict(os.environ, TZ=zone):
+                time.tzset()
+                self.assertEqual(Log(os.devnull, False)._format(at, "text"), expected)
+
+    def test_times_are_in_milliseconds(self) -> None:
+        lab = Connections()
+        row, now_ns = lab.admit("192.0.2.1"), time.monotonic_ns()
+        row.accepted_ns, row.connect_ns = now_ns - 2_000_000_000, 1_230_000
+        line = lab.board.line_of(row, CLOSED)
+        self.assertRegex(
+            line,
+            r"\Aclient=192\.0\.2\.1:50000 server=127\.0\.0\.1:9991 tries=1 "
+            r"connect_ms=1\.23 duration_ms=[2-9]\d{3}\.\d to_server=0 to_client=0 "
+            r"undelivered=0 end=-- closed by both sides\Z",
+        )
+
+
+class Defaults(unittest.TestCase):
+    """What holds without options."""
+
+    def test_defaults_are_those_of_the_contract(self) -> None:
+        options = load_balancer.parse_args([])
+        usual = [(s["host"], s["port"], s["weight"]) for s in options.servers]
+        self.assertEqual(usual, [("127.0.0.1", 9991 + n, 1) for n in range(3)])
+        for name, value in (
+            ("algorithm", "roundrobin"),
+            ("check_interval", 2),
+            ("rise", 2),
+            ("fall", 3),
+            ("check_timeout", 2),
+            ("no_checks", False),
+            ("on_down", "keep"),
+            ("connect_timeout", 3),
+            ("idle_timeout", 3600),
+            ("half_close_timeout", 300),
+            ("hold", 3),
+            ("stop_delay", 0),
+            ("grace", 30),
+            ("queue_timeout", 5),
+            ("max_connections", 0),
+            ("send_proxy", None),
+            ("status", None),
+            ("log", None),
+            ("quiet", False),
+        ):
+            with self.subTest(name):
+                self.assertEqual(getattr(options, name), value)
+
+    def test_one_process_is_enough_for_a_free_threaded_python(self) -> None:
+        for free, workers in ((True, 1), (False, 7)):
+            with (
+                mock.patch.object(load_balancer, "usable_cores", return_value=7),
+                mock.patch.object(load_balancer, "is_free_threaded", return_value=free),
+            ):
+                self.assertEqual(load_balancer.parse_args([]).workers, workers)
+
+    def test_usual_address_is_9990_on_loopback(self) -> None:
+        with mock.patch.object(socket, "create_server") as create:
+            load_balancer.open_listeners(load_balancer.parse_args([]))
+        self.assertEqual(create.call_args[0], (("127.0.0.1", 9990),))
+
+
+class SlowReader(unittest.TestCase):
+    """What its kernel does not take yet is kept."""
+
+    def test_rest_of_what_was_read_arrives_in_order(self) -> None:
+        client, ours = socket.socketpair()
+        to_server, server = socket.socketpair()
+        for sock in (client, ours, to_server, server):
+            self.addCleanup(sock.close)
+            sock.setblocking(False)
+        cells = memoryview(array.array("q", [0] * load_balancer.Row.SIZE))
+        sides, session = (("client", ours), ("server", to_server)), mock.Mock(cut=None)
+        way = Direction(*sides, cells, load_balancer.TO_SERVER, session)
+        way.can_splice, sent, received = False, 0, b""
+        data = b"".join(b"%07d " % number for number in range(250_000))
+        while len(received) < len(data):
+            with contextlib.suppress(BlockingIOError):
+                sent += client.send(data[sent : sent + 500_000])
+            for _ in range(10):  # fills the way to the server
+                way.push() if way.pending else way.pull()
+            if way.pending or sent == len(data):
+                received += server.recv(100_000)
+        self.assertEqual(received, data)
+
+
+class Vanished(unittest.TestCase):
+    """A side whose kernel no longer answers is given up, and the other is told."""
+
+    def test_side_without_an_answer_for_two_minutes_ends_the_connection(self) -> None:
+        for side in ("client", "server"):
+            pairs = {name: socket.socketpair() for name in ("client", "server")}
+            for sock in itertools.chain(*pairs.values()):
+                self.addCleanup(sock.close)
+            client_sock, server_sock = (ours for ours, _ in pairs.values())
+            for sock in (client_sock, server_sock):
+                sock.setblocking(False)
+            gone = pairs[side][0]
+            options = load_balancer.parse_args(["--idle-timeout=5"])
+            cells = memoryview(array.array("q", [0] * load_balancer.Row.SIZE))
+            session = mock.Mock(cut=None)
+            relay = load_balancer.Relay(
+                options, cells, client_sock, server_sock, session
+            )
+            with (
+                self.subTest(side),
+                mock.patch.object(load_balancer, "LOOK_NS", 10_000_000),
+                mock.patch.object(
+                    load_balancer,
+                    "silence_s",
+                    lambda sock, gone=gone: 120.0 if sock is gone else 119.9,
+                ),
+            ):
+                end = relay.run(False)
+                words = f"{side} vanished: it no longer answers"
+                self.assertEqual((end.code, end.words), (f"{side[0]}D", words))
+
+
+class Loops(unittest.TestCase):
+    """A client that comes here again and again through another balancer."""
+
+    def test_so_many_live_connections_of_one_clients_port_are_a_loop(self) -> None:
+        lab = Connections("--server=127.0.0.1:9991", "--accept-proxy=127.0.0.1")
+        worker = load_balancer.Worker(lab.board, [], mock.Mock(), 1)
+        peer, route = ("127.0.0.1", 1), (("192.0.2.1", 4000), ("192.0.2.2", 80))
+
+        def meet() -> None:
+            session = load_balancer.Session(lab.admit(), mock.Mock(), peer)
+            worker._meet(session)
+
+        with (
+            mock.patch.object(load_balancer, "read_proxy_header", return_value=route),
+            mock.patch.object(load_balancer, "LOOP_ROUNDS", 3),
+        ):
+            for _ in range(3):
+                meet()
+            with self.assertRaises(load_balancer.OverError) as raised:
+                meet()
+        self.assertEqual(raised.exception.end.code, "PC")
+        self.assertRegex(raised.exception.end.words, "a loop")
+
+
+class Prepared(unittest.TestCase):
+    """What sockets are told before they are used."""
+
+    def test_bytes_go_at_once_and_a_vanished_peer_is_looked_for(self) -> None:
+        with socket.socket() as sock:
+            load_balancer.prepare(sock)
+            for level, option, value in (
+                (socket.IPPROTO_TCP, "TCP_NODELAY", 1),
+                (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
+                (socket.IPPROTO_TCP, "TCP_KEEPIDLE", 60),
+                (socket.IPPROTO_TCP, "TCP_KEEPINTVL", 15),
+                (socket.IPPROTO_TCP, "TCP_KEEPCNT", 4),
+            ):
+                if number := getattr(socket, option, None):
+                    with self.subTest(option):
+                        self.assertEqual(sock.getsockopt(level, number), value)
+
+
+class Defects(unittest.TestCase):
+    """What should not happen costs one connection, and is told."""
+
+    def test_defect_ends_its_connection_with_a_traceback_and_a_code(self) -> None:
+        lab = Connections()
+        log = mock.Mock(silent=False)
+        worker = load_balancer.Worker(lab.board, [], log, 1)
+        row, client_sock = lab.admit(), mock.Mock()
+        session = load_balancer.Session(row, client_sock, ("127.0.0.1", 50000))
+        worker._live[row.index] = session
+        with (
+            mock.patch.object(worker, "_meet", side_effect=ValueError("a defect")),
+            contextlib.redirect_stderr(io.StringIO()) as stderr,
+        ):
+            worker._serve(session)
+        self.assertIn("Traceback", stderr.getvalue())
+        line, _ = log.line.call_args[0]
+        self.assertRegex(line, r"end=ID internal error: ValueError\('a defect'\)\Z")
+        client_sock.close.assert_called_once_with()
+        self.assertEqual((lab.board.live, lab.servers[0].places_taken), (0, 0))
 
 
 class DefectsOfTheStatusPage(unittest.TestCase):

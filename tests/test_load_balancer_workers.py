@@ -182,6 +182,8 @@ class Deaths(Several):
         waiter = local_address(waiting)
         codes = {line.client: line.code for line in lines if line.client != waiter}
         self.assertEqual(codes, dict.fromkeys(dead, "ID"))
+        died = r" worker=[1-4] died by signal 9 with \d connections?, and is replaced$"
+        balancer.wait_for_line(died)
         for client in alive:
             client.close()
 

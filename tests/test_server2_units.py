@@ -472,8 +472,9 @@ class Threads(ScriptTestCase):
     def serve(self, connection: mock.Mock) -> None:
         """Serve a connection on a thread of its own, which ends with it."""
         self.server.live.add(connection)
+        self.server._clients.put(connection)
         with mock.patch.object(server2, "RESTING_THREADS", 0):
-            in_parallel(lambda: self.server._serve(connection))
+            in_parallel(self.server._serve)
 
     def test_a_defect_is_told_with_its_traceback_and_ends_one_connection(self) -> None:
         connection = mock.Mock(client="127.0.0.1:56457")
@@ -541,7 +542,6 @@ class Threads(ScriptTestCase):
             no_thread = RuntimeError("can't start new thread")
             with mock.patch.object(threading.Thread, "start", side_effect=no_thread):
                 self.assertFalse(self.server.accept())
-            self.assertFalse(self.server.may_accept)
             with mock.patch.object(signal, "signal"):
                 server2.stop(self.server)
             port = self.server.port

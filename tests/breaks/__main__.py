@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -41,24 +43,37 @@ def notice(script: str, one: Break) -> str:
         shutil.copytree(ROOT, copy, ignore=ignored)
         Path(copy, script).write_text(broken(script, one), encoding="utf-8")
         environment = {k: v for k, v in os.environ.items() if k != "LAB_JOBS"}
+        tests = subprocess.Popen(
+            [sys.executable, "-m", "unittest", "--failfast", *one.tests],
+            cwd=copy,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
         try:
-            result = subprocess.run(
-                [sys.executable, "-m", "unittest", "--failfast", *one.tests],
-                cwd=copy,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                timeout=TIMEOUT_S,
-                check=False,
-            )
+            _, said = tests.communicate(timeout=TIMEOUT_S)
         except subprocess.TimeoutExpired:
+            end_all_in(copy)
+            tests.communicate()
             return f"none in {TIMEOUT_S} s: a test hung"
-    if result.returncode == 0:
+    if tests.returncode == 0:
         return ""
     starts = ("FAIL: ", "ERROR: ")
-    found = [line for line in result.stderr.splitlines() if line.startswith(starts)]
-    return found[0].split()[1] if found else result.stderr.strip()[-200:]
+    found = [line for line in said.splitlines() if line.startswith(starts)]
+    return found[0].split()[1] if found else said.strip()[-200:]
+
+
+def end_all_in(copy: Path) -> None:
+    """End the processes that were started with a script or folder of this copy."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            command = Path(entry, "cmdline").read_bytes()
+            folder = os.readlink(Path(entry, "cwd"))
+            if os.fsencode(copy) in command or folder.startswith(str(copy)):
+                os.kill(int(entry.name), signal.SIGKILL)
 
 
 def main() -> int:

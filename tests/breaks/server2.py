@@ -928,7 +928,7 @@ STOP: list[Break] = [
     ),
     Break(
         "no thread is left when its client has gone",
-        "rests = self._resting < RESTING_THREADS",
+        "rests = self._idle < RESTING_THREADS",
         "rests = True",
         (LIFETIME + "test_threads_and_descriptors_come_back_after_many_clients",),
     ),
@@ -1093,14 +1093,14 @@ SYSTEM: list[Break] = [
     ),
     Break(
         "nobody who reads its output stops no client",
-        "if len(self._lines) < LINES_WAITING:",
-        "self._changed.wait_for(lambda: not self._lines)\n            if self:",
+        "self._lines.put_nowait((file, line))",
+        "self._lines.put((file, line))",
         (LIFETIME + "test_nobody_reading_its_output_stops_no_service",),
     ),
     Break(
         "nobody who reads its output does not keep it from stopping",
-        "self._printing), CUT_S",
-        "self._printing)",
+        'self._lines.put((0, ""), timeout=CUT_S)',
+        'self._lines.put((0, ""))',
         (LIFETIME + "test_nobody_reading_its_output_stops_no_service",),
     ),
     Break(
