@@ -623,7 +623,7 @@ class Work(unittest.TestCase):
         threads = []
         for number in range(8):
             thread = threading.Thread(
-                target=work.do, args=(threading.Event(),), name=f"{number}"
+                target=work.do, args=(threading.Event(),), name=f"{number}", daemon=True
             )
             thread.start()
             threads.append(thread)

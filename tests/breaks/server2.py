@@ -557,7 +557,7 @@ START: list[Break] = [
     Break(
         "a log that cannot be written is named in one line",
         "complain(f\"cannot write the log {args.log}: {error.strerror}\")",
-        "raise",
+        "[].pop()",
         (INPUT + "test_bad_arguments_end_with_one_line_and_2",),
     ),
     Break(
