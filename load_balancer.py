@@ -130,8 +130,8 @@ PENALTY_MAX_S = 300.0
 SPARE_THREADS = 8  # at least so many wait for the next connection ...
 MAX_SPARE_THREADS = 64  # ... and at most; the others end
 STACK_BYTES = 262144  # enough for the relay; the default of 8 MiB is only address space
-HASTE_S = 0.5  # at a second signal, for connections to be reset
-CUT_S = 1.0  # at a stop, after SHUT_RD, after SHUT_RDWR, and for workers to end
+CUT_S = 1.0  # at a stop, after SHUT_RD, after SHUT_RDWR, and for workers to end, ...
+HASTE_S = 0.2  # ... and at a second signal
 LOCK_PAUSE_S = 0.00002  # until the next try for the board's lock, then doubled
 STALL_S = 5.0  # a process that keeps the board's lock for so long is killed
 FORK_PAUSE_S = 1.0  # a process that dies at once is not replaced more often
@@ -149,7 +149,8 @@ EVENTS = 10  # ... and the last things that happened
 LIVE_LISTED = 200  # live connections listed by the status page, oldest first
 CHECK_SHOWN_BYTES = 40  # of an answer that was not the expected one
 BELL_BYTES = 65536  # what a pipe holds: if so much is heard, more may be lost
-LOOK = -1  # what a bell says, if not the row that was given a place
+LOOK = -1  # what a bell says, if not the row that was given a place: look at all,
+STIR = -3  # ... or only wake: a thread is to be started, a connection has ended
 REOPEN = -2  # ... or this: the log's file is another one now
 MAX_ROWS = 1 << 20  # of live connections, of all workers together
 MOVED_SERVERS = 64  # places on the board for addresses that names move to
@@ -171,6 +172,10 @@ LOCAL_SHORTAGE = {  # what the system, not the server, has run out of
 CONNECTING = {errno.EINPROGRESS, getattr(errno, "WSAEWOULDBLOCK", errno.EINPROGRESS)}
 NONBLOCKING: int = getattr(socket, "SOCK_NONBLOCK", 0)  # saves a system call
 CAN_SPLICE = hasattr(os, "splice")
+SPLICE_REFUSALS = {  # of the call or the kind of file: not what became of the peer
+    *(errno.EINVAL, errno.EBADF, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP),
+    *(errno.EPERM, errno.EACCES, errno.ENOMEM),
+}
 SPLICE_FLAGS = getattr(os, "SPLICE_F_MOVE", 0) | getattr(os, "SPLICE_F_NONBLOCK", 0)
 SIGHUP = getattr(signal, "SIGHUP", None)  # Windows has none
 SIGCHLD = getattr(signal, "SIGCHLD", None)
@@ -840,7 +845,7 @@ def first_rank(servers: list[Server], fail_open: bool) -> list[Server]:
     return [s for s in servers if not s.backup] or servers[:1]  # like HAProxy
 
 
-def choose(servers: list[Server], algorithm: str, rng: random.Random) -> Server | None:
+def choose(servers: list[Server], algorithm: str, rng: Any) -> Server | None:
     """Return the one whose turn it is; None when those that could serve are full."""
     servers = [s for s in servers if s.has_place]
     if algorithm == "random" and len(servers) > 1:
@@ -959,7 +964,8 @@ class Board(Cells):
     begun, live, failed, refused, queued = (Cell() for _ in range(5))
     to_servers, to_clients = Cell(), Cell()  # bytes, of connections that have ended
     version = Cell()  # changes when it matters for choosing: a server's state
-    leaving, stopping, cutting, over = (Cell() for _ in range(4))
+    leaving, stopping, over = (Cell() for _ in range(3))
+    cutting = Cell()  # milliseconds for each step of it
 
     def __init__(self, options: Options, rows_each: int) -> None:
         """Lay out the board; place the servers that options.servers resolved to."""
@@ -993,9 +999,10 @@ class Board(Cells):
         for server, where in zip(self._slots, resolved, strict=False):
             server.place(*where)
         self.doors: list[str] = []  # the addresses of several --listen
-        self.limit = options.max_connections or rows - self._heads
+        most = rows - self._heads
+        self.limit = min(options.max_connections or most, most)
         self.started_ns, self.started_s = time.monotonic_ns(), time.time()
-        self._random = random.Random()
+        self._random = random  # the module: each process draws anew (os.fork)
         self._seen = -1  # the version that these are of:
         self._candidates: list[Server] = []
         self._asked: list[Server] = []  # by who has not tried any
@@ -1077,8 +1084,15 @@ class Board(Cells):
         Raise NoServerError when all that could be tried have been.
         """
         with self.lock:
-            self._pick_locked(row)
+            if not (row.server or row.waits):  # as somebody else may have seen to
+                self._pick_locked(row)
             return self.server_of(row)
+
+    def forget_tried(self, row: Row) -> None:
+        """Have a row that waits try again what it could not be connected to."""
+        with self.lock:
+            row.forget_tried()
+            self._hand_out_locked()
 
     def _pick_locked(self, row: Row) -> None:
         """Give a row a place, or put it into the queue behind those who wait there."""
@@ -1127,7 +1141,8 @@ class Board(Cells):
             row.note_tried(server)
             row.server = row.own = 0
             server.places_taken -= 1
-            server.retries += 1
+            goes_on = any(not row.has_tried(other) for other in self._candidates)
+            server.retries += goes_on
             line = ""
             if failure.blames_server:
                 server.connect_failures += 1
@@ -1632,7 +1647,8 @@ class Worker:
             row.set_source(session.source)
             with self._lock:
                 self._sources[session.source] += 1
-                loops = self._sources[session.source] > LOOP_ROUNDS
+                again = self._sources[session.source]
+                loops = session.source[1] and again > LOOP_ROUNDS  # a port is one's own
             if loops:
                 raise OverError(refuse("a loop: it has come here again and again"))
         if is_barred(options, row.source()):
@@ -1649,7 +1665,7 @@ class Worker:
                 server = board.server_of(row) or self._place(session)
             except NoServerError:
                 raise OverError(failure) from None
-            if board.fail_open:
+            if board.fail_open and not board.is_up():
                 self._log.warn("open", "no server is UP: every server is tried")
             began_ns = time.monotonic_ns()
             try:
@@ -1707,23 +1723,23 @@ class Worker:
                     return server
                 if session.cut:
                     raise OverError(CUT_QUEUED)
-                wait_s = queued_until - time.monotonic()
                 if in_vain or not board.may_serve():
-                    most_s = RETRY_S if in_vain else math.inf
-                    wait_s = min(self._held_s(session), most_s)
-                    if not wait_s and in_vain:
-                        raise NoServerError
+                    wait_s = self._held_s(session)
                     if not wait_s:
-                        raise OverError(NO_SERVER)
-                elif wait_s <= 0:
-                    raise OverError(QUEUED_TOO_LONG)
-                ready = dict(poll.poll(milliseconds(wait_s)))
+                        raise NoServerError if in_vain else OverError(NO_SERVER)
+                else:
+                    session.held_until = 0.0  # what it was held for is over
+                    wait_s = queued_until - time.monotonic()
+                    if wait_s <= 0:
+                        raise OverError(QUEUED_TOO_LONG)
+                retry_s = RETRY_S if row.tries else math.inf
+                ready = dict(poll.poll(milliseconds(min(wait_s, retry_s))))
                 if mask := ready.get(client_fd):
                     if mask & (POLLERR | POLLHUP) or has_left(session.client_sock):
                         raise OverError(CUT_QUEUED if session.cut else LEFT_QUEUE)
                     poll.register(client_fd, 0)  # it has sent: now only errors matter
-                elif in_vain:  # again: RETRY_S is over, or a server's state changed
-                    row.forget_tried()
+                elif in_vain or row.tries:  # RETRY_S is over, or something has changed
+                    board.forget_tried(row)
                 session.wake.hear()
         finally:
             with self._lock:
@@ -1759,7 +1775,7 @@ class Worker:
             self._free.append(row)
             rings = self._full or board.stopping
         if rings:
-            self._bell.ring()
+            self._bell.ring(STIR)
 
     def _warn_of_shortage(self, end: End) -> None:
         if end.code == "RC":
@@ -1815,7 +1831,7 @@ class Worker:
             self._spare -= 1
             short = self._spare < SPARE_THREADS
         if short:
-            self._bell.ring()
+            self._bell.ring(STIR)
         if len(self._live) * self._options.workers > self._board.live:
             self._clients.stand_back()
         return session
@@ -1871,12 +1887,14 @@ class Worker:
                 self._leave.ring()
             if board.stopping and not live and self._at_rest():
                 break
-            if (board.cutting and cut_at == math.inf) or time.monotonic() >= cut_at:
-                how = next(cuts, None)
-                if how is None:
-                    break
-                self._cut(how)
-                cut_at = time.monotonic() + CUT_S
+            if step_s := board.cutting / 1000:
+                if cut_at == math.inf or time.monotonic() >= cut_at:
+                    how = next(cuts, None)
+                    if how is None:
+                        break
+                    self._cut(how)
+                    cut_at = math.inf
+                cut_at = min(cut_at, time.monotonic() + step_s)
             wait_s = min(cut_at - time.monotonic(), retry_s)
             ready = poll.poll(milliseconds(wait_s))
             if life in dict(ready):
@@ -1890,7 +1908,7 @@ class Worker:
         if self._turn.acquire(timeout=0.1):
             self._turn.release()
             return not self._live
-        self._bell.ring()
+        self._bell.ring(STIR)
         return False
 
     def _reset_of_down(self) -> None:
@@ -2264,8 +2282,10 @@ class Direction:
                 )
             except (BlockingIOError, InterruptedError):
                 pass
-            except OSError:  # refused, or not for this kind of socket: nothing moved
-                self.close_pipe()
+            except OSError as error:
+                if error.errno not in SPLICE_REFUSALS:
+                    raise SideDiedError(self.from_name, error) from None
+                self.close_pipe()  # nothing has moved: recv serves as well
                 self.can_splice = False
             if not self.in_pipe:
                 # Nothing, where poll says something: an end of file, an error, urgent
@@ -2619,7 +2639,7 @@ class Desk:
             if ADMIN[server.admin] != "maint" and not server.gone:
                 began = time.monotonic()
                 passed, result = check(server, self._options)
-                if not self._stopped.is_set():
+                if not self._stopped.is_set() and server.version == version:
                     self._log.line(self._board.record_check(server, passed, result))
                 pause_s = max(0.0, pause_s - (time.monotonic() - began))
 
@@ -3534,6 +3554,12 @@ class Signals:
         self._outer.close()
 
 
+def show(text: str) -> None:
+    """Say on standard output what is no line of the log; nobody may be there."""
+    with contextlib.suppress(OSError):
+        os.write(sys.stdout.fileno(), f"{text}\n".encode())
+
+
 class Balancer:
     """All that runs, in this process: one worker, and the desk's threads.
 
@@ -3558,7 +3584,7 @@ class Balancer:
     def run(self, first_line: str) -> None:
         """Run until a stop has come to its end; raise RuntimeError without threads."""
         self._start_workers()
-        print(first_line, flush=True)  # before any line of the log
+        show(first_line)  # before any line of the log
         what = f"{count(self._options.workers, 'worker')}, version {VERSION}"
         self._log.line(f"{first_line.partition(' (')[0]} with {what}")
         for note in self._options.notes:
@@ -3577,7 +3603,7 @@ class Balancer:
                 if self._board.cutting:  # stopped by SIGSTOP, for one
                     break
                 if self._board.stopping:
-                    self._cut(3 * CUT_S)
+                    self._cut(CUT_S)
                 else:
                     self._close()
         self._end()
@@ -3616,13 +3642,14 @@ class Balancer:
             text += " at most; Ctrl-C again cuts them"
         self._log.line(text)
         if self._options.log and not self._options.quiet:
-            print(text, flush=True)
+            show(text)
         self._deadline = time.monotonic() + grace_s
 
-    def _cut(self, patience_s: float) -> None:
-        self._board.cutting = 1
+    def _cut(self, step_s: float) -> None:
+        """Have all connections reset, in steps of some seconds: see Worker.run."""
+        self._board.cutting = milliseconds(step_s)
         self._board.ring_all()
-        self._deadline = time.monotonic() + patience_s
+        self._deadline = time.monotonic() + 3 * step_s
 
     # With one worker ------------------------------------------------------------------
 
@@ -3921,6 +3948,10 @@ def parse_check(text: str) -> tuple[str, int]:
     if ":" not in text:
         return "", parse_port(text)
     host, port = parse_address(text)
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        raise argparse.ArgumentTypeError(f"{host!r} is no name of a host") from None
     return host, parse_port(str(port))
 
 

@@ -71,7 +71,7 @@ import struct
 import threading
 import time
 import traceback
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn, TextIO
 
@@ -104,8 +104,6 @@ class Server:
         self.stopping = threading.Event()
         self.listener, self.bell = listener, Bell(listener)
         self._connection = FaultyConnection if args.fault[0] else Connection
-        limit = 0 if args.fault[0] == "refuse" else sys.maxsize
-        self._most = args.max_connections or limit
         self._clients: queue.SimpleQueue[Connection] = queue.SimpleQueue()
         self.lock = threading.Lock()  # guards the two below
         self.live: set[Connection] = set()  # none of them is closed
@@ -123,7 +121,9 @@ class Server:
     @property
     def may_accept(self) -> bool:
         """Tell whether there may be one more live connection, or one has no thread."""
-        return len(self.live) < self._most or self._idle < 0
+        refuses = self.args.fault[0] == "refuse"
+        most = self.args.max_connections or (0 if refuses else sys.maxsize)
+        return len(self.live) < most or self._idle < 0
 
     def accept(self) -> bool:
         """Accept a client and see that it has a thread; False: none waits, or short."""
@@ -187,6 +187,7 @@ class Connection:
         self._batch_size = 1 if alone else BATCH_MESSAGES
         self._began, self._began_text = time.monotonic(), timestamp()
         self._is_recorded = False  # the record "connected" is in the log
+        self._patience_s = -1.0  # of the socket: not set yet
 
     def serve(self) -> None:
         """Serve the client to the end, and record the end (thread connection-…)."""
@@ -194,7 +195,6 @@ class Connection:
         try:
             if is_trusted(self.client, self.args.accept_proxy):
                 read_proxy_line(self)
-            set_timeouts(self.sock, self.args.idle_timeout)
             for messages in self.batches():
                 self._confirm(messages)
             reason = "by client"
@@ -217,43 +217,45 @@ class Connection:
 
     def batches(self) -> Iterator[list[bytes]]:
         """Yield messages that came together: the one place that knows their ends."""
-        rest, sends_lines, limit = bytearray(), False, self.args.max_message
+        rest, limit = bytearray(), self.args.max_message
+        pause_s, idle_s = self.args.message_pause, self.args.idle_timeout
+        if 0 < idle_s <= pause_s:
+            pause_s = 0
         while True:
-            may_pause = not sends_lines and 0 < len(rest) <= PAUSE_MESSAGE_BYTES
-            data = self._receive(self.args.message_pause if may_pause else 0)
-            if not data:  # silence, or end of file: the client's, or that of a stop
-                is_whole = data is None or not self.server.stopping.is_set()
-                if rest and (is_whole or has_ended(self.sock)):
+            may_pause = pause_s and 0 < len(rest) <= PAUSE_MESSAGE_BYTES
+            try:
+                data = self._receive(pause_s if may_pause else idle_s)
+            except TIMEOUTS as error:
+                if not may_pause or has_vanished(error):
+                    raise
+                yield [bytes(rest)]
+                rest.clear()
+                continue
+            if not data:  # end of file; a stop makes one, too
+                if rest and (
+                    not self.server.stopping.is_set() or has_ended(self.sock)
+                ):
                     yield [bytes(rest)]
-                    rest.clear()
-                if data is None:
-                    continue
                 return
             self.bytes_in += len(data)
             rest += data
             end = rest.rfind(b"\n", len(rest) - len(data)) + 1
             lines = io.BytesIO(rest[:end]).readlines()  # at "\n" only
             del rest[:end]
-            sends_lines = sends_lines or bool(end)
+            if end:
+                pause_s = 0  # it sends lines: from here on, only they end a message
             fitting = list(itertools.takewhile(lambda line: len(line) <= limit, lines))
             for k in range(0, len(fitting), self._batch_size):
                 yield fitting[k : k + self._batch_size]
             if len(fitting) < len(lines) or len(rest) > limit:
                 self._reject()
 
-    def _receive(self, pause_s: float) -> bytes | None:
-        """Return the next bytes, b"" at end of file, None after a pause (0: never)."""
-        if not pause_s or 0 < self.args.idle_timeout <= pause_s:
-            return self.sock.recv(RECEIVE_BYTES)
-        set_timeouts(self.sock, pause_s)
-        try:
-            return self.sock.recv(RECEIVE_BYTES)
-        except TIMEOUTS as error:
-            if has_vanished(error):
-                raise
-            return None
-        finally:
-            set_timeouts(self.sock, self.args.idle_timeout)
+    def _receive(self, seconds: float) -> bytes:
+        """Return the next bytes, b"" at end of file; TIMEOUTS: none came (0: never)."""
+        if seconds != self._patience_s:
+            set_timeouts(self.sock, seconds)
+            self._patience_s = seconds
+        return self.sock.recv(RECEIVE_BYTES)
 
     def _confirm(self, messages: list[bytes]) -> None:
         """Record messages by one write, then confirm them, or say why not."""
@@ -345,9 +347,9 @@ class Log:
     mid-write is a torn record: see "Repair"; for a pipe see "write_in_turn".
     """
 
-    def __init__(self, path: str, port: int) -> None:
+    def __init__(self, path: str) -> None:
         """Open the file for appending, or raise OSError."""
-        self.path, self.port = path, port
+        self.path = path
         self.file = open_to_append(path)
         self.is_pipe = is_pipe(self.file)
         self.torn = threading.Event()  # set: blank what is torn before the next write
@@ -364,8 +366,9 @@ class Log:
                 if is_deleted(self.file):  # all would be lost
                     reopen(self)
                 if self.torn.is_set():
-                    blank_torn(self)
-                end = logged + self._write(data[logged:])
+                    mend(self, sure=1)
+                write = write_in_turn if self.is_pipe else write_quickly
+                end = logged + write(self.file, data[logged:])
                 # A write that is too short does not say why: the next one does, or
                 # succeeds. It begins with the record that was cut off.
                 if data[end - 1 : end] != b"\n":
@@ -375,11 +378,6 @@ class Log:
             reason = error.strerror or str(error)
         ends = itertools.accumulate(map(len, entries))
         return sum(end <= logged for end in ends), reason
-
-    def _write(self, data: bytes) -> int:
-        """Write once; return how many bytes were taken."""
-        return (write_in_turn if self.is_pipe else write_quickly)(self.file, data)
-
 
 # ======== What only few need: everything above reads without what is below ============
 # ---- Text: what records and confirmations look like ----------------------------------
@@ -447,10 +445,13 @@ class Bell:
 
     def __init__(self, listener: socket.socket) -> None:
         """Hear signals from now on."""
-        self._outlives_terminal = ignores_hangups() or not has_terminal()
+        is_ignored = SIGHUP and signal.getsignal(SIGHUP) is signal.SIG_IGN  # nohup(1)
+        self._outlives_terminal = is_ignored or not has_terminal()
         # A byte is a signal's number, or 0: a client has left.
         self._inbox, self._outbox = socket.socketpair()
         self._outbox.setblocking(False)
+        self._alone = selectors.DefaultSelector()
+        self._alone.register(self._inbox, selectors.EVENT_READ)
         self._with_clients = selectors.DefaultSelector()
         self._with_clients.register(self._inbox, selectors.EVENT_READ)
         self._with_clients.register(listener, selectors.EVENT_READ)
@@ -460,15 +461,10 @@ class Bell:
 
     def wait(self, seconds: float | None, accepts: bool) -> int:
         """Return a signal's number; 0: a client waits, has left, or time is over."""
-        if accepts:
-            ready = self._with_clients.select(seconds)
-            if not any(key.fileobj is self._inbox for key, _ in ready):
-                return 0
-        self._inbox.settimeout(seconds)
-        try:
-            return self._inbox.recv(1)[0]
-        except TIMEOUTS:
+        ready = (self._with_clients if accepts else self._alone).select(seconds)
+        if all(key.fileobj is not self._inbox for key, _ in ready):
             return 0
+        return self._inbox.recv(1)[0]
 
     def ring(self) -> None:
         """Tell that a client has left (any thread)."""
@@ -532,8 +528,7 @@ def reopen_log(server: Server) -> None:
 
 TIMEOUTS = (BlockingIOError, TimeoutError)  # by SO_RCVTIMEO, by settimeout
 SEND_TIMEOUT_S = 30.0  # a client that reads nothing for so long is given up
-LINGER_S = 5.0  # how long a client may go on sending after an error line, ...
-LINGER_BYTES = 64 << 20  # ... and how much, before the connection is closed
+LINGER_S = 5.0  # how long a client may go on sending after an error line
 DELIVERY_S = 2.0  # at the stop, for a client's kernel to acknowledge what was sent,
 ACKNOWLEDGED_S = 0.002  # ... asked for so often
 TCP_ENDED = (8, 9)  # TCP_CLOSE_WAIT, TCP_LAST_ACK (linux/tcp_states.h)
@@ -554,10 +549,10 @@ def linger(connection: Connection, seconds: float) -> None:
 
     Closing with bytes unread would send a reset, which overtakes what was sent.
     """
-    sock, most = connection.sock, connection.bytes_in + LINGER_BYTES
+    sock = connection.sock
     deadline = time.monotonic() + seconds
     with contextlib.suppress(OSError):
-        while (left := deadline - time.monotonic()) > 0 and connection.bytes_in < most:
+        while (left := deadline - time.monotonic()) > 0:
             set_timeouts(sock, left)
             data = sock.recv(RECEIVE_BYTES)
             connection.bytes_in += len(data)
@@ -569,10 +564,8 @@ def linger(connection: Connection, seconds: float) -> None:
 
 def unacknowledged(sock: socket.socket) -> int:
     """Return how many bytes the peer has not acknowledged (tcp(7), SIOCOUTQ)."""
-    if fcntl is None or not hasattr(termios, "TIOCOUTQ"):
-        return 0
     answer = array.array("i", [0])
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, AttributeError):  # as where no ioctl(2) is
         fcntl.ioctl(sock, termios.TIOCOUTQ, answer)
     return answer[0]
 
@@ -587,19 +580,15 @@ def read_proxy_line(connection: Connection) -> None:
             line += byte
             if not byte or len(line) >= PROXY_LINE_BYTES:
                 break
-        client = parse_proxy_line(line)
-    except TIMEOUTS:
+        if client := parse_proxy_line(line):
+            connection.client = format_address(client)
+    except (*TIMEOUTS, ValueError) as error:
         connection.bytes_in = len(line)  # of nothing there is no record
-        raise ConnectionOver("by server (no PROXY line in time)") from None
-    except ValueError:
-        if not line:
-            raise ConnectionOver("by client") from None
-        connection.bytes_in = len(line)
-        text = f"{connection.client} sent no PROXY line"
-        connection.server.terminal.warn("proxy", text)
-        raise ConnectionOver("by server (no PROXY line)") from None
-    if client:
-        connection.client = format_address(client)
+        late = " in time" if isinstance(error, TIMEOUTS) else ""
+        if line:
+            text = f"{connection.client} sent no PROXY line{late}"
+            connection.server.terminal.warn("proxy", text)
+        raise ConnectionOver(f"by server (no PROXY line{late})") from None
 
 
 PROXY_LINE_BYTES = 107  # longest with its CRLF (proxy-protocol.txt 2.1)
@@ -629,8 +618,6 @@ def parse_proxy_line(line: bytes) -> tuple[str, int] | None:
 
 def is_trusted(client: str, networks: Sequence[Any]) -> bool:
     """Tell whether a client's address is in one of the networks."""
-    if not networks:
-        return False
     host = client.rpartition(":")[0].strip("[]").partition("%")[0]
     address = ipaddress.ip_address(host)
     address = getattr(address, "ipv4_mapped", None) or address
@@ -716,27 +703,20 @@ def is_deleted(file: int) -> bool:
 # ---- The log's file: opened, reopened; a pipe; on disk before the confirmation -------
 
 
-def open_log(path: str, port: int, flushed: bool) -> Log:
+def open_log(path: str, flushed: bool) -> Log:
     """Return the log at a path, repaired as far as it may be; or raise OSError."""
-    may_be_torn = False
-    try:
-        repair(path, port)
-    except OSError:  # not to be read, or written elsewhere than at its end
-        may_be_torn = os.path.getsize(path) > 0
     kind = FlushedLog if flushed else Log
     try:
-        log = kind(path, port)
+        log = kind(path)
     except OSError as error:
         if error.errno != errno.ENXIO:
             raise
         complain(f"{path} is a pipe that nobody reads: waiting for somebody who does")
-        waiting = os.open(path, os.O_WRONLY)
-        try:
-            log = kind(path, port)
-        finally:
-            os.close(waiting)
-    if may_be_torn:
-        log.torn.set()
+        with open(os.open(path, os.O_WRONLY), "wb", 0):
+            log = kind(path)
+    if not log.is_pipe:
+        with contextlib.suppress(OSError):
+            mend(log)
     return log
 
 
@@ -770,7 +750,7 @@ def reopen(log: Log) -> None:
         os.dup2(new, log.file, inheritable=False)
         log.is_pipe = is_pipe(new)
         with contextlib.suppress(OSError):  # where the system has no such path
-            repair(f"/proc/self/fd/{old}", 0, 1 if log.torn.is_set() else SURE_BYTES)
+            repair(f"/proc/self/fd/{old}", 1 if log.torn.is_set() else SURE_BYTES)
 
 
 class FlushedLog(Log):
@@ -780,8 +760,8 @@ class FlushedLog(Log):
     group leads it: while it waits for the flush of the group before, others join.
     """
 
-    def __init__(self, path: str, port: int) -> None:
-        super().__init__(path, port)
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
         flush_name(path)
         self.flushing = threading.RLock()  # held from a write to its flush
         self._joining = threading.Lock()  # guards the two below
@@ -861,8 +841,7 @@ def write_in_turn(file: int, data: bytes) -> int:
 # ---- Repair: what a killed server or a full disk left torn is blanked ----------------
 # When a server starts on a log, when it leaves one, and after a disk was full.
 
-MEND_BYTES = 256 << 20  # of the log's end are searched for torn records at most, ...
-BLOCK_BYTES = 4 << 20  # ... so many at once
+MEND_BYTES = 64 << 20  # of the log's end are searched for torn records
 LINE_BYTES = 1 << 20  # longer lines are left alone; with --max-message's default: none
 STAMP = rb"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} - "
 SAMPLE = b"2026-11-23 14:50:15,613 - "  # to complete a stamp that is torn itself
@@ -914,61 +893,47 @@ def is_replied(after: bytes, port: bytes, client: bytes, text: bytes = b"") -> b
     return bool(after) and may_begin_record(after) and replied.startswith(rest)
 
 
-def torn_records(
-    file: io.FileIO, size: int, port: int, sure: int
-) -> Iterator[tuple[int, int]]:
-    """Yield (start, end) of the torn records in the first `size` bytes of a log.
-
-    Walks back block by block, MEND_BYTES at most, and no further than to a line of
-    `port` (0: of none): what a server's death tore was its last record.
-    """
-    # Begins with a literal, as GLUED does: fifteen times as fast.
-    own = re.compile(rb"(?m) - %d - (?<=^%b%d - )" % (port, STAMP, port))
-    for high in range(size, max(0, size - MEND_BYTES), -BLOCK_BYTES):
-        low = max(0, high - BLOCK_BYTES)
-        first = file.seek(max(0, low - 2 * LINE_BYTES))  # lines have neighbours
-        data = file.read(min(size, high + 2 * LINE_BYTES) - first)
-        last = data.rpartition(b"\n")[2] if high == size else b""
-        if len(last) >= sure and may_begin_record(last):
-            yield size - len(last), size
-        is_own = own.search(data, low - first)
-        lines, offset = data.split(b"\n") if GLUED.search(data) else [], first
-        for before, line, after in zip([b"", *lines], lines, lines[1:], strict=False):
-            if low <= offset < high:
-                for start, end in torn_in_line(before, line, after):
-                    yield offset + start, offset + end
-            offset += len(line) + 1
-        if is_own:
-            return
+def torn_records(data: bytes, sure: int) -> Iterator[tuple[int, int]]:
+    """Yield (start, end) of the torn records in a log's end; `sure`: see repair."""
+    last = data.rpartition(b"\n")[2]
+    if len(last) >= sure and may_begin_record(last):
+        yield len(data) - len(last), len(data)
+    lines, offset = data.split(b"\n") if GLUED.search(data) else [], 0
+    for before, line, after in zip([b"", *lines], lines, lines[1:], strict=False):
+        if GLUED.search(line):
+            for start, end in torn_in_line(before, line, after):
+                yield offset + start, offset + end
+        offset += len(line) + 1
 
 
-def repair(path: str, port: int, sure: int = SURE_BYTES) -> None:
-    """Blank the torn records of `port` (0: of all) in a log's end, or raise OSError.
+def repair(path: str, sure: int = SURE_BYTES) -> None:
+    """Blank the torn records in a log's end, or raise OSError.
 
     A torn record of `sure` bytes or more at the end is one, and nobody's own words.
 
     What looks torn may be a write under way. So a line ending is appended first:
     that waits for such a write (inode lock), and what is torn then stays torn.
     """
-    if not os.path.isfile(path):  # not yet, or a FIFO or a device
+    if not os.path.isfile(path) or not os.path.getsize(path):
         return
-    with io.FileIO(path, "r+") as file, io.FileIO(path, "a") as log:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - 1))
-        if file.read(1) in (b"", b"\n") and not any(
-            torn_records(file, size, port, sure)
-        ):
-            return
-        full = None
+    with open(path, "rb") as file:
+        low = max(0, file.seek(0, os.SEEK_END) - MEND_BYTES)
+        file.seek(low)
+        data = file.read()
+    if data[-1:] in (b"", b"\n") and not any(torn_records(data, sure)):
+        return
+    with open(path, "r+b", 0) as file, open(path, "ab", 0) as log:
+        size, full = file.seek(0, os.SEEK_END), None
         try:
             log.write(b"\n")
             size = log.tell() - 1
         except OSError as error:  # yet it has waited, and what is there may be blanked
-            full = error
             if file.seek(0, os.SEEK_END) != size:
                 raise
-        for start, end in torn_records(file, size, port, sure):
-            file.seek(start)
+            full = error
+        file.seek(low)
+        for start, end in torn_records(file.read(size - low), sure):
+            file.seek(low + start)
             file.write(b" " * (end - start - 1) + b"\n")
         file.seek(size - 1)
         if full and file.read(1) != b"\n":
@@ -976,15 +941,15 @@ def repair(path: str, port: int, sure: int = SURE_BYTES) -> None:
         os.fsync(file.fileno())  # else a power cut now would bring the torn one back
 
 
-def blank_torn(log: Log) -> None:
-    """Blank the torn record of a full disk before anything follows, or OSError."""
+def mend(log: Log, sure: int = SURE_BYTES) -> None:
+    """Repair a log before anything follows, or raise OSError."""
     log.torn.clear()  # first: another thread may set it anew
     own = f"/proc/self/fd/{log.file}"  # the file may have another name by now
     try:
         if log.is_pipe:
             write_in_turn(log.file, b"\n")
-            return
-        repair(own if os.path.exists(own) else log.path, log.port, sure=1)
+        else:
+            repair(own if os.path.exists(own) else log.path, sure)
     except PermissionError:  # a file that may only be appended to
         os.write(log.file, b"\n")
     except OSError:  # no space yet (copy-on-write), no reader: ask again
@@ -1004,27 +969,20 @@ class PretendedWork:
 
     def __init__(self, draw: Callable[[], float] | None, places: int) -> None:
         self.is_needed = bool(draw or places)
-        self._draw = draw or (lambda: 0.0)
-        self._lock = threading.Lock()  # guards the two below
-        self._free = places or sys.maxsize
-        self._waiting: deque[threading.Lock] = deque()  # each is taken; released: go
+        self._draw, self._places = draw or (lambda: 0.0), places or sys.maxsize
+        # Guards the two below; who has waited longest is woken when one has left.
+        self._changed = threading.Condition()
+        self._came = self._left = 0
 
     def do(self, stopping: threading.Event) -> None:
         """Wait for a place and work there; a stop lets nobody work any longer."""
-        with self._lock:
-            turn = threading.Lock()
-            if self._free:
-                self._free -= 1
-            else:
-                turn.acquire()
-                self._waiting.append(turn)
-        with turn:
-            stopping.wait(self._draw())
-        with self._lock:
-            if self._waiting:
-                self._waiting.popleft().release()
-            else:
-                self._free += 1
+        with self._changed:
+            number, self._came = self._came, self._came + 1
+            self._changed.wait_for(lambda: number < self._left + self._places)
+        stopping.wait(self._draw())
+        with self._changed:
+            self._left += 1
+            self._changed.notify()
 
 
 # ---- Faults to play with (--fault) ---------------------------------------------------
@@ -1181,11 +1139,6 @@ def has_terminal() -> bool:
     return True
 
 
-def ignores_hangups() -> bool:
-    """Tell whether the process was started to outlive its terminal (nohup(1))."""
-    return SIGHUP is not None and signal.getsignal(SIGHUP) is signal.SIG_IGN
-
-
 def use_what_the_system_gives() -> None:
     """Raise the limit of open files; let a thread that wakes wait for its turn.
 
@@ -1213,9 +1166,10 @@ def who_listens(port: int) -> str:
 VERSION = "2.0"
 
 
-def complain(text: str) -> None:
-    """Say in one line on standard error what is wrong."""
+def complain(text: str) -> int:
+    """Say in one line on standard error what is wrong; return the exit code."""
     print(f"server2.py: {text}", file=sys.stderr, flush=True)
+    return 2
 
 
 class Parser(argparse.ArgumentParser):
@@ -1348,20 +1302,20 @@ def open_listener(args: argparse.Namespace) -> socket.socket:
 
 def why_not_listening(error: Exception, args: argparse.Namespace) -> str:
     """Return what is wrong with the address, and what to do, in one line."""
-    where = format_address((args.host, args.port))
     if isinstance(error, (socket.gaierror, UnicodeError)):  # the latter: idna
         return f"cannot resolve {args.host!r}; try --host 127.0.0.1"
-    number = error.errno if isinstance(error, OSError) else 0
-    if number == errno.EADDRINUSE:
-        return (
-            f"port {args.port} is in use ({where}): an earlier server may still run; "
-            f"find it with {who_listens(args.port)}, or choose another port"
-        )
-    if number == errno.EADDRNOTAVAIL:
-        return f"{where} is no address of this machine; try --host 0.0.0.0"
-    if number in (errno.EACCES, errno.EPERM):
-        return f"not allowed to listen on {where}: choose a port from 1024"
-    return f"cannot listen on {where}: {getattr(error, 'strerror', error)}"
+    where = format_address((args.host, args.port))
+    not_allowed = f"not allowed to listen on {where}: choose a port from 1024"
+    told = {
+        errno.EADDRINUSE: f"port {args.port} is in use ({where}): an earlier server may"
+        f" still run; find it with {who_listens(args.port)}, or choose another port",
+        errno.EADDRNOTAVAIL: f"{where} is no address of this machine;"
+        " try --host 0.0.0.0",
+        errno.EACCES: not_allowed,
+        errno.EPERM: not_allowed,
+    }
+    reason = getattr(error, "strerror", error)
+    return told.get(getattr(error, "errno", 0), f"cannot listen on {where}: {reason}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -1375,17 +1329,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1 if getattr(error, "errno", 0) == errno.EADDRINUSE else 2
     with listener:
         try:
-            log = open_log(args.log, listener.getsockname()[1], args.fsync)
+            log = open_log(args.log, args.fsync)
         except OSError as error:
-            complain(f"cannot write the log {args.log}: {error.strerror}")
-            return 2
+            return complain(f"cannot write the log {args.log}: {error.strerror}")
         use_what_the_system_gives()
         try:
             terminal = Terminal(args.quiet)
             server = Server(listener, log, terminal, args)
         except (OSError, RuntimeError) as error:  # no more threads, or descriptors
-            complain(f"cannot start: {error}")
-            return 2
+            return complain(f"cannot start: {error}")
         name = format_address(listener.getsockname())
         fault = f" (fault: {args.fault[0]})" if args.fault[0] else ""
         terminal.say(f"listening on {name}{fault}")

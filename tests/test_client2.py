@@ -33,16 +33,19 @@ from tests.support import (
     REFUSED,
     Backend,
     Behaviour,
+    Running,
     ScriptTestCase,
     Target,
     Visit,
     accept_then_close,
     address_of,
     black_hole,
+    children,
     confirm,
     echo,
     in_parallel,
     localhost_resolves,
+    marked_processes,
     read_line,
     refusing_address,
     reset_after,
@@ -372,6 +375,8 @@ class TheFigures(ClientTestCase):
         self.assertEqual(document["target"], self.target)
         self.assertEqual(document["clients"], 9)
         self.assertIs(document["interrupted"], False)
+        of_a_schedule = [document[name] for name in ("rate", "arrivals", "seed")]
+        self.assertEqual(of_a_schedule, [None] * 3)
         self.assertIn(document["verdict"], ("valid", "doubtful"))
         self.assertEqual(bool(document["reasons"]), document["verdict"] == "doubtful")
 
@@ -619,9 +624,10 @@ class Failures(ClientTestCase):
 
     def test_an_answer_that_comes_too_late_is_a_timeout(self) -> None:
         backend = self.backend(confirm(lambda number: 0.8 if number == 1 else 0))
-        document = self.measure(backend, 1, "--messages", 2, "--timeout", 0.3, code=1)
+        document = self.measure(backend, 1, "--messages", 3, "--timeout", 0.3, code=1)
         self.assertEqual(self.kinds(document), {"timeout": 1})
-        self.assertEqual(document["exchanges"]["confirmed"], 1)
+        self.assertEqual(document["exchanges"]["confirmed"], 2)
+        self.assertEqual(backend.total, 2)  # the late one must not be the next one's
 
     def test_a_reset_is_a_reset(self) -> None:
         document = self.measure(self.backend(reset_after(b"Server 9")), 3, code=1)
@@ -1080,7 +1086,8 @@ class TheScreen(ClientTestCase):
 
     def test_the_summary_defines_its_metrics_and_judges_the_run(self) -> None:
         text = self.client(9, "--target", self.backend(confirm()).address).stdout
-        for word in ("latency", "response", "confirmed", STAMPS, "p50", "min", "max"):
+        where = "kernel receive timestamps" if STAMPS == "kernel" else "user space"
+        for word in ("latency", "response", "confirmed", where, "p50", "min", "max"):
             self.assertIn(word, text.lower())
         self.assertRegex(text.lower(), "valid|doubtful")
         self.assertRegex(text, r"\d\s?(µs|us|ms|s)\b")
@@ -1153,9 +1160,12 @@ class TheScreen(ClientTestCase):
     def test_progress_is_shown_on_a_terminal_only(self) -> None:
         backend = self.backend(confirm(0.01))
         args = (2, "--duration", 1.5, "--target", backend.address)
-        shown, result = in_parallel(
-            partial(self.on_a_terminal, args), partial(self.client, *args)
+        shown, quiet, result = in_parallel(
+            partial(self.on_a_terminal, args),
+            partial(self.on_a_terminal, (*args, "--quiet")),
+            partial(self.client, *args),
         )
+        self.assertEqual(quiet, "")
         self.assertGreater(shown.count("\r") - shown.count("\r\n"), 2)
         self.assertEqual(result.stderr, "")
         self.assertNotIn("\r", result.stdout)
@@ -1182,7 +1192,14 @@ class TheScreen(ClientTestCase):
         backend = self.backend(confirm())
         args = (9, "--target", backend.address)
         color = re.compile(r"\x1b\[[0-9;]*m")
-        self.assertNotRegex(self.on_a_terminal(args, {"NO_COLOR": "1"}), color)
+        usual, plain, dumb = in_parallel(
+            partial(self.on_a_terminal, args),
+            partial(self.on_a_terminal, args, {"NO_COLOR": "1"}),
+            partial(self.on_a_terminal, args, {"TERM": "dumb"}),
+        )
+        self.assertRegex(usual, color)
+        self.assertNotRegex(plain, color)
+        self.assertNotIn(ESCAPE, dumb)
         self.assertNotIn(ESCAPE, self.client(*args).stdout)
 
 
@@ -1233,6 +1250,41 @@ class Interruption(ClientTestCase):
         self.assertGreater(document["exchanges"]["confirmed"], 4)
         self.assertIn("exit 130: interrupted", client.stdout_text())
 
+    def workers(self) -> tuple[Running, list[int]]:
+        """Start a run of two workers, and return it with their process ids."""
+        backend, mark = self.backend(confirm(0.005)), {"LAB_CLIENT": self.folder.name}
+        client = self.spawn(
+            *("client2.py", 4, "--workers", 2, "--duration", 3, "--json", "run.json"),
+            *("--target", backend.address),
+            env=mark,
+        )
+        wait_until(lambda: backend.received.count(b"\n") > 20, what="messages")
+        spawned = [
+            pid
+            for pid in children(client.pid)
+            if b"--multiprocessing-fork" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        ]
+        self.assertEqual(len(spawned), 2)
+        return client, spawned
+
+    def test_a_worker_that_is_killed_is_said_and_the_rest_goes_on(self) -> None:
+        client, (victim, _) = self.workers()
+        os.kill(victim, signal.SIGKILL)
+        self.assertEqual(client.wait(), 1)
+        document = json.loads((self.folder / "run.json").read_text())
+        self.assertIn("a worker process died: 2 clients lost", document["reasons"][0])
+        self.assertGreater(document["wall_s"], 2.5)
+        self.assertIn("exit 1: 2 clients lost", client.stdout_text())
+
+    def test_workers_end_with_a_client_that_is_killed(self) -> None:
+        client, _ = self.workers()
+        client.kill()
+        client.wait()
+        wait_until(
+            lambda: not marked_processes("LAB_CLIENT", self.folder.name),
+            what="the workers' end",
+        )
+
     def test_ctrl_c_ends_a_run_whose_server_is_silent(self) -> None:
         backend = self.backend(silent)
         client = self.spawn(
@@ -1266,6 +1318,7 @@ class BadInput(ClientTestCase):
     def test_bad_arguments_end_with_one_line_and_2(self) -> None:
         (self.folder / "text").write_text("not a document\n")
         (self.folder / "list").write_text("[]\n")
+        (self.folder / "empty").touch()
         (self.folder / "other").write_text('{"version": 99}\n')
         cases: list[tuple[tuple[str, ...], str]] = [
             ((), "N"),
@@ -1300,6 +1353,16 @@ class BadInput(ClientTestCase):
             (("1", "--baseline", "missing"), "missing"),
             (("1", "--baseline", "text"), "text"),
             (("1", "--baseline", "list"), "list"),
+            (("--demo", "1", "--target", "127.0.0.1:1"), "its own target"),
+            (("1", "--rate", "5", "--think", "1"), "leave out --think"),
+            (("1", "--rate", "5", "--ramp", "1"), "leave out --ramp"),
+            (("1", "--rate", "1,2"), "need a --duration"),
+            (("1", "--arrivals", "poisson"), "needs a --rate"),
+            (("1", "--arrivals", "odd"), "--arrivals"),
+            (("1", "--seed", "-1"), "--seed"),
+            (("1", "--warmup", "2y"), "--warmup"),
+            (("1", "--runs", "0"), "--runs"),
+            (("1", "--message", "@empty"), "empty has no line"),
             (("--merge", "missing"), "missing"),
             (("--merge", "text"), "text"),
             (("--merge", "other"), "other"),

@@ -418,6 +418,7 @@ class TheClock(ClientTestCase):
         assert found, text
         gap_s = float(found[1]) / (1000 if found[2] == "ms" else 1)
         self.assertLess(gap_s, outage_s + 0.6)
+        self.assertGreater(gap_s, 0.85)
 
     def test_clients_think_between_messages(self) -> None:
         backend = self.backend(confirm())

@@ -412,6 +412,33 @@ class Closing(OneServer):
             self.assertEqual((len(received), digest(received)), (30_000, digest(data)))
             self.assert_end(name, "SD", to_client=30_000, undelivered=0)
 
+    def test_server_reset_after_a_pause_in_a_long_reply_is_a_reset(self) -> None:
+        data, go_on = random.Random(3).randbytes(1_000_000), threading.Event()
+
+        def reset_later(visit: Visit) -> None:
+            visit.send(data)
+            go_on.wait(10)
+            send_reset(visit.socket)
+
+        self.behave(reset_later)
+        client, name = self.open()
+        self.assertEqual(digest(read_exactly(client, len(data))), digest(data))
+        go_on.set()  # the balancer has moved all, and waits for more
+        with self.assertRaises(ConnectionResetError):
+            client.recv(1)
+        self.assert_end(name, "SD", to_client=1_000_000, undelivered=0)
+
+    def test_client_reset_after_a_pause_in_a_long_upload_is_a_reset(self) -> None:
+        self.behave(sink)
+        client, name = self.open()
+        client.sendall(bytes(1_000_000))
+        visit = self.visit()
+        wait_until(lambda: len(visit.received) == 1_000_000, what="the upload")
+        send_reset(client)
+        self.assertTrue(visit.done.wait(10))
+        self.assertEqual(visit.end, "reset")
+        self.assert_end(name, "CD", to_server=1_000_000, undelivered=0)
+
     def test_server_reset_never_overtakes_bytes_for_a_slow_client(self) -> None:
         data = random.Random(2).randbytes(60_000)
         self.behave(reset_once_received(data))
@@ -777,6 +804,17 @@ class HalfCloseLimit(OneServer):
             ending.words, "server silent for 0.5 s after the other side ended"
         )
         self.assertGreater(ending.duration_ms, 1900)
+
+    def test_limit_holds_for_the_last_bytes_of_a_server_that_died(self) -> None:
+        def flood_and_die(visit: Visit) -> None:
+            visit.socket.settimeout(1)
+            with contextlib.suppress(TimeoutError):
+                visit.socket.sendall(bytes(64 * MIB))
+            send_reset(visit.socket)
+
+        self.behave(flood_and_die)
+        _client, name = self.open()  # it never reads
+        self.assertGreater(self.assert_end(name, "SD").undelivered, 0)
 
 
 class TimeLimitsWithTwoWorkers(TimeLimits):

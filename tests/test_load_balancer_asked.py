@@ -303,6 +303,17 @@ class ChecksThatSpeak(Asked):
                     self.assertEqual(client.recv(1), b".")
                 balancer.stop()
 
+    def test_check_of_another_host_gets_no_proxy_header(self) -> None:
+        asked = self.backend(sink, host="127.0.0.2")
+        for version in ("v1", "v2"):
+            with self.subTest(version):
+                server = f"{self.backend(echo).address},check={asked.address}"
+                before = asked.total
+                self.balance([server], *FAST, f"--send-proxy={version}", checks=True)
+                visit = asked.visit(before)
+                self.assertTrue(visit.done.wait(30))
+                self.assertEqual((bytes(visit.received), visit.end), (b"", "eof"))
+
     def test_bad_escapes_and_ports_are_named(self) -> None:
         listen = "--listen=127.0.0.1:0"
         cases = [
@@ -311,6 +322,7 @@ class ChecksThatSpeak(Asked):
             ("--check-expect", listen, "--check-expect=end\\"),
             ("check", listen, "--server=127.0.0.1:1,check="),
             ("check", listen, "--server=127.0.0.1:1,check=0"),
+            ("check", listen, "--server=127.0.0.1:1,check=a..b:80"),
             ("check", listen, "--server=127.0.0.1:1,check=65536"),
             ("check", listen, "--server=127.0.0.1:1,check=there:x"),
         ]
@@ -489,7 +501,8 @@ class NamesAtTheStart(Surrounded):
         wait_until(lambda: one.total >= seen + 10, what="ten checks")
         lines = [line for line in balancer.stdout_lines() if "already" in line]
         self.assertEqual(len(lines), 1, lines)
-        self.assertEqual(self.addresses(balancer), {one.address})
+        listed = [server["address"] for server in figures(balancer)["servers"]]
+        self.assertEqual(listed, [one.address])
 
 
 class NamesAtTheStartWithTwoWorkers(NamesAtTheStart):
@@ -540,6 +553,53 @@ class Hold(Asked):
         threading.Event().wait(0.7)
         gate.open()
         self.assertEqual(client.recv(1), b".")
+
+    def test_held_client_tries_again_once_a_second_whoever_else_comes(self) -> None:
+        with refusing_address() as nobody:
+            balancer = self.balance([nobody], "--hold=5", "--max-connections=1000")
+            client = self.dial(balancer)
+            self.wait_for_active(balancer, 1)
+            crowd = [self.dial(balancer) for _ in range(100)]
+            self.wait_for_active(balancer, 101)
+            with contextlib.suppress(ConnectionError):
+                self.assertEqual(client.recv(1), b"")
+            self.assertLessEqual(self.ending_of(balancer, client).tries, 8)
+            for other in crowd:
+                other.close()
+
+    def test_time_is_anew_for_each_outage(self) -> None:
+        backend = self.backend(banner(b"."))
+        balancer = self.balance([f"{backend.address},max=1"], "--hold=2")
+        holder = self.dial(balancer)
+        self.assertEqual(holder.recv(1), b".")
+        waiter = self.dial(balancer)
+
+        def queued() -> bool:
+            return bool(figures(balancer)["connections"]["queued"])
+
+        wait_until(queued, what="one in the queue")
+        for word, seconds in (("drain", 0.3), ("ready", 2.5), ("drain", 0.3)):
+            command(balancer, backend, word)
+            threading.Event().wait(seconds)
+        command(balancer, backend, "ready")
+        holder.close()
+        self.assertEqual(waiter.recv(1), b".")
+
+    def test_client_in_the_queue_tries_again_what_has_failed(self) -> None:
+        gate, full = self.gate(), self.backend(banner(b"2"))
+        options = ["--fall=1000", "--rise=1", "--queue-timeout=60"]
+        servers = [gate.address, f"{full.address},max=1"]
+        balancer = self.balance(servers, *options, checks=True)
+        clients = [self.dial(balancer)]
+        self.assertEqual(clients[0].recv(1), b"2")
+        clients.append(self.dial(balancer))
+
+        def queued() -> bool:
+            return bool(figures(balancer)["connections"]["queued"])
+
+        wait_until(queued, what="one in the queue")
+        gate.open()
+        self.assertEqual(clients[1].recv(1), b".")
 
     def test_client_is_ended_after_that_time(self) -> None:
         for checks in (False, True):

@@ -10,7 +10,7 @@ import unittest
 from unittest import mock
 
 import load_balancer
-from load_balancer import CLOSED, Bell, Board, End, Row, Wake
+from load_balancer import CLOSED, LOOK, Bell, Board, End, Row, Wake
 from tests.support import DEADLINE_S
 
 REFUSED = End("SC", "refused")
@@ -150,6 +150,12 @@ class Health(unittest.TestCase):
             with self.subTest(results):
                 self.assertEqual(self.states(board_of(), results), states)
 
+    def test_change_of_state_is_told_to_each_worker_for_its_held_clients(self) -> None:
+        board = board_of(workers=2)
+        for results, told in (("--", []), ("-", [LOOK]), ("+", []), ("+", [LOOK])):
+            self.states(board, results)
+            self.assertEqual([bell.hear() for bell in board.bells[1:]], [told, told])
+
     def test_connect_for_a_client_says_nothing_where_checks_speak(self) -> None:
         for server, argument, state in (
             ("127.0.0.1:1", "--check-expect=+PONG", "DOWN"),
@@ -247,6 +253,11 @@ class DeadWorkers(unittest.TestCase):
         for row in (alive, waiting[0], waiting[2]):
             board.end(row, CLOSED)
         self.assertEqual((board.live, server.places_taken), (0, 0))
+
+    def test_all_look_again_for_the_dead_may_not_have_told_its_news(self) -> None:
+        board = board_of(workers=2)
+        board.bury(1, load_balancer.WORKER_DIED)
+        self.assertEqual([bell.hear() for bell in board.bells], [[LOOK]] * 3)
 
     @unittest.skipUnless(hasattr(os, "fork"), "needs fork")
     def test_lock_of_a_dead_process_is_taken_from_it(self) -> None:

@@ -212,7 +212,7 @@ class Checks(BalancerTestCase):
         self.assertEqual(backend.total, 0)
 
 
-class ChecksWithTwoWorkers(BalancerTestCase):
+class ChecksOfSeveral(BalancerTestCase):
     """Several processes check each server once."""
 
     WORKERS = 2

@@ -120,10 +120,11 @@ class Stopping(BalancerTestCase):
 
     def test_start_and_stop_have_a_line_each_in_the_log(self) -> None:
         balancer = self.balance([self.backend(named)], "--grace=100")
-        (client,) = self.hold(balancer)
+        clients = self.hold(balancer, 2)
         balancer.signal(signal.SIGTERM)
-        self.wait_until_refused(balancer)
-        client.close()
+        balancer.wait_for_line(" stopping")
+        for client in clients:
+            client.close()
         self.assertEqual(balancer.wait(), 0)
         workers = "1 worker" if self.WORKERS == 1 else f"{self.WORKERS} workers"
         lines = [line for line in balancer.stdout_lines()[1:] if "client=" not in line]
@@ -131,7 +132,7 @@ class Stopping(BalancerTestCase):
             [re.sub(rf"\A{TIME} ", "", line) for line in lines],
             [
                 f"listening on 127.0.0.1:{balancer.port} with {workers}, version 2.0",
-                "stopping: 1 live connection, waiting 100 s at most; "
+                "stopping: 2 live connections, waiting 100 s at most; "
                 "Ctrl-C again cuts them",
                 "stopped",
             ],
@@ -263,6 +264,60 @@ class Stopping(BalancerTestCase):
         wait_until(lambda: not group_members(balancer.pid), what="no process")
         found = [self.ending(balancer, local_address(client)) for client in clients]
         self.assertEqual([ending.code for ending in found], ["KD", "KD"])
+
+    def test_stop_lets_connections_end_though_nobody_reads_its_output(self) -> None:
+        go_on, port = threading.Event(), free_port()
+
+        def slow(visit: Visit) -> None:
+            visit.read()
+            go_on.wait(DEADLINE_S)
+            visit.send(b"the reply")
+
+        backend, (ours, its) = self.backend(slow), os.pipe()
+        balancer = self.spawn(
+            *("load_balancer.py", f"--listen=127.0.0.1:{port}", "--no-checks"),
+            *(f"--server={backend.address}", f"--workers={self.WORKERS}"),
+            *("--grace=30", "--log=log"),
+            preexec_fn=functools.partial(os.dup2, its, 1),  # type: ignore[arg-type]
+        )
+        os.close(its)
+        with open(ours, "rb") as output:
+            self.assertIn(b"listening on", output.readline())
+        client = self.dial(f"127.0.0.1:{port}")
+        client.sendall(b"a request")
+        wait_until(lambda: backend.received, what="the request")
+        balancer.signal(signal.SIGTERM)
+        log = self.folder / "log"
+        wait_until(lambda: " stopping: 1 live" in log.read_text(), what="the stop")
+        go_on.set()
+        self.assertEqual(read_to_end(client), b"the reply")
+        client.close()
+        self.assertEqual((balancer.wait(), balancer.stderr_text()), (0, ""))
+
+    def test_second_signal_resets_half_a_reply_for_a_slow_client_that_half_closed(
+        self,
+    ) -> None:
+        def reply(visit: Visit) -> None:
+            visit.read()
+            with contextlib.suppress(OSError):
+                visit.socket.sendall(bytes(64 << 20))
+
+        backend = self.backend(reply)
+        balancer = self.balance([backend], "--grace=30")
+        client = self.dial(balancer)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.sendall(b"a request")
+        client.shutdown(socket.SHUT_WR)
+        read_exactly(client, 1000)
+        balancer.signal(signal.SIGTERM)
+        self.wait_until_refused(balancer)
+        balancer.signal(signal.SIGTERM)
+        self.assertEqual(balancer.wait(), 0)
+        with self.assertRaises(ConnectionResetError):
+            read_to_end(client)
+        ending = self.ending(balancer, local_address(client))
+        self.assertEqual(ending.code, "KD")
+        self.assertGreater(ending.undelivered, 0)
 
     def test_second_signal_resets_half_a_reply(self) -> None:
         def half(visit: Visit) -> None:
@@ -561,21 +616,28 @@ class Activation(BalancerTestCase):
 
     def test_service_manager_is_told_ready_and_stopping(self) -> None:
         path = str(self.folder / "notify")
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-            manager.settimeout(20)
-            manager.bind(path)
-            backend = self.backend(named)
-            balancer = self.balancer(
-                "--no-checks",
-                f"--workers={self.WORKERS}",
-                servers=[backend],
-                env={"NOTIFY_SOCKET": path},
-            )
-            self.assertIn(b"READY=1", manager.recv(1000).split(b"\n"))
-            visit_once(balancer)
-            balancer.signal(signal.SIGTERM)
-            self.assertIn(b"STOPPING=1", manager.recv(1000).split(b"\n"))
-            self.assertEqual(balancer.wait(), 0)
+        places = {path: path}
+        if sys.platform == "linux":
+            places[f"@{path}"] = f"\0{path}"  # abstract (unix(7))
+        for name, place in places.items():
+            with (
+                self.subTest(name),
+                socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager,
+            ):
+                manager.settimeout(20)
+                manager.bind(place)
+                backend = self.backend(named)
+                balancer = self.balancer(
+                    "--no-checks",
+                    f"--workers={self.WORKERS}",
+                    servers=[backend],
+                    env={"NOTIFY_SOCKET": name},
+                )
+                self.assertIn(b"READY=1", manager.recv(1000).split(b"\n"))
+                visit_once(balancer)
+                balancer.signal(signal.SIGTERM)
+                self.assertIn(b"STOPPING=1", manager.recv(1000).split(b"\n"))
+                self.assertEqual(balancer.wait(), 0)
 
     def test_service_manager_that_is_gone_does_no_harm(self) -> None:
         for path in (str(self.folder / "nobody"), "@lab-test-nobody", "nonsense"):
@@ -701,6 +763,20 @@ class Log(BalancerTestCase):
         visit_once(balancer)
         wait_until(lambda: " client=" in log.read_text(), what="the line")
         self.assertEqual(len(balancer.stdout_lines()), 1)
+
+    def test_log_that_cannot_be_opened_anew_goes_on_in_the_old_file(self) -> None:
+        log, old = self.folder / "balancer.log", self.folder / "old.log"
+        balancer = self.balance([self.backend(named)], "--log", log)
+        visit_once(balancer)
+        log.rename(old)
+        log.mkdir()
+        balancer.signal(signal.SIGHUP)
+        wait_until(
+            lambda: f" cannot reopen {log}: is a directory\n" in old.read_text(),
+            what="the reason",
+        )
+        visit_once(balancer)
+        wait_until(lambda: old.read_text().count(" client=") == 2, what="the line")
 
     def test_quiet_balancer_prints_nothing_but_its_first_line(self) -> None:
         balancer = self.balance([self.backend(named)], "--quiet")

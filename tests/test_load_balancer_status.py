@@ -628,6 +628,8 @@ class Page(BalancerTestCase):
                 ["age_s", "client", "idle_s", "server", "to_client", "to_server"],
             )
             self.assertEqual(live["server"], self.server.address)
+            self.assertGreater(live["age_s"], 0)
+            self.assertLessEqual(live["idle_s"], live["age_s"])
             self.assertEqual((live["to_server"], live["to_client"]), (0, 5))
 
     def test_status_document_is_json_for_any_client(self) -> None:

@@ -307,6 +307,32 @@ class TheQueue(unittest.TestCase):
         self.assertEqual(places, [9991, *[0] * 14])
         self.assertEqual(lab.board.queued, 14)
 
+    def test_place_that_is_handed_out_meanwhile_is_the_only_one(self) -> None:
+        lab = Connections("--server=127.0.0.1:9991,max=2")
+        one, two, waiter = (lab.admit() for _ in range(3))
+        lab.board.end(one, CLOSED)  # as its thread is about to ask for a place
+        server = lab.board.pick(waiter)
+        self.assertEqual(server and server.places_taken, 2)
+        lab.board.end(waiter, CLOSED)
+        lab.board.end(two, CLOSED)
+        self.assertEqual([s.places_taken for s in lab.servers], [0])
+
+    def test_connection_that_goes_nowhere_else_is_no_retry(self) -> None:
+        lab = Connections("--server=127.0.0.1:9991", "--server=127.0.0.1:9992")
+        row = lab.admit()
+        for retries in (1, 1):
+            lab.fail(row)
+            self.assertEqual(sum(s.retries for s in lab.servers), retries)
+            with contextlib.suppress(load_balancer.NoServerError):
+                lab.board.pick(row)
+
+    def test_limit_is_what_there_are_rows_for(self) -> None:
+        for asked, limit in ((5, 5), (100_000, 20), (0, 20)):
+            options = load_balancer.parse_args(
+                ["--server=127.0.0.1:9991", "--workers=1", f"--max-connections={asked}"]
+            )
+            self.assertEqual(load_balancer.Board(options, 20).limit, limit)
+
     def test_connection_that_has_no_server_left_is_told(self) -> None:
         lab = Connections()
         row = lab.admit()
@@ -327,6 +353,21 @@ class TheQueue(unittest.TestCase):
         self.assertEqual(lab.server_of(newcomer), 9991)
         lab.board.end(second, CLOSED)
         self.assertEqual(lab.server_of(first), 9992)
+
+    def test_with_source_those_of_a_server_that_is_down_keep_order(self) -> None:
+        lab = Connections(
+            "--server=127.0.0.1:9991,max=1", "--server=127.0.0.1:9992,max=1",
+            "--algorithm=source",
+        )  # fmt: skip
+        rows = [lab.admit(f"10.0.0.{n}") for n in range(1, 41)]
+        (down, up), waiting = lab.servers, [row for row in rows if not row.server]
+        for _ in range(3):
+            lab.board.record_check(down, False, "refused")
+        (holder,) = (row for row in rows if row.server == up.index + 1)
+        for first in waiting:
+            lab.board.end(holder, CLOSED)
+            self.assertEqual([row for row in waiting if row.server], [first])
+            holder = first
 
     def test_with_source_each_client_waits_for_its_own_server(self) -> None:
         lab = Connections(
@@ -555,6 +596,16 @@ class Lines(unittest.TestCase):
             r"connect_ms=1\.23 duration_ms=[2-9]\d{3}\.\d to_server=0 to_client=0 "
             r"undelivered=0 end=-- closed by both sides\Z",
         )
+
+
+class Rates(unittest.TestCase):
+    """What the plots of the page show."""
+
+    def test_rates_are_per_second_and_none_where_a_server_was_not(self) -> None:
+        before = load_balancer.Sample(10.0, 0, {"a": (100, 5, 1000)})
+        after = load_balancer.Sample(12.0, 0, {"a": (106, 3, 5000), "b": (1, 1, 1)})
+        found = [load_balancer.change(server, before, after) for server in "ab"]
+        self.assertEqual(found, [(3.0, 3, 2000), (None, None, None)])
 
 
 class Defaults(unittest.TestCase):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import select
 import signal
 import socket
 import threading
@@ -278,6 +279,19 @@ class Turns(Several):
             lost.append(len(before) - len(clients))
         self.assertEqual(sum(lost), 200)
         self.assertGreaterEqual(min(lost), 1, lost)  # not all by the first one
+
+    def test_limit_of_all_workers_lets_the_next_one_in_at_any(self) -> None:
+        balancer = self.balance_with(
+            3, "--max-connections=1", servers=[self.backend(named)]
+        )
+        first = self.dial(balancer)
+        for _ in range(12):
+            served_by(first)
+            second = self.dial(balancer)  # the kernel wakes one worker for it
+            self.assertEqual(select.select([second], [], [], 0.05)[0], [])
+            first.close()
+            first = second
+        served_by(first)
 
     def held(self, balancer: Running) -> tuple[socket.socket, int]:
         """Return a client that stays, and who serves it."""

@@ -48,7 +48,7 @@ class Appending(ScriptTestCase):
     """A log is written by whoever has something to record."""
 
     def test_with_fsync_a_leader_that_fails_leaves_nobody_waiting(self) -> None:
-        log = server2.FlushedLog(str(self.folder / "log.txt"), 9991)
+        log = server2.FlushedLog(str(self.folder / "log.txt"))
         self.addCleanup(os.close, log.file)
         leading, plain = threading.Event(), log._write_and_flush
 
@@ -75,7 +75,7 @@ class Appending(ScriptTestCase):
 
     def grouped(self, outcome: Any) -> list[tuple[int, str]]:
         """Return what two appends of one group are told when it ends like that."""
-        log = server2.FlushedLog(str(self.folder / "log.txt"), 9991)
+        log = server2.FlushedLog(str(self.folder / "log.txt"))
         self.addCleanup(os.close, log.file)
         busy, answers = threading.Event(), []
 
@@ -109,7 +109,7 @@ class Appending(ScriptTestCase):
         )
 
     def test_of_a_write_cut_off_the_whole_is_logged_and_the_torn_blanked(self) -> None:
-        log = server2.Log(str(self.folder / "log.txt"), 9991)
+        log = server2.Log(str(self.folder / "log.txt"))
         self.addCleanup(os.close, log.file)
         full = OSError(errno.ENOSPC, "no space")
 
@@ -125,7 +125,7 @@ class Appending(ScriptTestCase):
         self.assertEqual(text, RECORD + blank + RECORD)
 
     def test_a_write_cut_off_within_an_entry_goes_on_with_the_torn_record(self) -> None:
-        log = server2.Log(str(self.folder / "log.txt"), 9991)
+        log = server2.Log(str(self.folder / "log.txt"))
         self.addCleanup(os.close, log.file)
         one, two = RECORD.replace(b"connected", b"one"), RECORD
         writes = iter([len(one) + 40])
@@ -145,7 +145,7 @@ class Appending(ScriptTestCase):
         if not Path("/proc/self/fd").exists():
             self.skipTest("needs /proc (Linux)")
         path = self.folder / "log.txt"
-        log = server2.Log(str(path), 9991)
+        log = server2.Log(str(path))
         self.addCleanup(os.close, log.file)
         os.write(log.file, RECORD + RECORD[:40])
         path.rename(self.folder / "log.1")
@@ -158,7 +158,7 @@ class Appending(ScriptTestCase):
         path = self.folder / "log.txt"
         path.write_bytes(RECORD[:40])
         with mock.patch.object(server2, "repair", side_effect=PermissionError()):
-            log = server2.open_log(str(path), 9991, flushed=False)
+            log = server2.open_log(str(path), flushed=False)
             self.addCleanup(os.close, log.file)
             self.assertEqual(log.append([RECORD]), (1, ""))
         self.assertEqual(path.read_bytes(), RECORD[:40] + b"\n" + RECORD)
@@ -177,7 +177,7 @@ class Appending(ScriptTestCase):
         self.assertTrue(calls[0][0].endswith(b" - 127.0.0.1:56457 - connected\n"))
 
     def test_a_log_that_cannot_be_reopened_costs_no_descriptor(self) -> None:
-        log = server2.Log(str(self.folder / "log.txt"), 9991)
+        log = server2.Log(str(self.folder / "log.txt"))
         self.addCleanup(os.close, log.file)
         free = os.dup(log.file)
         os.close(free)
@@ -193,7 +193,7 @@ class Appending(ScriptTestCase):
         path = self.folder / "log.txt"
         os.mkfifo(path)
         reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        log = server2.Log(str(path), 9991)
+        log = server2.Log(str(path))
         self.addCleanup(os.close, log.file)
         gone = BrokenPipeError(errno.EPIPE, "Broken pipe")
         with mock.patch("os.write", side_effect=[10, gone, gone]):
@@ -205,7 +205,7 @@ class Appending(ScriptTestCase):
     @unittest.skipUnless(hasattr(os, "mkfifo"), "needs FIFOs")
     def test_whether_writers_take_turns_is_decided_at_every_opening(self) -> None:
         path = self.folder / "log.txt"
-        log = server2.Log(str(path), 9991)
+        log = server2.Log(str(path))
         self.addCleanup(os.close, log.file)
         self.assertFalse(log.is_pipe)
         path.unlink()
@@ -225,7 +225,7 @@ class Mending(ScriptTestCase):
     def mended(self, before: bytes) -> bytes:
         path = self.folder / "log"
         path.write_bytes(before)
-        server2.repair(str(path), 0)
+        server2.repair(str(path))
         return path.read_bytes()
 
     def test_a_torn_record_at_the_end_becomes_a_line_of_blanks(self) -> None:
@@ -304,23 +304,22 @@ class Mending(ScriptTestCase):
         with mock.patch("os.fsync", flush):
             self.assertEqual([self.mended(RECORD + RECORD[:-1])], seen)
 
-    def test_a_long_log_of_others_is_searched_block_by_block(self) -> None:
-        path, torn = self.folder / "log.txt", RECORD[:40]
-        other = RECORD.replace(b" 9991 ", b" 9992 ")
-        others = other * ((9 << 20) // len(other))
-        path.write_bytes(RECORD + torn + others + other)
-        reads: list[int] = []
+    def test_of_a_long_log_so_much_of_the_end_is_searched(self) -> None:
+        torn, far = RECORD[:40] + RECORD * 4, RECORD[:40] + RECORD * 5
+        with mock.patch.object(server2, "MEND_BYTES", len(torn)):
+            self.assertEqual(self.mended(torn)[:40], b" " * 39 + b"\n")
+            self.assertEqual(self.mended(far), far)
 
-        class Reading(io.FileIO):
-            def read(self, size: int | None = -1) -> bytes:
-                reads.append(-1 if size is None else size)
-                return super().read(size)
-
-        with Reading(path) as file:
-            found = list(server2.torn_records(file, path.stat().st_size, 9991, 5))
-        self.assertEqual(found, [(len(RECORD), len(RECORD) + len(torn))])
-        self.assertTrue(all(0 <= size <= 8 << 20 for size in reads), reads)
-
+    def test_a_message_that_quotes_a_record_is_kept(self) -> None:
+        head = b"2026-11-23 14:50:15,613 - 9991 - 127.0.0.1:56457 - "
+        said = b"received: %b\n" % RECORD[:-1]
+        whole = head + said + head + b"replied: Server 9991 " + said
+        for text in (whole, whole * 2, RECORD + whole + RECORD):
+            with self.subTest(text=text):
+                self.assertEqual(self.mended(text), text)
+        self.assertEqual(
+            self.mended(RECORD[:30] + whole), b" " * 29 + b"\n" + whole + b"\n"
+        )
 
 class ProxyLines(unittest.TestCase):
     """What is no PROXY line is a ValueError; half of one leaves a record."""
@@ -533,7 +532,7 @@ class Threads(ScriptTestCase):
                 self.assertEqual(stopping.wait.call_args_list, pauses)
 
     def test_a_stop_serves_who_waits_for_a_thread_also_at_max_connections(self) -> None:
-        self.server._most = 1
+        self.server.args.max_connections = 1
         bell: Any = self.server.bell
         bell.wait.side_effect = lambda *_, **__: self.pause.wait(0.01)
         self.listener.setblocking(False)
@@ -628,7 +627,7 @@ class Work(unittest.TestCase):
             thread.start()
             threads.append(thread)
             wait_until(
-                lambda n=number: len(began) + len(work._waiting) == n + 1,  # type: ignore[misc]
+                lambda n=number: work._came == n + 1,  # type: ignore[misc]
                 DEADLINE_S,
                 "the arrival",
             )

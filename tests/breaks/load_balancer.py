@@ -254,6 +254,24 @@ CHECKS = [
         at("faults", "Checks.test_server_that_floods_is_checked_in_time"),
     ),
     Break(
+        "check=HOST:PORT may be another host",
+        "resolve(host or address[0], port)[0]",
+        "resolve(address[0], port)[0]",
+        at("asked", "ChecksThatSpeak.test_check_of_another_host_gets_no_proxy_header"),
+    ),
+    Break(
+        "check=PORT gets no PROXY header",
+        "elif options.send_proxy and not server.check_at:",
+        "elif options.send_proxy:",
+        at("asked", "ChecksThatSpeak.test_check_of_another_host_gets_no_proxy_header"),
+    ),
+    Break(
+        "each server is checked by one process only",
+        "if self._status:  # the desk's",
+        "Desk(self._board, self._log).start()\n        if self._status:  # the desk's",
+        at("health", "ChecksOfSeveral"),
+    ),
+    Break(
         "--check-send is sent in a check",
         "sock.sendall(options.check_send)",
         "pass",
@@ -407,6 +425,12 @@ WAITING = [
         at("asked", "Hold.test_default_is_three_seconds_of_patience"),
     ),
     Break(
+        "--hold: a server that is UP again is tried at once",
+        "self._ring_workers_locked()  # for those who are held",
+        "pass",
+        at("board", "Health"),
+    ),
+    Break(
         "--hold is 3 s if not told otherwise",
         '("--hold", "S", parse_seconds, 3.0,',
         '("--hold", "S", parse_seconds, 0.0,',
@@ -432,6 +456,18 @@ WAITING = [
         "the queue is in the order of accept, over all workers",
         "while before.number > row.number:",
         "while before.number:",
+        at("board", "TheQueue"),
+    ),
+    Break(
+        "source: those who wait for a server that goes DOWN keep their order",
+        'if options.algorithm == "source" and self.queued:',
+        "if False:",
+        at("units", "TheQueue"),
+    ),
+    Break(
+        "who is given a place is told",
+        "self.lock.bells.append((row.worker, row.index))",
+        "pass",
         at("board", "TheQueue"),
     ),
     Break(
@@ -635,6 +671,12 @@ STOPPING = [
         at("operations", "Activation.test_service_manager_is_told_ready_and_stopping"),
     ),
     Break(
+        "systemd is told by an abstract socket, too",
+        'path[1:] if path[0] == "@" else path',
+        'path if path[0] == "@" else path',
+        at("operations", "Activation.test_service_manager_is_told_ready_and_stopping"),
+    ),
+    Break(
         "systemd is told when it stops",
         'notify("STOPPING=1")',
         "pass",
@@ -666,6 +708,15 @@ STOPPING = [
         "os.dup2(new, self._file, inheritable=False)",
         "pass",
         at("operations", "Stopping.test_log_is_reopened_also_while_it_stops"),
+    ),
+    Break(
+        "SIGHUP: the old log is kept when the new one cannot be opened, and told so",
+        'self.line(f"cannot reopen {self._path}: {say_why(error)}")',
+        "os.close(self._file)",
+        at(
+            "operations",
+            "Log.test_log_that_cannot_be_opened_anew_goes_on_in_the_old_file",
+        ),
     ),
     Break(
         "SIGHUP is a stop after the terminal has been closed",
@@ -748,6 +799,18 @@ RELAYING = [
         "if not from_dead.from_ended:  # more was to follow",
         "if not from_dead.from_ended and from_dead is self.downstream:",
         at("", "Closing.test_client_reset_in_an_upload_is_a_reset_for_the_server"),
+    ),
+    Break(
+        "--half-close-timeout holds for a dead side's last bytes, too",
+        "patience_s = self._options.half_close_timeout or math.inf",
+        "patience_s = math.inf",
+        at("", "HalfCloseLimit"),
+    ),
+    Break(
+        "a server that dies while it is connected: what it sent is delivered",
+        "if server_died:",
+        "if False:",
+        at("", "Closing.test_bytes_that_arrived_before_a_server_reset_are_delivered"),
     ),
     Break(
         "bytes that came before a reset are delivered first",
@@ -1001,16 +1064,18 @@ ADDRESSES = [
         "--send-proxy v1: source, destination and their ports, in this order",
         "{one} {two} {source[1]} {destination[1]}",
         "{two} {one} {source[1]} {destination[1]}",
-        at(
-            "proxy",
-            "Sending.test_version_1_line_comes_first_with_both_addresses",
-            "Sending.test_ipv6_addresses_are_sent_as_such",
-        ),
+        at("units", "Headers"),
     ),
     Break(
         "--send-proxy v1: TCP4 or TCP6, one family for both",
         "return hosts if both_4 else [as_ipv6(ip) for ip in hosts]",
         "return hosts",
+        at("units", "Headers"),
+    ),
+    Break(
+        "--send-proxy v2: source, destination and their ports, in this order",
+        "body = one.packed + two.packed +",
+        "body = two.packed + one.packed +",
         at("units", "Headers"),
     ),
     Break(
@@ -1121,6 +1186,26 @@ ADDRESSES = [
         ),
     ),
     Break(
+        "an address that is left out is told once",
+        "for address in whys.keys() - left_out:",
+        "for address in whys:",
+        at(
+            "asked",
+            "NamesAtTheStart.test_name_that_comes_to_anothers_address_is_left_out_"
+            "with_one_line",
+        ),
+    ),
+    Break(
+        "an address that is another server's already is left out",
+        "shared = [where.pop(key)[1] for key in others if key in where]",
+        "shared = [where[key][1] for key in others if key in where]",
+        at(
+            "asked",
+            "NamesAtTheStart.test_name_that_comes_to_anothers_address_is_left_out_"
+            "with_one_line",
+        ),
+    ),
+    Break(
         "two names with one address are one server",
         'server["resolved"].remove(where)',
         "pass",
@@ -1156,6 +1241,12 @@ ADDRESSES = [
         "if len(set(places)) < len(places):",
         "if False:",
         at("asked", "SeveralListen.test_two_of_one_address_are_refused"),
+    ),
+    Break(
+        "an IPv6 address has brackets before its port",
+        'return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"',
+        'return f"{host}:{port}"',
+        at("operations", "Ipv6"),
     ),
     Break(
         "--listen :PORT is all addresses",
@@ -1336,6 +1427,30 @@ STATUS = [
         at("status", "Page.test_foreign_host_cannot_change_a_state"),
     ),
     Break(
+        "POST: another Origin is refused",
+        "ours = origin in (origin_here, None) and from_here",
+        "ours = from_here",
+        at("status", "Page.test_post_that_a_foreign_page_could_send_is_refused"),
+    ),
+    Break(
+        "POST: another Referer is refused",
+        "ours = origin in (origin_here, None) and from_here",
+        "ours = origin in (origin_here, None)",
+        at("status", "Page.test_post_that_a_foreign_page_could_send_is_refused"),
+    ),
+    Break(
+        "POST: without Origin it needs X-Requested-With",
+        'if ours and (origin or self.headers.get("X-Requested-With")):',
+        "if ours:",
+        at("status", "Page.test_post_that_a_foreign_page_could_send_is_refused"),
+    ),
+    Break(
+        "POST: without Host it is refused",
+        'if given is None and self.command != "POST":',
+        "if given is None:",
+        at("status", "Page"),
+    ),
+    Break(
         "POST: on a loopback address only",
         "return is_near or bool(",
         "return True or bool(",
@@ -1394,6 +1509,18 @@ STATUS = [
         at("status", "Page.test_page_is_whole_and_needs_nothing_from_outside"),
     ),
     Break(
+        "the page lists live connections, their age and bytes",
+        '"age_s": round((now_ns - row.accepted_ns) / 1e9, 3),',
+        '"age_s": 0.0,',
+        at("status", "Page.test_live_list_shows_each_open_connection"),
+    ),
+    Break(
+        "/history.json has connections per second",
+        "connections = max(0.0, (total_now - total) / seconds)",
+        "connections = float(total_now - total)",
+        at("units", "Rates"),
+    ),
+    Break(
         "HEAD has no body",
         'if self.command != "HEAD":',
         "if True:",
@@ -1444,6 +1571,27 @@ WORKERS = [
         "alone = why or is_free_threaded()",
         "alone = why",
         at("units", "Defaults"),
+    ),
+    Break(
+        "a stop that all processes hear is the parent's alone",
+        "signal.signal(number, signal.SIG_IGN)\n\n    def close",
+        "signal.signal(number, signal.SIG_DFL)\n\n    def close",
+        at(
+            "workers",
+            "Deaths.test_stop_that_all_processes_hear_lets_live_connections_end",
+        ),
+    ),
+    Break(
+        "--max-connections: who waits is accepted by another worker, too",
+        "if self.live >= self.limit:\n                self._ring_workers_locked()",
+        "pass",
+        at("workers", "Turns.test_limit_of_all_workers_lets_the_next_one_in_at_any"),
+    ),
+    Break(
+        "a killed worker's news are not lost",
+        "self.ring_all()\n        return lines",
+        "return lines",
+        at("board", "DeadWorkers"),
     ),
     Break(
         "a killed worker is replaced",
