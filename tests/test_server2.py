@@ -1441,7 +1441,7 @@ class Lifetime(ScriptTestCase):
     def test_what_was_received_before_sigterm_is_answered_also_to_a_slow_reader(
         self,
     ) -> None:
-        server = self.start("server2.py", "0", "--quiet")
+        server = self.start("server2.py", "0")
         message = b"x" * 999 + b"\n"
         with dial(server) as client:
             client.sendall(b"first\n")
@@ -1453,6 +1453,7 @@ class Lifetime(ScriptTestCase):
                     rest = rest[client.send(rest) :]
             client.settimeout(20)
             server.signal(signal.SIGTERM)
+            server.wait_for_line("stopping")
             replies = b""
             with contextlib.suppress(ConnectionResetError):  # it was still sending
                 while data := client.recv(65536):

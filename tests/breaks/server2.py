@@ -1095,13 +1095,19 @@ SYSTEM: list[Break] = [
         "nobody who reads its output stops no client",
         "self._lines.put_nowait((file, line))",
         "self._lines.put((file, line))",
+        (U + "Screen.test_with_more_lines_than_may_wait_it_keeps_nobody_waiting",),
+    ),
+    Break(
+        "a pipe that nobody reads does not keep it from stopping",
+        "self._thread.join(CUT_S)",
+        "self._thread.join()",
         (LIFETIME + "test_nobody_reading_its_output_stops_no_service",),
     ),
     Break(
         "nobody who reads its output does not keep it from stopping",
         'self._lines.put((0, ""), timeout=CUT_S)',
         'self._lines.put((0, ""))',
-        (LIFETIME + "test_nobody_reading_its_output_stops_no_service",),
+        (U + "Screen.test_with_more_lines_than_may_wait_it_keeps_nobody_waiting",),
     ),
     Break(
         "the end of who read its output is no defect",
