@@ -10,7 +10,7 @@ from tests.breaks.__main__ import BREAKS, broken
 class EveryBreak(unittest.TestCase):
     """Each can be made, and names tests that exist."""
 
-    def test_stands_once_in_its_script_and_leaves_valid_python(self) -> None:
+    def test_stands_once_in_its_script(self) -> None:
         for script, breaks in BREAKS.items():
             for one in breaks:
                 with self.subTest(script=script, promise=one.promise):

@@ -1242,7 +1242,7 @@ class Interruption(ClientTestCase):
         backend = self.backend(confirm(0.005))
         client = self.spawn("client2.py", 2, "--duration", 60, "--json", "run.json",
                             "--target", backend.address)  # fmt: skip
-        wait_until(lambda: backend.received.count(b"\n") > 5, what="messages")
+        wait_until(lambda: backend.received.count(b"\n") > 20, what="messages")
         client.signal(signal.SIGTERM)
         self.assertEqual(client.wait(), 130)
         document = json.loads((self.folder / "run.json").read_text())

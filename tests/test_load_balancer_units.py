@@ -310,11 +310,11 @@ class TheQueue(unittest.TestCase):
     def test_place_that_is_handed_out_meanwhile_is_the_only_one(self) -> None:
         lab = Connections("--server=127.0.0.1:9991,max=2")
         one, two, waiter = (lab.admit() for _ in range(3))
-        lab.board.end(one, CLOSED)  # as its thread is about to ask for a place
+        for row in (one, two):  # as its thread is about to ask for a place
+            lab.board.end(row, CLOSED)
         server = lab.board.pick(waiter)
-        self.assertEqual(server and server.places_taken, 2)
+        self.assertEqual(server and server.places_taken, 1)
         lab.board.end(waiter, CLOSED)
-        lab.board.end(two, CLOSED)
         self.assertEqual([s.places_taken for s in lab.servers], [0])
 
     def test_connection_that_goes_nowhere_else_is_no_retry(self) -> None:

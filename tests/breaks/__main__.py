@@ -30,9 +30,7 @@ def broken(script: str, one: Break) -> str:
     text = (ROOT / script).read_text(encoding="utf-8")
     if (count := text.count(one.old)) != 1:
         raise ValueError(f"{script}: stands {count} times, not once: {one.old!r}")
-    text = text.replace(one.old, one.new)
-    compile(text, script, "exec")
-    return text
+    return text.replace(one.old, one.new)
 
 
 def notice(script: str, one: Break) -> str:
@@ -41,7 +39,9 @@ def notice(script: str, one: Break) -> str:
         copy = Path(folder, "lab")
         ignored = shutil.ignore_patterns(".git", "__pycache__", ".*_cache")
         shutil.copytree(ROOT, copy, ignore=ignored)
-        Path(copy, script).write_text(broken(script, one), encoding="utf-8")
+        text = broken(script, one)
+        compile(text, script, "exec")  # a syntax error would be noticed by anything
+        Path(copy, script).write_text(text, encoding="utf-8")
         environment = {k: v for k, v in os.environ.items() if k != "LAB_JOBS"}
         tests = subprocess.Popen(
             [sys.executable, "-m", "unittest", "--failfast", *one.tests],

@@ -563,7 +563,7 @@ STOPPING = [
     ),
     Break(
         "a balancer without connections stops at once",
-        "if rings:\n            self._bell.ring()",
+        "if rings:\n            self._bell.ring(STIR)",
         "pass",
         at(
             "operations",
@@ -879,9 +879,51 @@ RELAYING = [
         at("units", "Prepared"),
     ),
     Break(
+        "a reset that splice tells of is a reset",
+        "if error.errno not in SPLICE_REFUSALS:",
+        "if not error:",
+        at("", "Closing"),
+    ),
+    Break(
+        "who waits is given one place only",
+        "if not (row.server or row.waits):",
+        "if row:",
+        at("units", "TheQueue"),
+    ),
+    Break(
+        "a held client tries again once a second, whoever else comes",
+        "        if short:\n            self._bell.ring(STIR)",
+        "        if short:\n            self._bell.ring()",
+        at("asked", "Hold"),
+    ),
+    Break(
+        "a client in the queue tries again what has failed",
+        "retry_s = RETRY_S if row.tries else math.inf",
+        "retry_s = RETRY_S if in_vain else math.inf",
+        at("asked", "Hold"),
+    ),
+    Break(
+        "--hold is anew for each outage",
+        "session.held_until = 0.0  # what",
+        "pass  # what",
+        at("asked", "Hold"),
+    ),
+    Break(
+        "a second signal resets half a reply",
+        "            self._cut(HASTE_S)\n",
+        "            self._stops = 3\n",
+        at("operations", "Stopping"),
+    ),
+    Break(
+        "a stop fails nobody though nobody reads the output",
+        "    with contextlib.suppress(OSError):\n        os.write(sys.stdout",
+        "    with contextlib.suppress(KeyError):\n        os.write(sys.stdout",
+        at("operations", "Stopping"),
+    ),
+    Break(
         "bytes arrive whatever splice answers",
-        "except OSError:  # refused, or not for this kind of socket: nothing moved\n",
-        "except PermissionError:\n",
+        "if error.errno not in SPLICE_REFUSALS:",
+        "if True:",
         at("faults", "SpliceThatStops"),
     ),
     Break(
