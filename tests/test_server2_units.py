@@ -599,6 +599,30 @@ class Listening(unittest.TestCase):
         self.assertTrue(asks, "a client that vanished is never found")
 
 
+class Screen(unittest.TestCase):
+    """A terminal that stalls."""
+
+    def test_with_more_lines_than_may_wait_it_keeps_nobody_waiting(self) -> None:
+        stalls, goes_on = threading.Event(), threading.Event()
+
+        def stall(*_: object) -> None:
+            stalls.set()
+            goes_on.wait(DEADLINE_S)
+            raise SystemExit  # the thread's end
+
+        def use() -> None:
+            terminal = server2.Terminal(quiet=False)
+            for number in range(server2.LINES_WAITING + 10):
+                terminal.say(f"line {number}")
+                stalls.wait(5)
+            terminal.close()
+
+        stalled = mock.patch.object(server2, "write_whole", stall)
+        with stalled, mock.patch.object(server2, "CUT_S", 0.05):
+            self.addCleanup(goes_on.set)
+            in_parallel(use, timeout=5)
+
+
 class Work(unittest.TestCase):
     """`--parallel N`: N places, and a queue in the order of arrival."""
 
@@ -622,7 +646,7 @@ class Work(unittest.TestCase):
         threads = []
         for number in range(8):
             thread = threading.Thread(
-                target=work.do, args=(threading.Event(),), name=f"{number}"
+                target=work.do, args=(threading.Event(),), name=f"{number}", daemon=True
             )
             thread.start()
             threads.append(thread)

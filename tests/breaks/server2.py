@@ -80,6 +80,15 @@ WIRE: list[Break] = [
         (FRAMING + "test_what_is_left_at_end_of_file_is_the_last_message",),
     ),
     Break(
+        "at a stop, too, if the end is the client's own",
+        "or has_ended(self.sock)",
+        "",
+        (
+            LIFETIME
+            + "test_the_last_message_of_a_client_that_has_ended_is_confirmed_at_a_stop",
+        ),
+    ),
+    Break(
         "end of file alone is no message",
         "if rest and (",
         "if (",
@@ -399,6 +408,12 @@ LINES: list[Break] = [
         (WHERE + "test_sighup_reopens_the_log_for_live_connections_too",),
     ),
     Break(
+        "at the start it waits for a reader of a FIFO, and says so",
+        "is a pipe that nobody reads: waiting for",
+        "waits for",
+        (WHERE + "test_at_the_start_it_waits_for_a_reader_of_the_log_and_says_so",),
+    ),
+    Break(
         "SIGHUP waits for no reader of a FIFO",
         'getattr(os, "O_NONBLOCK", 0)',
         "0",
@@ -409,6 +424,12 @@ LINES: list[Break] = [
         "if server.bell.wait(left, accepts=False):",
         "if server.bell.wait(left, accepts=False) is None:",
         (LIFETIME + "test_sighup_reopens_the_log_also_while_it_stops",),
+    ),
+    Break(
+        "SIGHUP means no stop for want of descriptors",
+        "return error.errno in (errno.EMFILE, errno.ENFILE)",
+        "return False",
+        (WINDOW + "test_sighup_stops_nothing_where_descriptors_are_used_up",),
     ),
     Break(
         "a closed terminal means stop",
@@ -535,8 +556,8 @@ START: list[Break] = [
     ),
     Break(
         "a log that cannot be written is named in one line",
-        "return complain(f\"cannot write the log {args.log}: {error.strerror}\")",
-        "raise",
+        "complain(f\"cannot write the log {args.log}: {error.strerror}\")",
+        "[].pop()",
         (INPUT + "test_bad_arguments_end_with_one_line_and_2",),
     ),
     Break(
@@ -619,6 +640,12 @@ GIVEN: list[Break] = [
         "if seconds != self._patience_s:",
         "if self._patience_s < 0:",
         (PAUSES[:-1],),
+    ),
+    Break(
+        "--idle-timeout holds in a longer --message-pause",
+        "0 < idle_s <= pause_s",
+        "False",
+        (OPTIONS + "test_the_idle_timeout_holds_in_a_longer_pause_of_a_message",),
     ),
     Break(
         "an idle connection is told from one that vanished",
@@ -1068,13 +1095,19 @@ SYSTEM: list[Break] = [
         "nobody who reads its output stops no client",
         "self._lines.put_nowait((file, line))",
         "self._lines.put((file, line))",
-        (U + "StalledTerminals",),
+        (U + "Screen.test_with_more_lines_than_may_wait_it_keeps_nobody_waiting",),
+    ),
+    Break(
+        "a pipe that nobody reads does not keep it from stopping",
+        "self._thread.join(CUT_S)",
+        "self._thread.join()",
+        (LIFETIME + "test_nobody_reading_its_output_stops_no_service",),
     ),
     Break(
         "nobody who reads its output does not keep it from stopping",
         'self._lines.put((0, ""), timeout=CUT_S)',
         'self._lines.put((0, ""))',
-        (U + "StalledTerminals",),
+        (U + "Screen.test_with_more_lines_than_may_wait_it_keeps_nobody_waiting",),
     ),
     Break(
         "the end of who read its output is no defect",
