@@ -7,15 +7,16 @@
 
 A connection's life, in this order, on one thread ("connection-N"):
 
-    Worker._accept       wait for the turn, accept; the next thread has the turn
+    Worker._accept       wait for the turn; accept, and pick a server or queue, in one
+                         (Board.admit); the next thread has the turn
     Worker._serve        tells all the rest:
-      _meet              may it come? with --accept-proxy, its PROXY header
-      _connected         pick a server, or wait for a place (_place); connect, or the
-                         next server; when all have failed, again, for --hold seconds
-                         (nothing is retried once a byte was forwarded)
+      _meet              may it come? with --accept-proxy, its PROXY header: pick then
+      _connected         connect, or the next server; _wait_for_place, in the queue or,
+                         when all have failed, for --hold seconds (nothing is retried
+                         once a byte was forwarded)
       Relay.run          bytes both ways, until both sides have ended; an end of file
                          is passed on (Direction._pass_end), and when one side dies its
-                         last bytes and then a reset (Relay._bury)
+                         last bytes and then a reset (Relay._deliver_last)
       _finish            its place is free, one line for the log
 
 A server has `max` *places*; a connection has one from pick to end, or until its connect
@@ -738,7 +739,7 @@ class Server(Addressed):
         self.index, self.options, self.seen = index, options, 0
         self.rise, self.top_health = options.rise, options.rise + options.fall - 1
 
-    def place(self, given: int, family: int, address: SocketAddress | None) -> None:
+    def settle(self, given: int, family: int, address: SocketAddress | None) -> None:
         """Make it the server at an address that --server number `given` resolves to.
 
         Without one (its name has none yet), it is DOWN.
@@ -997,7 +998,7 @@ class Board(Cells):
             for index, at in enumerate(range(first, first_row, server_size))
         ]
         for server, where in zip(self._slots, resolved, strict=False):
-            server.place(*where)
+            server.settle(*where)
         self.doors: list[str] = []  # the addresses of several --listen
         most = rows - self._heads
         self.limit = min(options.max_connections or most, most)
@@ -1350,9 +1351,9 @@ class Board(Cells):
                     server.gone = int(not stays)
                     changed.append(server)
             shared = [where.pop(key)[1] for key in others if key in where]
-            for place in where.values():
+            for family_and_address in where.values():
                 if slot := self._free_slot_locked(changed):
-                    slot.place(given, *place)
+                    slot.settle(given, *family_and_address)
                     added.append(slot.look())
             why = f"{name} {why}"
             lines = [self._say_change_locked(s, "", why) for s in changed + added]
@@ -1662,7 +1663,7 @@ class Worker:
         row, board, failure = session.row, self._board, NO_SERVER
         while True:
             try:
-                server = board.server_of(row) or self._place(session)
+                server = board.server_of(row) or self._wait_for_place(session)
             except NoServerError:
                 raise OverError(failure) from None
             if board.fail_open and not board.is_up():
@@ -1693,7 +1694,7 @@ class Worker:
         header = proxy_v1 if self._options.send_proxy == "v1" else proxy_v2
         return header(session.row.source(), destination)
 
-    def _place(self, session: Session) -> Server:
+    def _wait_for_place(self, session: Session) -> Server:
         """Return a server with a place, waiting for one; the client may leave.
 
         Or, when all have been tried in vain, for one that can be tried again, for
@@ -2107,8 +2108,8 @@ def wait_connected(
 
 # ---- Relay: bytes from side to side --------------------------------------------------
 # One thread, two sockets, two directions, one poll. `Relay` moves bytes as they come as
-# long as both sides are well; when one side dies, `Burial` delivers what it left behind
-# and the other side is reset, too.
+# long as both sides are well; when one side dies, `LastBytes` delivers what it left
+# behind, and the other side is reset, too.
 
 
 class SideDiedError(Exception):
@@ -2348,7 +2349,7 @@ class Relay:
             return self._run() or CLOSED
         except SideDiedError as death:
             if not self._session.cut:
-                end = self._bury(death)
+                end = self._deliver_last(death)
                 if not self._session.cut:  # nor meanwhile
                     return end
             return self._cut(death)
@@ -2473,7 +2474,7 @@ class Relay:
         limit = f"{options.half_close_timeout:g} s"
         return End(code, f"{side} silent for {limit} after the other side ended")
 
-    def _bury(self, death: SideDiedError) -> End:
+    def _deliver_last(self, death: SideDiedError) -> End:
         """Deliver what the dead side sent; reset the other if more was to follow."""
         patience_s = self._options.half_close_timeout or math.inf
         from_dead, to_dead = self.upstream, self.downstream
@@ -2486,7 +2487,7 @@ class Relay:
         code = death.side[0] if death.vanished else death.side[0].upper()
         code += "L" if death.side == "client" and down.from_ended and missed else "D"
         with contextlib.suppress(SideDiedError):  # the survivor dies, or takes nothing
-            Burial(from_dead).flush(patience_s)
+            LastBytes(from_dead).flush(patience_s)
         lost = from_dead.undelivered() + to_dead.undelivered()
         if not from_dead.from_ended:  # more was to follow
             reset_at_close(from_dead.to_sock)
@@ -2509,7 +2510,7 @@ class Relay:
         return replace(cut, undelivered=max(0, lost))
 
 
-class Burial:
+class LastBytes:
     """The last bytes of a side that died, on their onward to the other side."""
 
     def __init__(self, onward: Direction) -> None:

@@ -14,17 +14,19 @@ Log: a line per event (connected, received, replied, closed), one write for what
 together, and always before its confirmation: what was confirmed has been handed to the
 kernel, and is in the file even when this process is killed in the next moment (with
 --fsync also when the machine is). What cannot be written, on a full disk say, is not
-confirmed: an error line says why. Several servers append to the same file. SIGHUP
-reopens it. A connection that never sends a byte leaves no record.
+confirmed: an error line says why; what was cut off becomes a line of blanks. Several
+servers append to the same file. SIGHUP reopens it. A connection that never sends a byte
+leaves no record.
 
 Threads:
     MainThread      Server.run       accepts clients, hears signals, stops
     connection-…    Server._serve    serves one client, from its first byte to its last
     terminal        Terminal._run    prints, so that a stalled terminal stalls nobody
 
-Stop (SIGTERM, Ctrl-C, a closed terminal): accept who waits in the listen queue, and
-nobody else; let connections confirm what they received, for GRACE_S at most; cut the
-rest; exit with 0. A second signal ends the process at once.
+Stop (SIGTERM, Ctrl-C, a closed terminal): accept who waits in the listen queue (as far
+as --max-connections allows), and nobody else; let connections confirm what they
+received, for GRACE_S at most; cut the rest; exit with 0. A second signal ends the
+process at once.
 
     python3 server2.py 9991
     python3 server2.py 9992 --fault slow:0.5     # a server to try the balancer on

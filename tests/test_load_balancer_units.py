@@ -526,7 +526,7 @@ class LastBytes(unittest.TestCase):
             mock.patch.object(load_balancer, "unacknowledged", unacknowledged),
             self.assertRaises(load_balancer.SideDiedError),
         ):
-            load_balancer.Burial(way).flush(0.2)
+            load_balancer.LastBytes(way).flush(0.2)
 
     def pair(self) -> socket.socket:
         """Return a connected socket that does not block, its other end kept open."""

@@ -814,7 +814,7 @@ RELAYING = [
     ),
     Break(
         "bytes that came before a reset are delivered first",
-        "Burial(from_dead).flush(patience_s)",
+        "LastBytes(from_dead).flush(patience_s)",
         "pass",
         at("", "Closing.test_bytes_that_arrived_before_a_server_reset_are_delivered"),
     ),
