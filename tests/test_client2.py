@@ -498,7 +498,8 @@ class TheFigures(ClientTestCase):
         for row in self.rows(self.backend(in_two_pieces(0.1)), 3, "--messages", 2):
             self.assertEqual(row["outcome"], "confirmed")
             gap = int(row["response_time_ns"]) - int(row["latency_ns"])
-            self.assertGreaterEqual(gap, 99 * MS)
+            late_ms = 1 if STAMPS == "kernel" else 50  # that a busy machine reads
+            self.assertGreaterEqual(gap, (100 - late_ms) * MS)
 
     def test_pieces_3_ms_apart_are_told_apart(self) -> None:
         rows = self.rows(self.backend(in_two_pieces(0.003)), 1, "--messages", 20)
