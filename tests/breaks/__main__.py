@@ -56,9 +56,10 @@ def notice(script: str, one: Break) -> str:
         try:
             _, said = tests.communicate(timeout=TIMEOUT_S)
         except subprocess.TimeoutExpired:
+            return f"none in {TIMEOUT_S} s: a test hung"
+        finally:  # a script may be broken such that it outlives its test
             end_all_in(copy)
             tests.communicate()
-            return f"none in {TIMEOUT_S} s: a test hung"
     if tests.returncode == 0:
         return ""
     starts = ("FAIL: ", "ERROR: ")
