@@ -187,8 +187,14 @@ class TheExchange(ClientTestCase):
         )
 
     def test_all_clients_are_connected_at_once(self) -> None:
-        backend = self.backend(confirm(0.5))
-        self.client(12, "--target", backend.address)
+        def confirm_once_all_are_there(visit: Visit) -> None:
+            visit.read_line()
+            wait_until(lambda: visit.backend.total == 12, what="twelve connections")
+            visit.send(b"Server 9991 received: " + visit.received)
+
+        backend = self.backend(confirm_once_all_are_there)
+        result = self.client(12, "--timeout", 30, "--target", backend.address)
+        self.assertEqual(result.returncode, 0, result)
         self.assertEqual((backend.total, backend.peak), (12, 12))
 
     def test_all_are_connected_before_the_first_message_is_sent(self) -> None:

@@ -132,7 +132,7 @@ class TheVerdict(ClientTestCase):
         words = r"bytes were left over|came before their messages were sent"
         for behaviour in (twice, late_copy):
             with self.subTest(behaviour):
-                more = ("--messages", 4, "--think", 0.05)
+                more = ("--messages", 4, "--think", 0.3)
                 document = self.measure(self.backend(behaviour), 2, *more, code=1)
                 self.assertGreater(document["failures"]["mismatch"], 0)
                 self.assertEqual(document["verdict"], "doubtful")
