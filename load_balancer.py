@@ -151,8 +151,8 @@ LIVE_LISTED = 200  # live connections listed by the status page, oldest first
 CHECK_SHOWN_BYTES = 40  # of an answer that was not the expected one
 BELL_BYTES = 65536  # what a pipe holds: if so much is heard, more may be lost
 LOOK = -1  # what a bell says, if not the row that was given a place: look at all,
-STIR = -3  # ... or only wake: a thread is to be started, a connection has ended
-REOPEN = -2  # ... or this: the log's file is another one now
+REOPEN = -2  # ... that the log's file is another one now,
+STIR = -3  # ... or only to wake: a thread is to be started, a connection has ended
 MAX_ROWS = 1 << 20  # of live connections, of all workers together
 MOVED_SERVERS = 64  # places on the board for addresses that names move to
 
@@ -1003,7 +1003,6 @@ class Board(Cells):
         most = rows - self._heads
         self.limit = min(options.max_connections or most, most)
         self.started_ns, self.started_s = time.monotonic_ns(), time.time()
-        self._random = random  # the module: each process draws anew (os.fork)
         self._seen = -1  # the version that these are of:
         self._candidates: list[Server] = []
         self._asked: list[Server] = []  # by who has not tried any
@@ -1126,7 +1125,7 @@ class Board(Cells):
         return [self._slots[row.own - 1]]
 
     def _give_place_locked(self, row: Row, asked: list[Server]) -> bool:
-        server = choose(asked, self.options.algorithm, self._random)
+        server = choose(asked, self.options.algorithm, random)
         if server is None:
             return False
         server.places_taken += 1  # in this order: see above

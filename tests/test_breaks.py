@@ -20,6 +20,7 @@ class EveryBreak(unittest.TestCase):
         for script, breaks in BREAKS.items():
             for one in breaks:
                 with self.subTest(script=script, promise=one.promise):
-                    found = unittest.defaultTestLoader.loadTestsFromNames(one.tests)
+                    loader = unittest.TestLoader()
+                    found = loader.loadTestsFromNames(one.tests)
                     self.assertGreater(found.countTestCases(), 0)
-                    self.assertEqual(unittest.defaultTestLoader.errors, [])
+                    self.assertEqual(loader.errors, [])

@@ -677,33 +677,6 @@ class Work(unittest.TestCase):
                 self.assertAlmostEqual(statistics.fmean(times), 0.02, delta=0.0012)
                 self.assertGreater(statistics.stdev(times), 0.005)
 
-class StalledTerminals(unittest.TestCase):
-    """A terminal that shows nothing more stalls nobody."""
-
-    def test_who_says_more_than_may_wait_goes_on_and_the_end_comes(self) -> None:
-        stalls, goes_on = threading.Event(), threading.Event()
-
-        def stall(*_: object) -> None:
-            stalls.set()
-            goes_on.wait(DEADLINE_S)
-
-        def talk() -> None:
-            terminal.say("the first line")
-            stalls.wait(DEADLINE_S)
-            for _ in range(server2.LINES_WAITING + 1):
-                terminal.say("one line more")
-            terminal.close()
-
-        stalled = mock.patch.object(server2, "write_whole", stall)
-        with stalled, mock.patch.object(server2, "CUT_S", 0.01):
-            terminal = server2.Terminal(quiet=False)
-            try:
-                in_parallel(talk, timeout=5)
-            finally:
-                goes_on.set()
-            terminal.close()
-
-
 
 if __name__ == "__main__":
     unittest.main()
