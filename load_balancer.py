@@ -1220,8 +1220,8 @@ class Board(Cells):
             row.queued_ns = 0
 
     def _hand_out_locked(self) -> None:
-        """Give places to those who wait, in order, and have them told."""
-        if not self.queued:
+        """Give places to those who wait, in order, and have them told; none at a cut."""
+        if not self.queued or self.cutting:
             return
         heads = self._heads * self._row_size
         for ring, first in enumerate(self._column("after", heads)):

@@ -192,6 +192,14 @@ class TheQueue(unittest.TestCase):
         self.assertEqual((first.server, second.server, board.queued), (1, 0, 1))
         self.assertIn(first.index, board.bells[1].hear())
 
+    def test_place_that_a_cut_has_freed_is_handed_to_nobody(self) -> None:
+        board = board_of("127.0.0.1:9991,max=1")
+        clients = Clients(board)
+        holder, waiting = clients.begin(), clients.begin()
+        board.cutting = 1000
+        board.end(holder, End("KD", "closed at shutdown"))
+        self.assertEqual((waiting.server, board.queued), (0, 1))
+
     def test_newcomer_does_not_overtake(self) -> None:
         board = board_of("127.0.0.1:9991,max=1")
         clients = Clients(board)

@@ -1847,6 +1847,12 @@ LOGGING = [
         at("operations", "Stopping.test_queued_clients_are_told_when_it_stops"),
     ),
     Break(
+        "KQ: a place that the cut has freed is handed to nobody",
+        "if not self.queued or self.cutting:",
+        "if not self.queued:",
+        at("board", "TheQueue.test_place_that_a_cut_has_freed_is_handed_to_nobody"),
+    ),
+    Break(
         "PC: refused",
         'return End("PC", f"refused',
         'return End("CC", f"refused',
