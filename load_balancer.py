@@ -1220,7 +1220,7 @@ class Board(Cells):
             row.queued_ns = 0
 
     def _hand_out_locked(self) -> None:
-        """Give places to those who wait, in order, and have them told; none at a cut."""
+        """Give places to those who wait, in order, and tell them; none at a cut."""
         if not self.queued or self.cutting:
             return
         heads = self._heads * self._row_size
