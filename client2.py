@@ -206,7 +206,7 @@ def from_to(values: tuple[float, float] | None) -> str:
     """Return a range of durations in the unit of the longer one: 0.292–1.15 ms."""
     if values is None:
         return "–"
-    high, unit = with_unit(values[1]).split()
+    high, unit = with_unit(values[1]).rsplit(" ", 1)  # a thin space is in 1 020 s
     low = values[0] / next(size for size, name in TIMES if name == unit)
     first = digits(low) if low >= 1e-4 else "0"
     return f"{high} {unit}" if first == high else f"{first}–{high} {unit}"
@@ -874,11 +874,17 @@ class Connection:
                     return Failed("error_reply", safe_text(reply), sent)
         return Failed("send", f"not taken {limit}" if is_late else say_why(error), sent)
 
-    def has_left_over(self) -> bool:
-        """Return whether bytes have come that belong to no message."""
-        flag = getattr(socket, "MSG_DONTWAIT", 0)  # Windows has none
+    def has_left_over(self, waits: bool) -> bool:
+        """Return whether bytes have come that belong to no message.
+
+        Or come within SILENCE_S before the server's end of file, which ours brings on.
+        """
+        flag = 0 if waits else getattr(socket, "MSG_DONTWAIT", 0)  # Windows has none
         with contextlib.suppress(OSError):
-            return bool(self.sock and flag and self.sock.recv(1, flag))
+            if self.sock and waits:
+                self.sock.shutdown(socket.SHUT_WR)
+                self._set_deadline(SILENCE_S)
+            return bool(self.sock and (waits or flag) and self.sock.recv(1, flag))
         return False
 
     def close(self) -> None:
@@ -978,7 +984,7 @@ class Client(threading.Thread):
                 if time.monotonic_ns() >= clients.end_mono_ns:
                     break
             self._attempt(due, late)
-        self._close(may_have_more=True)
+        self._leave(at_end=True)
 
     def _wait_until(self, moment_ns: int) -> None:
         """Wait for a moment of CLOCK_MONOTONIC, or for the end of the run."""
@@ -1020,7 +1026,7 @@ class Client(threading.Thread):
         )  # fmt: skip
         self.connect_ns = self.waits_since = 0
         if self.options.reconnect or connection.has_ended:
-            self._close(may_have_more=True)
+            self._leave(at_end=False)
 
     def _repeat(self) -> Times | None:
         """Make exchanges like the last one, until the end, or until one is different.
@@ -1036,9 +1042,9 @@ class Client(threading.Thread):
         send, receive, unpack = sock.sendall, sock.recvmsg, TWO_LONGS.unpack
         end = time_ns() + self.clients.end_mono_ns - time.monotonic_ns()
         most, size = self.options.messages or sys.maxsize, connection.expected_bytes()
-        sent, sending = 0, True
+        sent, seen, sending = 0, 0, True
         try:
-            while done < most and sent < end:
+            while done < most and seen < end:
                 sending, sent = True, time_ns()
                 send(message)
                 sending = False
@@ -1084,10 +1090,13 @@ class Client(threading.Thread):
         pause_s = self.pause_s * random.uniform(0.5, 1.5)
         self._wait_until(now + int(pause_s * 1e9))
 
-    def _close(self, may_have_more: bool = False) -> None:
-        """Close both connections, and note what was left over on the first."""
-        if may_have_more and self.connection.has_left_over():
+    def _leave(self, at_end: bool) -> None:
+        """Close the connection, and note what was left over on it."""
+        if self.connection.has_left_over(waits=at_end):
             self.clients.left_over.append(self.number)
+        self._close()
+
+    def _close(self) -> None:
         self.connection.close()
         self.twin.close()
 
@@ -1658,7 +1667,7 @@ class Results:
 
 def clean(text: Any) -> str:
     """Return a text of a file as one that may be shown."""
-    return safe_text(str(text).encode())
+    return safe_text(str(text).encode("utf-8", "backslashreplace"))
 
 
 TIMESTAMPS = {"kernel": "kernel", "user": "user"}  # there are no others
@@ -1794,6 +1803,8 @@ def finish_run(total: Results, options: argparse.Namespace) -> None:
         total.timestamps = "user"
     part_of = total.latency.slices.cut()
     for server in total.servers.values():
+        # Ticks without an exchange of its have made the run's slices longer.
+        server.latency.slices.widen(total.latency.slices.shift)
         server.finish(part_of)
     expected = options.server_names
     usual = [str(port) for port in USUAL_PORTS[:3]]
@@ -1826,6 +1837,7 @@ def describe_load(options: argparse.Namespace) -> str:
     else:
         words = "one message at a time"
     words += f", for {options.duration:g} s" if options.duration else ""
+    words += f", started over {options.ramp:g} s" if options.ramp else ""
     words += f", {options.think:g} s between" if options.think else ""
     words += f", {counted(options.size, 'byte')} each" if options.size else ""
     words += ", in pairs with direct ones" if options.direct else ""
@@ -2099,6 +2111,11 @@ def baseline_doubts(ours: Sequence[Results], theirs: Sequence[Results]) -> list[
         kinds = dict.fromkeys(re.sub(r" \(--seed \d+\)", "", kind) for kind in found)
         if len(kinds) > 1 and not words:
             words.append(f"other {name}: {', '.join(kinds)}")
+    sizes = [run.bytes_sent / max(1, run.confirmed) for run in (*ours, *theirs)]
+    if max(sizes) > 1.1 * min(sizes) and not words:  # numbers in them may be longer
+        words.append(f"other messages: {min(sizes):.0f} and {max(sizes):.0f} bytes")
+    if len({run.warmup_s > 0 for run in (*ours, *theirs)}) > 1:
+        words.append("only one side had a --warmup")
     if any(run.interrupted for run in theirs):
         words.append("it was interrupted")
     if any(run.reasons for run in theirs):
@@ -2626,11 +2643,13 @@ class Scale:
             tens = [10.0**k for k in range(19)]
             steps = [ten * k for ten in tens for k in (1, 2, 5)]
             fine = [v for v in steps if self.low < v < self.high]
-            return fine if len(fine) < 9 else [v for v in fine if v in tens]
+            if len(fine) > 3:
+                return fine if len(fine) < 9 else [v for v in fine if v in tens]
         rough = (self.high - self.low) / 6 or 1.0
         size = 10.0 ** math.floor(math.log10(rough))
         step = next(m * size for m in (1, 2, 5, 10) if m * size >= rough)
-        return [k * step for k in range(math.floor(self.high / step + 1e-9) + 1)]
+        least, most = (math.floor(v / step + 1e-9) for v in (self.low, self.high))
+        return [k * step for k in range(least, most + 1) if k * step >= self.low]
 
 
 def duration_scale(metrics: Iterable[Distribution], start: float, end: float) -> Scale:
@@ -3109,7 +3128,7 @@ def document_of(runs: Sequence[Results], theirs: Sequence[Results]) -> dict[str,
     whole = documents[0]
     if len(runs) > 1:
         reasons = list(dict.fromkeys(reason for run in runs for reason in run.reasons))
-        good = [run for run in runs if run.rate and held(run)]
+        good = list(itertools.takewhile(held, by_rate(runs)))
         names = ("version", "command", "started", "target", "title")
         whole = {name: documents[0][name] for name in names}
         whole |= {"verdict": "doubtful" if reasons else "valid", "reasons": reasons}
@@ -3203,6 +3222,8 @@ def merge_files(paths: list[str]) -> Results:
     merged.load = f"merged from {counted(len(parts), 'run')}"
     for k, part in enumerate(parts, 1):
         merged.reasons += [f"file {k}: {reason}" for reason in part.reasons]
+    if len({(part.started, part.latency.total) for part in parts}) < len(parts):
+        merged.reasons.append("the same run was given twice: its figures count twice")
     return merged
 
 
@@ -3449,10 +3470,13 @@ def check_options(
         parser.error("--message is one line; more lines need --any-reply")
     if not options.texts:
         parser.error(f"--message: {options.message[1:]} has no line")
-    for name in ("json", "csv", "report"):
-        path = getattr(options, name)
+    paths = [options.json, options.csv, options.report]
+    for name, path in zip(("json", "csv", "report"), paths, strict=True):
         if path not in (None, "-") and not can_write(path):
             parser.error(f"--{name}: cannot write {path!r}")
+    files = [os.path.realpath(path) for path in paths if path not in (None, "-")]
+    if len(set(files)) < len(files):
+        parser.error("--json, --csv and --report: give each a file of its own")
 
 
 def can_write(path: str) -> bool:
@@ -3565,21 +3589,25 @@ def measure(options: argparse.Namespace, command: list[str]) -> list[Results]:
     rates = [rate for rate in o.rate or [0.0] for _ in range(o.runs)]
     o.is_single = len(rates) == 1
     inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    # While signals still end this: a schedule is long to count, a pipe to open.
+    planned = [prepare(o, rate) for rate in rates]
+    options.table = CsvFile(o.csv) if o.csv else None
     with contextlib.ExitStack() as stack:
         stack.enter_context(signals_to(inbox))
         if o.demo:
-            o.target_text = stack.enter_context(demo_system(o))
-            o.addresses = resolve(parse_address(o.target_text))
+            target_text = stack.enter_context(demo_system(o))
+            for one in planned:
+                one.target_text = target_text
+                one.addresses = resolve(parse_address(target_text))
         # The server keeps its core when a client wakes. Not earlier: the demo's scripts
         # choose for themselves.
         do_not_preempt()
         note_continuations()
-        options.table = CsvFile(o.csv) if o.csv else None
-        for k, rate in enumerate(rates, 1):
+        for k, one in enumerate(planned, 1):
             if not (o.is_single or o.quiet):
-                what = f"{digits(rate)}/s" if rate else f"run {k}"
+                what = f"{digits(one.rate)}/s" if one.rate else f"run {k}"
                 complain(f"{what} ({k} of {len(rates)})")
-            runs.append(measure_once(prepare(o, rate), inbox, o.table))
+            runs.append(measure_once(one, inbox, o.table))
             runs[-1].command = command
             if runs[-1].interrupted:
                 break
@@ -3650,7 +3678,7 @@ def finish(
     status, reason = max(exit_status(run, broken) for run in runs)
     doubtful = status == 0 and any(run.reasons for run in runs)
     ending = f"exit {status}: {reason}" + ", but the verdict is DOUBTFUL" * doubtful
-    nobody, failed = unreachable(runs[0]), []
+    nobody, failed = unreachable(runs[0]) if all(map(unreachable, runs)) else "", []
     shown = f" {ending}"
     for name in ("report", "json", "csv"):
         shown += f"   {name}: {path}" if (path := getattr(options, name)) else ""

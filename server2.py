@@ -382,6 +382,7 @@ class Log:
         ends = itertools.accumulate(map(len, entries))
         return sum(end <= logged for end in ends), reason
 
+
 # ======== What only few need: everything above reads without what is below ============
 # ---- Text: what records and confirmations look like ----------------------------------
 

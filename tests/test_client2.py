@@ -1370,6 +1370,7 @@ class BadInput(ClientTestCase):
             (("1", "--warmup", "2y"), "--warmup"),
             (("1", "--runs", "0"), "--runs"),
             (("1", "--message", "@empty"), "empty has no line"),
+            (("1", "--json", "a", "--report", "./a"), "a file of its own"),
             (("--merge", "missing"), "missing"),
             (("--merge", "text"), "text"),
             (("--merge", "other"), "other"),

@@ -570,6 +570,11 @@ class TheOutput(ClientTestCase):
                             "--target", backend.address)  # fmt: skip
         self.assertIn("baseline not like this run: other rate:", again.stdout)
 
+    def test_nothing_is_sent_when_time_is_up(self) -> None:
+        backend = self.backend(confirm(0.6))
+        self.measure(backend, 1, "--duration", 0.8)  # was three: at 0, 0.6 and 1.2 s
+        self.assertLessEqual(backend.received.count(b"\n"), 2)
+
     def test_runs_are_repeated_and_each_is_in_the_document(self) -> None:
         words = ("--runs", 3, "--messages", 2)
         document = self.measure(self.backend(confirm()), 2, *words)

@@ -392,6 +392,15 @@ class Comparisons(unittest.TestCase):
         self.assertEqual(run.slower_servers(), ([], ["9992"]))
         self.assertIn("9992 was not there all the time", client2.slower_words(run))
 
+    def test_a_late_straggler_takes_no_servers_parts(self) -> None:
+        # Ticks with nothing but it make the run's slices longer, and not the server's.
+        run = self.servers(0.5)
+        before = [server.by_part[-2] or 0 for server in run.servers.values()]
+        run.latency.slices.reach(0, 12_000 * MS)
+        client2.finish_run(run, options_of(1))
+        for p50, server in zip(before, run.servers.values(), strict=True):
+            self.assertAlmostEqual((server.by_part[-2] or 0) / p50, 1, delta=0.05)
+
     def test_chance_of_groups_that_differ_and_of_those_that_do_not(self) -> None:
         # Ten against ten, all of one side above: 2 of 184,756 ways.
         self.assertLess(client2.chance([list(range(100, 110)), list(range(10))]), 0.005)
@@ -413,6 +422,18 @@ class Comparisons(unittest.TestCase):
         options.size, options.direct = 0, {"9991": []}
         said = client2.describe_load(options)
         self.assertTrue(said.endswith("for 2 s, in pairs with direct ones"), said)
+
+    def test_longer_messages_or_a_warmup_on_one_side_are_said(self) -> None:
+        ours, theirs = self.run_of(1000), self.run_of(1100)
+        ours.bytes_sent, theirs.bytes_sent = 21_000, 22_000  # longer numbers in them
+        self.assertEqual(client2.baseline_doubts([ours], [theirs]), [])
+        theirs.bytes_sent, theirs.warmup_s = 42_000, 0.5
+        words = ["other messages: 21 and 42 bytes", "only one side had a --warmup"]
+        self.assertEqual(client2.baseline_doubts([ours], [theirs]), words)
+
+    def test_a_ramp_is_another_load(self) -> None:
+        said = client2.describe_load(options_of(3, "--duration", 2, "--ramp", 1))
+        self.assertEqual(said, "one message at a time, for 2 s, started over 1 s")
 
     def test_turns_are_seen_by_the_moments_of_starting(self) -> None:
         self.assertTrue(client2.take_turns([1, 3, 5, 7], [2, 4, 6, 8]))
@@ -494,6 +515,7 @@ class Texts(unittest.TestCase):
         self.assertEqual(client2.from_to((11_580_000, 11_640_000)), "11.6 ms")
         self.assertEqual(client2.from_to((291_580, 2_364_000)), "0.292–2.36 ms")
         self.assertEqual(client2.from_to((1_430_000, 1_800_000)), "1.43–1.80 ms")
+        self.assertEqual(client2.from_to((1e9, 1.02e12)), "1.00–1\u2009020 s")
         self.assertEqual(client2.from_to(None), "–")
 
     def test_a_range_has_one_unit(self) -> None:
@@ -775,7 +797,7 @@ class Merging(unittest.TestCase):
 
     def test_a_merge_says_what_was_wrong_with_any_of_its_runs(self) -> None:
         words = (1, "--rate", 5, "--messages", 1)
-        runs = [results_of([exchange(k, 9 + k)], *words, rate=5) for k in (1, 2)]
+        runs = [results_of([exchange(1, 9 + k)], *words, rate=5) for k in (1, 2)]
         runs[1].reasons, runs[1].interrupted = ["the clock was stepped"], True
         runs[0].timestamps, runs[1].timestamps = "kernel", "user"
         for order in (runs, runs[::-1]):
@@ -788,6 +810,15 @@ class Merging(unittest.TestCase):
             self.assertRegex(reason, "^file [12]: the clock was stepped$")
             self.assertEqual((merged.interrupted, merged.timestamps), (True, "user"))
             self.assertEqual((merged.rate, merged.confirmed), (10, 2))
+
+
+    def test_the_same_run_given_twice_is_said(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "run.json")
+            path.write_text(json.dumps(results_of([exchange(1, 9)]).as_json()))
+            merged = client2.merge_files([str(path)] * 2)
+        words = ["the same run was given twice: its figures count twice"]
+        self.assertEqual((merged.confirmed, merged.reasons), (2, words))
 
 
 class Signals(unittest.TestCase):
@@ -808,6 +839,46 @@ class Signals(unittest.TestCase):
             self.assertEqual([signal.getsignal(one) for one in both], before)
 
 
+    def test_a_schedule_is_counted_while_they_still_end_the_program(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            self.skipTest("needs the main thread")
+        before, found = signal.getsignal(signal.SIGINT), list[object]()
+
+        def count(options: argparse.Namespace, rate: float) -> argparse.Namespace:
+            found.append(signal.getsignal(signal.SIGINT))
+            raise client2.InputError
+
+        options = client2.parse_args(["1", "--rate=5", "--target=127.0.0.1:1"])
+        with (
+            mock.patch.object(client2, "prepare", count),
+            self.assertRaises(client2.InputError),
+        ):
+            client2.measure(options, [])
+        self.assertEqual(found, [before])
+
+
+class Ends(unittest.TestCase):
+    """What several runs end with."""
+
+    def test_nobody_listens_is_said_when_no_run_reached_anybody(self) -> None:
+        refused = Outcome("connect", text="connection refused")
+        bad = results_of([exchange(1, 5, outcome=refused)])
+        good = results_of([exchange(1, 5)])
+        for runs, nobody in (([bad, good], False), ([bad, bad], True)):
+            options = options_of(2, "--runs", 2)
+            with (
+                contextlib.redirect_stdout(io.StringIO()) as stdout,
+                contextlib.redirect_stderr(io.StringIO()) as stderr,
+            ):
+                status = client2.finish(runs, [], options)
+            self.assertEqual(status, 1)
+            self.assertEqual("nobody listens" in stderr.getvalue(), nobody)
+            self.assertEqual("run 2" in stdout.getvalue(), not nobody)
+
+    def test_a_text_of_a_file_may_be_no_utf_8(self) -> None:
+        self.assertEqual(client2.clean("caf\udce9"), "caf\\udce9")
+
+
 class Connections(unittest.TestCase):
     """One connection without a client and a run."""
 
@@ -819,6 +890,29 @@ class Connections(unittest.TestCase):
             peer, _ = listener.accept()
             self.addCleanup(peer.close)
         return connection, peer
+
+    def test_a_copy_that_comes_after_the_last_reply_is_waited_for(self) -> None:
+        connection, peer = self.connected()
+        came = list[bytes]()
+
+        def confirm_again() -> None:
+            came.append(peer.recv(10))  # our end of file
+            peer.sendall(b"Server 9991 received: Hi\n")
+
+        late = threading.Thread(target=confirm_again)
+        late.start()
+        with mock.patch.object(client2, "SILENCE_S", 20.0):
+            self.assertTrue(connection.has_left_over(waits=True))
+        late.join(20)
+        self.assertEqual(came, [b""])
+
+    def test_nothing_is_left_over_at_the_servers_end_or_after_a_silence(self) -> None:
+        for ends in (True, False):
+            connection, peer = self.connected()
+            self.assertFalse(connection.has_left_over(waits=False))
+            if ends:
+                peer.close()
+            self.assertFalse(connection.has_left_over(waits=True))
 
     def test_an_address_whose_socket_cannot_be_made_gives_way_to_the_next(self) -> None:
         unheard_of = (9999, ("::1", 1))  # EAFNOSUPPORT, like a missing IPv6
@@ -1145,7 +1239,13 @@ class Scales(unittest.TestCase):
 
     def test_ticks_are_round_and_inside(self) -> None:
         self.assertEqual(Scale(0, 10, 0, 1).ticks(), [0, 2, 4, 6, 8, 10])
-        self.assertEqual(Scale(8, 120, 0, 1, log=True).ticks()[:3], [10, 20, 50])
+        self.assertEqual(Scale(8, 120, 0, 1, log=True).ticks()[:4], [10, 20, 50, 100])
+
+    def test_a_narrow_logarithmic_scale_has_ticks_at_even_steps(self) -> None:
+        ticks = Scale(21 * MS, 36 * MS, 0, 1, log=True).ticks()
+        self.assertEqual(ticks, [v * MS for v in (25, 30, 35)])
+        ticks = Scale(20.2 * MS, 27.8 * MS, 0, 1, log=True).ticks()
+        self.assertEqual(ticks, [v * MS for v in (22, 24, 26)])
 
 
 class TheVerdict(unittest.TestCase):
@@ -1293,6 +1393,9 @@ class TheVerdict(unittest.TestCase):
         )
         self.assertIn("all of these", client2.knee_words(runs[:2]))
         self.assertIn("none of these", client2.knee_words([run(5, 1), run(9, 1)]))
+        for least, knee in ((100, 800), (50, None)):  # a rate beyond one not held
+            document = client2.document_of([run(100, least), run(800, 800)], [])
+            self.assertEqual(document["knee"], knee)
 
     def test_a_queue_that_is_left_at_the_schedules_end_is_beyond_the_knee(self) -> None:
         # 1,100 messages in 20 s; the last ones were answered up to 2.9 s later.

@@ -11,6 +11,7 @@ UNITS = "tests.test_client2_units."
 RESULTS = UNITS + "TheResults."
 HISTOGRAMS = UNITS + "Histograms."
 COMPARISONS = UNITS + "Comparisons."
+CONNECTIONS = UNITS + "Connections."
 JUDGED = UNITS + "TheVerdict."
 SCHEDULE = UNITS + "TheSchedule."
 MESSAGES = UNITS + "Messages."
@@ -500,6 +501,48 @@ VERDICT = [
         "if r.left_over:",
         "if r.left_over > 9:",
         (REASONS,),
+    ),
+    Break(
+        "a copy of the last reply is waited for",
+        "if self.sock and waits:",
+        "if False:",
+        (CONNECTIONS + "test_a_copy_that_comes_after_the_last_reply_is_waited_for",),
+    ),
+    Break(
+        "servers are compared in the run's own parts, whatever came late",
+        "server.latency.slices.widen(total.latency.slices.shift)",
+        "pass",
+        (UNITS + "Comparisons.test_a_late_straggler_takes_no_servers_parts",),
+    ),
+    Break(
+        "--duration: nothing is sent when it is over",
+        "while done < most and seen < end:",
+        "while done < most and sent < end:",
+        (TRUTH + "TheOutput.test_nothing_is_sent_when_time_is_up",),
+    ),
+    Break(
+        "the knee in the document is the one that is named",
+        "good = list(itertools.takewhile(held, by_rate(runs)))\n        names",
+        "good = [run for run in by_rate(runs) if held(run)]\n        names",
+        (UNITS + "TheVerdict.test_the_knee_is_named",),
+    ),
+    Break(
+        "files of their own for --json, --csv, --report",
+        "if len(set(files)) < len(files):",
+        "if False:",
+        (REAL + "BadInput.test_bad_arguments_end_with_one_line_and_2",),
+    ),
+    Break(
+        "longer messages are another load",
+        "if max(sizes) > 1.1 * min(sizes) and not words:",
+        "if False:",
+        (UNITS + "Comparisons.test_longer_messages_or_a_warmup_on_one_side_are_said",),
+    ),
+    Break(
+        "the same run twice in a merge",
+        "merged.reasons.append(",
+        "str(",
+        (UNITS + "Merging.test_the_same_run_given_twice_is_said",),
     ),
     Break(
         "bytes left over are looked for when a connection is closed",
