@@ -1051,8 +1051,8 @@ class Board(Cells):
         for bell in self.bells:
             bell.ring(LOOK)
 
-    def _ring_workers_locked(self) -> None:
-        self.lock.bells += [(number, LOOK) for number in range(1, len(self.bells))]
+    def _ring_workers_locked(self, what: int = LOOK) -> None:
+        self.lock.bells += [(number, what) for number in range(1, len(self.bells))]
 
     # A connection's steps -------------------------------------------------------------
 
@@ -1089,10 +1089,14 @@ class Board(Cells):
             return self.server_of(row)
 
     def forget_tried(self, row: Row) -> None:
-        """Have a row that waits try again what it could not be connected to."""
+        """Have a row try again what it could not be connected to, now if it waits.
+
+        It alone, and without a bell: it is the caller that asks, once a second.
+        """
         with self.lock:
             row.forget_tried()
-            self._hand_out_locked()
+            if row.waits and not self.cutting:
+                self._serve_waiting_locked(row)
 
     def _pick_locked(self, row: Row) -> None:
         """Give a row a place, or put it into the queue behind those who wait there."""
@@ -1169,7 +1173,7 @@ class Board(Cells):
         """End a connection: count it, free its place, hand that on."""
         with self.lock:
             if self.live >= self.limit:
-                self._ring_workers_locked()
+                self._ring_workers_locked(STIR)  # who waits at accept
             self._end_locked(row, end)
 
     def _end_locked(self, row: Row, end: End) -> None:
@@ -1228,17 +1232,22 @@ class Board(Cells):
             row = self.row(first)
             while row.index != ring:
                 after = self.row(row.after)
-                try:
-                    told = self._give_place_locked(row, self._asked_locked(row))
-                except NoServerError:
-                    told = True  # it asks again, to hear so
-                if told:
-                    self._count_wait_locked(row)
-                    self._leave_queue_locked(row)
+                if self._serve_waiting_locked(row):
                     self.lock.bells.append((row.worker, row.index))
                 elif not row.tries:
                     break  # those behind it will get none, either
                 row = after
+
+    def _serve_waiting_locked(self, row: Row) -> bool:
+        """Take a row out of the queue if there is a place for it, or no server."""
+        try:
+            if not self._give_place_locked(row, self._asked_locked(row)):
+                return False
+        except NoServerError:
+            pass  # it asks again, to hear so
+        self._count_wait_locked(row)
+        self._leave_queue_locked(row)
+        return True
 
     # Health, the operator, names ------------------------------------------------------
 
@@ -1340,7 +1349,7 @@ class Board(Cells):
                 plain_key(s.address) for s in servers if not s.gone and s.given != given
             }
             for server in (s for s in self.servers() if not s.family):
-                if server.given == given and where:
+                if server.given == given and where and not server.gone:
                     server.gone = 1  # it stood for the name without an address
                     why = "has an address"
             for server in (s for s in servers if s.given == given):
@@ -1548,7 +1557,8 @@ class Session:
     """A client's connection, as its thread and its process's MainThread know it."""
 
     __slots__ = ("client_sock", "connected_ns", "cut", "destination", "held_until",
-                 "over", "peer", "row", "server_sock", "source", "wake")  # fmt: skip
+                 "over", "peer", "queued_until", "row", "server_sock", "source",
+                 "wake")  # fmt: skip
 
     def __init__(
         self, row: Row, client_sock: socket.socket, peer: SocketAddress
@@ -1558,7 +1568,8 @@ class Session:
         self.source: SocketAddress | None = None  # as its PROXY header has it, ...
         self.destination: SocketAddress | None = None  # ... and where it came to
         self.wake: Wake | None = None  # while it waits for a place
-        self.held_until = 0.0  # since no server could be connected (monotonic)
+        self.held_until = 0.0  # since no server could be connected (monotonic), ...
+        self.queued_until = 0.0  # ... since it first waited for a place
         self.connected_ns = 0
         self.cut: End | None = None  # why it is to end: its own end of file is no more
         self.over = False  # somebody ends it
@@ -1613,9 +1624,9 @@ class Worker:
         try:
             self._meet(session)
             session.server_sock, died = self._connected(session)
+            if session.cut:  # nothing was sent yet, and nothing is
+                raise OverError(CUT_CONNECTING)
             socks = (session.client_sock, session.server_sock)
-            if session.cut:
-                shut_down(session.server_sock, socket.SHUT_RD)
             session.connected_ns = time.monotonic_ns()
             end = Relay(self._options, row.cells, *socks, session).run(died)
         except OverError as over:
@@ -1699,8 +1710,7 @@ class Worker:
         Or, when all have been tried in vain, for one that can be tried again, for
         --hold. Raise OverError, or NoServerError when that time is over.
         """
-        row, board, options = session.row, self._board, self._options
-        queued_until = time.monotonic() + (options.queue_timeout or math.inf)
+        row, board, timeout_s = session.row, self._board, self._options.queue_timeout
         try:
             session.wake = Wake()
         except OSError as error:
@@ -1714,6 +1724,8 @@ class Worker:
         try:
             while True:
                 server, in_vain = board.server_of(row), False
+                if server is None and board.cutting:
+                    raise OverError(CUT_QUEUED)
                 if server is None and not row.waits:
                     try:
                         server = board.pick(row)
@@ -1721,15 +1733,17 @@ class Worker:
                         in_vain = True
                 if server:
                     return server
-                if session.cut:
-                    raise OverError(CUT_QUEUED)
                 if in_vain or not board.may_serve():
                     wait_s = self._held_s(session)
                     if not wait_s:
                         raise NoServerError if in_vain else OverError(NO_SERVER)
                 else:
-                    session.held_until = 0.0  # what it was held for is over
-                    wait_s = queued_until - time.monotonic()
+                    if not row.tries:
+                        session.held_until = 0.0  # what it was held for is over
+                    now_s = time.monotonic()
+                    if not session.queued_until:  # it may come here again and again
+                        session.queued_until = now_s + (timeout_s or math.inf)
+                    wait_s = session.queued_until - now_s
                     if wait_s <= 0:
                         raise OverError(QUEUED_TOO_LONG)
                 retry_s = RETRY_S if row.tries else math.inf
@@ -2338,6 +2352,7 @@ class Relay:
         self._ways = (self.upstream, self.downstream)
         self._poll = new_poll()
         self._watched: dict[int, int] = {}  # by descriptor: the mask that poll has
+        self._resting: set[int] = set()  # that say POLLHUP for ever
         self._taken = [0, 0]  # bytes acknowledged each way, when last asked
 
     def run(self, server_died: bool) -> End:
@@ -2415,7 +2430,9 @@ class Relay:
         Or only both its ends of file have passed: then, too, poll says POLLHUP.
         """
         code = reads.from_sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if code or mask & POLLERR or not reads.other.end_passed:
+        is_over = mask & POLLERR or self._session.cut or not reads.other.end_passed
+        self._resting.add(reads.from_sock.fileno())
+        if code or is_over:
             raise SideDiedError(reads.from_name, OSError(code, os.strerror(code)))
 
     def _watch(self) -> tuple[float, float]:
@@ -2428,9 +2445,8 @@ class Relay:
             writes = reads.other
             mask = 0 if reads.from_ended or reads.pending else POLLIN
             mask |= POLLOUT if writes.pending else 0
-            # After both ends of file a socket says POLLHUP for ever: let it rest.
-            wanted = None if writes.end_passed and not mask else mask
             fd = reads.from_sock.fileno()
+            wanted = None if fd in self._resting and not mask else mask
             if wanted == self._watched.get(fd):
                 continue
             if wanted is None:

@@ -102,8 +102,9 @@ class Gate:
     While it is away its port refuses, and nobody else can take it.
     """
 
-    def __init__(self, host: str = "127.0.0.1") -> None:
+    def __init__(self, host: str = "127.0.0.1", greeting: bytes = b".") -> None:
         """Take a port; refuse connections until `open`."""
+        self._greeting = greeting
         self._holder = socket.socket()
         self._holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._holder.bind((host, 0))
@@ -113,7 +114,7 @@ class Gate:
         self._live: list[socket.socket] = []
 
     def open(self) -> None:
-        """Listen: say one byte to each client, then echo."""
+        """Listen: greet each client, then echo."""
         self._listener = socket.socket()
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._listener.bind(self._holder.getsockname())
@@ -152,7 +153,7 @@ class Gate:
 
     def _serve(self, connection: socket.socket) -> None:
         with connection, contextlib.suppress(OSError):
-            connection.sendall(b".")
+            connection.sendall(self._greeting)
             while data := connection.recv(65536):
                 connection.sendall(data)
 
@@ -160,9 +161,9 @@ class Gate:
 class Asked(BalancerTestCase):
     """What the classes below share."""
 
-    def gate(self, host: str = "127.0.0.1") -> Gate:
+    def gate(self, host: str = "127.0.0.1", greeting: bytes = b".") -> Gate:
         """Make a `Gate` that ends with the test."""
-        gate = Gate(host)
+        gate = Gate(host, greeting)
         self.addCleanup(gate.close)
         return gate
 
@@ -789,6 +790,24 @@ class OnDown(Asked):
         with self.assertRaises(ConnectionResetError):
             client.recv(1)
         self.assertTrue(self.ending_of(balancer, client))
+
+
+    def test_half_closed_client_that_does_not_read_is_reset_too(self) -> None:
+        gate = self.gate(greeting=bytes(40_000_000))
+        gate.open()
+        options = (*FAST, "--on-down=reset")
+        balancer = self.balance([gate.address], *options, checks=True)
+        client = self.dial(balancer)
+        client.sendall(b"x")
+        client.shutdown(socket.SHUT_WR)
+
+        def sent() -> int:
+            return int(figures(balancer)["bytes"]["to_clients"])
+
+        wait_until(lambda: sent() > 1_000_000, what="a full pipe")
+        gate.shut()
+        ending = self.ending_of(balancer, client)
+        self.assertEqual((ending.code, ending.to_server), ("DD", 1))
 
 
 class OnDownWithTwoWorkers(OnDown):

@@ -10,7 +10,7 @@ import unittest
 from unittest import mock
 
 import load_balancer
-from load_balancer import CLOSED, LOOK, Bell, Board, End, Row, Wake
+from load_balancer import CLOSED, LOOK, STIR, Bell, Board, End, Row, Wake
 from tests.support import DEADLINE_S
 
 REFUSED = End("SC", "refused")
@@ -231,6 +231,30 @@ class TheQueue(unittest.TestCase):
             board.end(row, CLOSED)
         _, *counts = board.snapshot()["more"]["queue"]
         self.assertEqual(sum(counts), 1)
+
+    def test_one_that_tries_again_looks_for_itself_and_rings_no_bell(self) -> None:
+        board = board_of("127.0.0.1:1,max=1", "127.0.0.1:2,max=1")
+        clients = Clients(board)
+        _, *waiting = (clients.begin() for _ in range(3))
+        for row in waiting:  # the second server, which then refuses
+            server = board.server_of(row)
+            assert server
+            board.give_back(row, server, REFUSED)
+            self.assertIsNone(board.pick(row))
+        self.assertEqual(board.queued, 2)
+        board.bells[1].hear()
+        board.forget_tried(waiting[1])
+        self.assertEqual([row.server for row in waiting], [0, 2])
+        self.assertEqual((board.queued, board.bells[1].hear()), (1, []))
+        board.cutting = 1000
+        board.forget_tried(waiting[0])
+        self.assertEqual((waiting[0].server, board.queued), (0, 1))
+
+    def test_end_at_the_limit_wakes_who_accepts_and_nobody_in_the_queue(self) -> None:
+        board = board_of(workers=2, arguments=("--max-connections=1",))
+        row = Clients(board).begin()
+        board.end(row, CLOSED)
+        self.assertEqual([bell.hear() for bell in board.bells[1:]], [[STIR], [STIR]])
 
     def test_one_that_has_tried_all_servers_is_told_so(self) -> None:
         board = board_of()

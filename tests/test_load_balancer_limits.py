@@ -38,6 +38,7 @@ from tests.support import (
     in_parallel,
     needs_permission,
     read_exactly,
+    refusing_address,
     send_reset,
     wait_until,
 )
@@ -152,6 +153,22 @@ class ServerLimit(BalancerTestCase):
         holder.sendall(b"still here")
         self.assertEqual(read_exactly(holder, 10), b"still here")
         self.is_queued(balancer, 0)
+
+    def test_queue_timeout_holds_though_another_server_fails_meanwhile(self) -> None:
+        # The other one passes its checks, refuses clients, and is tried every second.
+        backend = self.backend(named)
+        with refusing_address() as nobody:
+            servers = [f"{backend.address},max=1", f"{nobody},check={backend.port}"]
+            options = ("--queue-timeout=1.5", "--fall=1000")
+            balancer = self.balance(servers, *options, checks=True)
+            holders = [self.dial(balancer)]
+            served_by(holders[0])
+            client = self.dial(balancer)
+            with contextlib.suppress(ConnectionResetError):
+                self.assertEqual(client.recv(1), b"")
+            ending = self.ending(balancer, local_address(client))
+        self.assertEqual(ending.code, "sQ")
+        self.assertGreaterEqual(ending.tries, 2)
 
     def test_queue_timeout_of_all_counts_from_their_own_proxy_headers(self) -> None:
         backend = self.backend(named)

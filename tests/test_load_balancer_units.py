@@ -254,6 +254,19 @@ class NamesThatMove(unittest.TestCase):
         board.move_name(0, [self.AWAY])
         self.assertEqual(len(board.snapshot()["servers"]), 2)
 
+    def test_first_address_of_a_name_is_said_once(self) -> None:
+        with mock.patch.object(load_balancer, "resolve", side_effect=OSError("none")):
+            board = load_balancer.Board(
+                load_balancer.parse_args(["--server=my.test:9991"]), 20
+            )
+        said = []
+        for there in (self.HERE, self.THERE, self.AWAY):
+            _, _, lines = board.move_name(0, [there])
+            said.append(lines[-1].partition('reason="')[2].partition('"')[0])
+        first, *later = said
+        self.assertEqual(first, "my.test:9991 has an address")
+        self.assertEqual(later, ["my.test:9991 has moved"] * 2)
+
     def test_forms_of_an_address_are_one(self) -> None:
         forms = (("::ffff:127.0.0.1", 1), ("127.0.0.1", 1), ("::FFFF:127.0.0.1", 1))
         self.assertEqual(len({load_balancer.plain_key(form) for form in forms}), 1)
@@ -771,6 +784,51 @@ class Defects(unittest.TestCase):
         self.assertRegex(line, r"end=ID internal error: ValueError\('a defect'\)\Z")
         client_sock.close.assert_called_once_with()
         self.assertEqual((lab.board.live, lab.servers[0].places_taken), (0, 0))
+
+
+class Cuts(unittest.TestCase):
+    """At a cut nobody who was not connected yet is sent anything."""
+
+    def setUp(self) -> None:
+        """Make a worker with one session, whose other end is `client`."""
+        self.lab, self.log = Connections(), mock.Mock(silent=False)
+        self.worker = load_balancer.Worker(self.lab.board, [], self.log, 1)
+        self.client, client_sock = socket.socketpair()
+        self.addCleanup(self.client.close)
+        row = self.lab.admit()
+        peer = ("127.0.0.1", 50000)
+        self.session = load_balancer.Session(row, client_sock, peer)
+        self.worker._live[row.index] = self.session
+
+    def line(self) -> str:
+        """Return the line of the log that the session has ended with."""
+        line, _ = self.log.line.call_args[0]
+        return str(line)
+
+    def test_connect_that_succeeds_after_it_passes_nothing_on(self) -> None:
+        server_sock, server = socket.socketpair()
+        self.addCleanup(server.close)
+        self.client.sendall(b"PAY")
+        for sock in (self.client, server):
+            sock.shutdown(socket.SHUT_WR)
+
+        def connect(session: load_balancer.Session) -> tuple[socket.socket, bool]:
+            session.cut = load_balancer.CUT
+            return server_sock, False
+
+        with mock.patch.object(self.worker, "_connected", connect):
+            self.worker._serve(self.session)
+        self.assertEqual(server.recv(10), b"")
+        self.assertRegex(self.line(), "to_server=0 .* end=KC closed at shutdown$")
+
+    def test_who_waits_then_is_given_no_server_though_one_is_free(self) -> None:
+        server = self.lab.board.server_of(self.session.row)
+        assert server
+        self.lab.board.give_back(self.session.row, server, REFUSED)
+        self.session.row.forget_tried()
+        self.lab.board.cutting = 1000
+        self.worker._serve(self.session)
+        self.assertRegex(self.line(), "server=- tries=1 .* end=KQ closed at shutdown$")
 
 
 class DefectsOfTheStatusPage(unittest.TestCase):
