@@ -117,14 +117,17 @@ class Server:
         while not self.bell.means_stop(
             number := self.bell.wait(0 if self._idle < 0 else None, self.may_accept)
         ):
-            reopen_log(self) if number else self.accept()
+            if number:
+                reopen_log(self)
+            elif self.may_accept:  # asked anew: it may have been the bell
+                self.accept()
         stop(self)
 
     @property
     def may_accept(self) -> bool:
         """Tell whether there may be one more live connection, or one has no thread."""
-        refuses = self.args.fault[0] == "refuse"
-        most = self.args.max_connections or (0 if refuses else sys.maxsize)
+        most = self.args.max_connections or sys.maxsize
+        most = 0 if self.args.fault[0] == "refuse" else most
         return len(self.live) < most or self._idle < 0
 
     def accept(self) -> bool:
@@ -234,9 +237,8 @@ class Connection:
                 rest.clear()
                 continue
             if not data:  # end of file; a stop makes one, too
-                if rest and (
-                    not self.server.stopping.is_set() or has_ended(self.sock)
-                ):
+                is_own = not self.server.stopping.is_set() or has_ended(self.sock)
+                if rest and (is_own or may_pause):
                     yield [bytes(rest)]
                 return
             self.bytes_in += len(data)
@@ -310,6 +312,9 @@ class Connection:
         """Send all; a client that reads nothing for SEND_TIMEOUT_S is given up."""
         try:
             if (sent := send_quickly(self.sock, data)) < len(data):
+                if not TIMES_OUT_IN_KERNEL:
+                    self.sock.settimeout(SEND_TIMEOUT_S)
+                    self._patience_s = -1.0
                 self.sock.sendall(data[sent:])
         except TIMEOUTS as error:
             if has_vanished(error):
@@ -531,6 +536,7 @@ def reopen_log(server: Server) -> None:
 # ---- Lingering, and PROXY lines ------------------------------------------------------
 
 TIMEOUTS = (BlockingIOError, TimeoutError)  # by SO_RCVTIMEO, by settimeout
+TIMES_OUT_IN_KERNEL = hasattr(socket, "SO_RCVTIMEO") and sys.platform != "win32"
 SEND_TIMEOUT_S = 30.0  # a client that reads nothing for so long is given up
 LINGER_S = 5.0  # how long a client may go on sending after an error line
 DELIVERY_S = 2.0  # at the stop, for a client's kernel to acknowledge what was sent,
@@ -590,6 +596,8 @@ def read_proxy_line(connection: Connection) -> None:
             connection.client = format_address(client)
     except (*TIMEOUTS, ValueError) as error:
         connection.bytes_in = len(line)  # of nothing there is no record
+        if connection.server.stopping.is_set():
+            raise ConnectionOver("shutdown") from None
         late = " in time" if isinstance(error, TIMEOUTS) else ""
         if line:
             text = f"{connection.client} sent no PROXY line{late}"
@@ -636,7 +644,7 @@ def set_timeouts(sock: socket.socket, receive_s: float) -> None:
     By the kernel where it can (socket(7)): Python's own timeout costs a second system
     call each time, and is the same for both.
     """
-    if not hasattr(socket, "SO_RCVTIMEO") or sys.platform == "win32":
+    if not TIMES_OUT_IN_KERNEL:
         sock.settimeout(receive_s or None)
         return
     both = (socket.SO_RCVTIMEO, receive_s), (socket.SO_SNDTIMEO, SEND_TIMEOUT_S)
@@ -715,11 +723,15 @@ def open_log(path: str, flushed: bool) -> Log:
     try:
         log = kind(path)
     except OSError as error:
-        if error.errno != errno.ENXIO:
+        if error.errno != errno.ENXIO or not stat.S_ISFIFO(os.stat(path).st_mode):
             raise
         complain(f"{path} is a pipe that nobody reads: waiting for somebody who does")
         with open(os.open(path, os.O_WRONLY), "wb", 0):
-            log = kind(path)
+            return open_log(path, flushed)
+    for stream in (1, 2):  # what is printed there must not be written over the log
+        if fcntl and os.path.samestat(os.fstat(stream), os.fstat(log.file)):
+            flags = fcntl.fcntl(stream, fcntl.F_GETFL)
+            fcntl.fcntl(stream, fcntl.F_SETFL, flags | os.O_APPEND)
     if not log.is_pipe:
         with contextlib.suppress(OSError):
             mend(log)
@@ -776,6 +788,8 @@ class FlushedLog(Log):
 
     def append(self, entries: list[bytes]) -> tuple[int, str]:
         """Do as Log.append does, and return when the entries are on disk."""
+        if not is_on_disk(self.file):  # a reader that stalls must not stall `reopen`
+            return self._write_and_flush(entries)
         with self._joining:
             if leads := not self._group:
                 self._logged = concurrent.futures.Future()
@@ -797,11 +811,16 @@ class FlushedLog(Log):
     def _write_and_flush(self, group: list[bytes]) -> tuple[int, str]:
         logged, reason = super().append(group)
         try:
-            if not self.is_pipe:
+            if is_on_disk(self.file):
                 os.fsync(self.file)
         except OSError as error:
             return 0, error.strerror or str(error)
         return logged, reason
+
+
+def is_on_disk(file: int) -> bool:
+    """Tell whether there is anything to flush: not of a pipe or a device."""
+    return stat.S_ISREG(os.fstat(file).st_mode)
 
 
 def flush_name(path: str) -> None:
@@ -878,6 +897,7 @@ def torn_in_line(before: bytes, line: bytes, after: bytes) -> Iterator[tuple[int
         whole = message and (
             before.endswith(b" received: " + message[4])
             or is_replied(after, message[1], message[2], message[4])
+            or after.isspace()  # its "replied" was torn, and is blanked
         )
         if whole or not may_begin_record(line[start:end]):
             return
@@ -899,14 +919,17 @@ def is_replied(after: bytes, port: bytes, client: bytes, text: bytes = b"") -> b
     return bool(after) and may_begin_record(after) and replied.startswith(rest)
 
 
-def torn_records(data: bytes, sure: int) -> Iterator[tuple[int, int]]:
-    """Yield (start, end) of the torn records in a log's end; `sure`: see repair."""
+def torn_records(data: bytes, sure: int, is_all: bool) -> Iterator[tuple[int, int]]:
+    """Yield (start, end) of the torn records in a log's end; `sure`: see repair.
+
+    If that is not all of it, the first line only says what was before the second.
+    """
     last = data.rpartition(b"\n")[2]
     if len(last) >= sure and may_begin_record(last):
         yield len(data) - len(last), len(data)
     lines, offset = data.split(b"\n") if GLUED.search(data) else [], 0
     for before, line, after in zip([b"", *lines], lines, lines[1:], strict=False):
-        if GLUED.search(line):
+        if GLUED.search(line) and (offset or is_all):
             for start, end in torn_in_line(before, line, after):
                 yield offset + start, offset + end
         offset += len(line) + 1
@@ -925,8 +948,9 @@ def repair(path: str, sure: int = SURE_BYTES) -> None:
     with open(path, "rb") as file:
         low = max(0, file.seek(0, os.SEEK_END) - MEND_BYTES)
         file.seek(low)
+        low += len(file.readline()) if low else 0  # a part of a line
         data = file.read()
-    if data[-1:] in (b"", b"\n") and not any(torn_records(data, sure)):
+    if data[-1:] in (b"", b"\n") and not any(torn_records(data, sure, not low)):
         return
     with open(path, "r+b", 0) as file, open(path, "ab", 0) as log:
         size, full = file.seek(0, os.SEEK_END), None
@@ -938,7 +962,7 @@ def repair(path: str, sure: int = SURE_BYTES) -> None:
                 raise
             full = error
         file.seek(low)
-        for start, end in torn_records(file.read(size - low), sure):
+        for start, end in torn_records(file.read(size - low), sure, not low):
             file.seek(low + start)
             file.write(b" " * (end - start - 1) + b"\n")
         file.seek(size - 1)
@@ -985,10 +1009,12 @@ class PretendedWork:
         with self._changed:
             number, self._came = self._came, self._came + 1
             self._changed.wait_for(lambda: number < self._left + self._places)
-        stopping.wait(self._draw())
-        with self._changed:
-            self._left += 1
-            self._changed.notify()
+        try:
+            stopping.wait(self._draw())
+        finally:
+            with self._changed:
+                self._left += 1
+                self._changed.notify()
 
 
 # ---- Faults to play with (--fault) ---------------------------------------------------

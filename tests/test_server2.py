@@ -291,6 +291,17 @@ class ClientsThatSendNoNewline(ScriptTestCase):
         expected = b"Server %d received: again" % self.server.port
         self.assertEqual(read_exactly(client, len(expected)), expected)
 
+    def test_a_stop_is_the_end_of_a_message_that_a_pause_would_have_ended(self) -> None:
+        server = self.start("server2.py", "0", "--message-pause", "1")
+        client = self.dial(server)
+        for message in (b"one", b"two"):
+            client.sendall(message)
+            if message == b"two":
+                server.signal(signal.SIGTERM)
+            expected = b"Server %d received: %b" % (server.port, message)
+            self.assertEqual(read_exactly(client, len(expected)), expected)
+        self.assertEqual(server.wait(), 0)
+
     def test_pieces_with_shorter_gaps_are_one_message(self) -> None:
         client = self.dial(self.patient)
         client.sendall(b"Hel")

@@ -6,9 +6,12 @@ import contextlib
 import errno
 import io
 import os
+import select
 import signal
 import socket
 import statistics
+import subprocess
+import sys
 import threading
 import time
 import unittest
@@ -21,6 +24,7 @@ import server2
 from tests import test_server2
 from tests.support import (
     DEADLINE_S,
+    ROOT,
     ScriptTestCase,
     dial,
     in_parallel,
@@ -219,6 +223,80 @@ class Appending(ScriptTestCase):
         self.assertFalse(log.is_pipe)
 
 
+    def test_with_fsync_a_device_is_not_flushed(self) -> None:
+        log = server2.FlushedLog(os.devnull)
+        self.addCleanup(os.close, log.file)
+        self.assertEqual(log.append([RECORD]), (1, ""))
+
+    @unittest.skipUnless(hasattr(os, "mkfifo"), "needs FIFOs")
+    def test_with_fsync_a_reader_that_stalls_does_not_stall_a_reopening(self) -> None:
+        path = self.folder / "log.txt"
+        os.mkfifo(path)
+        reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        log = server2.FlushedLog(str(path))
+        self.addCleanup(os.close, log.file)
+        much = [bytes(1_000_000)]
+        writing = threading.Thread(target=log.append, args=(much,), daemon=True)
+        writing.start()
+        wait_until(lambda: select.select([reader], [], [], 0)[0], what="a full pipe")
+        try:
+            in_parallel(lambda: server2.reopen(log), timeout=5)
+        finally:
+            os.close(reader)
+        writing.join(DEADLINE_S)
+        self.assertFalse(writing.is_alive())
+
+    @unittest.skipUnless(hasattr(os, "mkfifo"), "needs FIFOs")
+    def test_a_reader_that_leaves_at_once_is_followed_by_another(self) -> None:
+        path = self.folder / "log.txt"
+        os.mkfifo(path)
+        waits, opened = threading.Semaphore(0), list[server2.Log]()
+
+        def open_it() -> None:
+            with mock.patch.object(server2, "complain", lambda _: waits.release()):
+                opened.append(server2.open_log(str(path), flushed=False))
+
+        opening = threading.Thread(target=open_it, daemon=True)
+        opening.start()
+        plain = os.open
+        self.assertTrue(waits.acquire(timeout=DEADLINE_S))
+
+        def leave_before(name: Any, *rest: Any) -> int:
+            """Have the reader gone when the log itself is opened."""
+            if rest[0] & os.O_NONBLOCK and reader:
+                os.close(reader.pop())
+            return plain(name, *rest)
+
+        with mock.patch("os.open", leave_before):
+            reader = [plain(path, os.O_RDONLY | os.O_NONBLOCK)]
+            self.assertTrue(waits.acquire(timeout=DEADLINE_S))
+        with open(path, "rb"):
+            opening.join(DEADLINE_S)
+        (log,) = opened
+        os.close(log.file)
+
+    def test_a_log_that_is_a_socket_is_refused(self) -> None:
+        path = str(self.folder / "s")
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(path)
+            said = contextlib.redirect_stderr(io.StringIO())
+            with said as stderr, self.assertRaises(OSError) as raised:
+                server2.open_log(path, flushed=False)
+        self.assertEqual((raised.exception.errno, stderr.getvalue()), (errno.ENXIO, ""))
+
+    def test_what_is_printed_to_the_logs_own_file_overwrites_nothing(self) -> None:
+        path = self.folder / "log.txt"
+        code = (
+            "import os, server2\n"
+            f"log = server2.open_log({str(path)!r}, False)\n"
+            "os.write(1, b'one\\n'); log.append([b'two\\n']); os.write(1, b'three\\n')"
+        )
+        with path.open("wb") as file:
+            subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=file,
+                           check=True, timeout=DEADLINE_S)  # fmt: skip
+        self.assertEqual(path.read_bytes(), b"one\ntwo\nthree\n")
+
+
 class Mending(ScriptTestCase):
     """A torn record is blanked; what a person wrote is kept."""
 
@@ -240,6 +318,21 @@ class Mending(ScriptTestCase):
                 after = self.mended(RECORD + RECORD[:size] + RECORD)
                 blank = b" " * (size - 1) + b"\n"
                 self.assertEqual(after, RECORD + blank + RECORD + b"\n")
+
+    def test_no_message_is_mended_wherever_the_search_begins(self) -> None:
+        unit = b"2026-11-23 14:50:15,613 - 9991 - 6.6.6.6:6 - closed: by client, x "
+        own = b"2026-11-23 14:50:15,613 - 9991 - 127.0.0.1:5 - "
+        text = b"received: " + 3 * unit + b"\n"
+        entry = own + text + own + b"replied: Server 9991 " + text
+        for size in range(1, 3 * len(entry), 7):
+            with mock.patch.object(server2, "MEND_BYTES", size):
+                self.assertEqual(self.mended(3 * entry), 3 * entry)
+
+    def test_a_message_like_a_record_is_kept_when_its_reply_was_blanked(self) -> None:
+        own = b"2026-11-23 14:50:15,613 - 9991 - 127.0.0.1:5 - "
+        message = own.replace(b"127.0.0.1:5", b"6.6.6.6:6") + b"closed: by client\n"
+        before = own + b"received: " + message + 80 * b" " + b"\n" + RECORD
+        self.assertEqual(self.mended(before), before)
 
     def test_a_number_that_a_person_wrote_at_the_end_is_kept(self) -> None:
         for text in (b"2", b"20", b"2026", b"-", b"2026 was fine"):
@@ -341,6 +434,19 @@ class ProxyLines(unittest.TestCase):
                 self.assertEqual(connection.bytes_in, len(sent))
 
 
+    def test_a_line_that_a_stop_cuts_off_is_not_the_clients_fault(self) -> None:
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            theirs.sendall(b"PROXY TCP4 ")
+            theirs.shutdown(socket.SHUT_WR)
+            connection = server2.Connection(some_server(), ours, ("127.0.0.1", 1))
+            connection.server.stopping.set()
+            with self.assertRaisesRegex(server2.ConnectionOver, "^shutdown$"):
+                server2.read_proxy_line(connection)
+            said: Any = connection.server.terminal.warn
+            said.assert_not_called()
+
+
 class Records(unittest.TestCase):
     """What a record says besides the message."""
 
@@ -432,6 +538,26 @@ class Ends(ScriptTestCase):
             in_parallel(connection.serve, timeout=10)
         record = server.log.append.call_args.args[0][-1]
         self.assertIn(b" - closed: by server (client does not read), 1 mess", record)
+
+    def test_a_pause_is_no_limit_for_sending_where_one_limit_is_for_both(self) -> None:
+        much, got = bytes(20_000_000), list[int]()
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            client = self.dial(listener.getsockname())
+            connection = server2.Connection(some_server(), *listener.accept())
+
+        def read_late() -> None:
+            threading.Event().wait(0.3)
+            got.append(len(read_exactly(client, len(much))))
+
+        def send() -> None:
+            with contextlib.suppress(BlockingIOError, TimeoutError):
+                connection._receive(0.05)
+            connection._send(much)
+
+        plain = mock.patch.object(server2, "TIMES_OUT_IN_KERNEL", False)
+        with connection.sock, plain:
+            in_parallel(send, read_late, timeout=DEADLINE_S)
+        self.assertEqual(got, [len(much)])
 
     def test_a_client_that_vanished_is_not_called_idle(self) -> None:
         gone = TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))  # by TCP
@@ -563,6 +689,32 @@ class Threads(ScriptTestCase):
             port = self.listener.getsockname()[1]
             self.assertEqual(read_line(client), b"Server %d received: hi\n" % port)
         wait_until(lambda: not self.server.live, 5, "the connection's end")
+
+
+class MayAccept(unittest.TestCase):
+    """Whether there may be one more connection."""
+
+    def server(self, *options: str) -> server2.Server:
+        """Return a server that listens to nobody."""
+        with mock.patch.object(server2, "Bell"), socket.socket() as listener:
+            args = server2.parse_args(["0", *options])
+            return server2.Server(listener, mock.Mock(), mock.Mock(), args)
+
+    def test_a_bell_that_rings_late_lets_nobody_in_beyond_the_limit(self) -> None:
+        server = self.server("--max-connections=1")
+        server.live = {mock.Mock()}
+        bell: Any = server.bell
+        bell.wait.return_value = 0
+        bell.means_stop.side_effect = [False, True]
+        server.listener = mock.Mock()
+        with mock.patch.object(server, "accept") as accept:
+            with mock.patch.object(server2, "stop"):
+                server.run()
+            accept.assert_not_called()
+
+    def test_who_refuses_accepts_nobody_whatever_the_limit(self) -> None:
+        for limit in ([], ["--max-connections=5"]):
+            self.assertFalse(self.server("--fault=refuse", *limit).may_accept)
 
 
 class Listening(unittest.TestCase):
