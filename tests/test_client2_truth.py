@@ -75,30 +75,30 @@ class TheVerdict(ClientTestCase):
     takes_long = True
 
     def stopped(self, still_s: float, go_s: float, *args: object) -> dict[str, Any]:
-        """Return the document of a run that is stopped again and again."""
+        """Return the document of a run that is stopped six times, and interrupted."""
         backend = self.backend(confirm(0.005))
         path = self.folder / "run.json"
-        client = self.spawn(
-            "client2.py", *args, "--json", path, "--target", backend.address
-        )
+        words = (*args, "--duration", 600, "--json", path, "--target", backend.address)
+        client = self.spawn("client2.py", *words)
         wait_until(lambda: backend.received.count(b"\n") > 5, what="messages")
-        while client.returncode is None:
+        for _ in range(6):
             for number, seconds in ((signal.SIGSTOP, still_s), (signal.SIGCONT, go_s)):
                 for pid in family(client.pid):
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, number)
                 backend.closing.wait(seconds)
-        self.assertEqual(client.wait(), 0)
+        client.signal(signal.SIGINT)
+        self.assertEqual(client.wait(), 130)
         document: dict[str, Any] = json.loads(path.read_text())
         return document
 
     @unittest.skipUnless(hasattr(signal, "SIGSTOP"), "needs SIGSTOP")
     def test_a_client_that_stood_still_in_any_pattern_is_doubtful(self) -> None:
         for still_s, go_s, *args in (
-            (0.1, 0.2, 9, "--duration", 1.5),
-            (0.4, 0.4, 9, "--duration", 2),
-            (0.05, 0.3, 9, "--duration", 1.5),
-            (0.1, 0.2, 30, "--rate", 200, "--duration", 1.5),
+            (0.1, 0.2, 9),
+            (0.4, 0.4, 9),
+            (0.05, 0.3, 9),
+            (0.1, 0.2, 30, "--rate", 200),
         ):
             with self.subTest(still_s=still_s, args=args):
                 document = self.stopped(float(still_s), float(go_s), *args)
