@@ -1460,8 +1460,9 @@ class Lifetime(ScriptTestCase):
             reply = read_line(client)
             client.setblocking(False)
             rest = memoryview(message * 20_000)
-            with contextlib.suppress(BlockingIOError):
-                while rest:  # until the replies, too, fill all buffers
+            # Until the replies, too, fill all buffers.
+            while rest and select.select([], [client], [], 0.5)[1]:
+                with contextlib.suppress(BlockingIOError):
                     rest = rest[client.send(rest) :]
             client.settimeout(20)
             server.signal(signal.SIGTERM)
