@@ -27,7 +27,7 @@ from unittest import mock
 import load_balancer
 from load_balancer import CLOSED, Board, Direction, End, Log, Row
 from tests.balancer import TIME
-from tests.support import DEADLINE_S
+from tests.support import DEADLINE_S, wait_until
 
 REFUSED = End("SC", "refused")
 
@@ -820,6 +820,20 @@ class Cuts(unittest.TestCase):
             self.worker._serve(self.session)
         self.assertEqual(server.recv(10), b"")
         self.assertRegex(self.line(), "to_server=0 .* end=KC closed at shutdown$")
+
+    def test_end_of_file_that_it_makes_is_not_a_client_that_has_left(self) -> None:
+        lab = Connections("--server=127.0.0.1:9991,max=1")
+        worker, peer = load_balancer.Worker(lab.board, [], self.log, 1), ("::1", 1)
+        lab.admit()  # has the place
+        session = load_balancer.Session(lab.admit(), self.session.client_sock, peer)
+        worker._live[session.row.index] = session
+        waiting = threading.Thread(target=worker._serve, args=(session,), daemon=True)
+        waiting.start()
+        wait_until(lambda: session.row.index in worker._waiting, what="a place")
+        session.cut = load_balancer.CUT
+        session.client_sock.shutdown(socket.SHUT_RD)
+        waiting.join(DEADLINE_S)
+        self.assertRegex(self.line(), "end=KQ closed at shutdown$")
 
     def test_who_waits_then_is_given_no_server_though_one_is_free(self) -> None:
         server = self.lab.board.server_of(self.session.row)

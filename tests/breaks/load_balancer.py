@@ -610,7 +610,7 @@ STOPPING = [
         "a client in the queue hears of the stop",
         "CUT_QUEUED if session.cut else LEFT_QUEUE",
         "LEFT_QUEUE",
-        at("operations", "Stopping.test_queued_clients_are_told_when_it_stops"),
+        at("units", "Cuts"),
     ),
     Break(
         "a connection cut before its server is no end in data",
