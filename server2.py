@@ -788,7 +788,8 @@ class FlushedLog(Log):
 
     def append(self, entries: list[bytes]) -> tuple[int, str]:
         """Do as Log.append does, and return when the entries are on disk."""
-        if not is_on_disk(self.file):  # a reader that stalls must not stall `reopen`
+        # A reader that stalls must not stall `reopen`, which says "pipe" for a moment.
+        if self.is_pipe and not is_on_disk(self.file):
             return self._write_and_flush(entries)
         with self._joining:
             if leads := not self._group:

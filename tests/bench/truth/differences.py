@@ -13,7 +13,7 @@ from tests.bench.truth.tenths import client2
 
 SLOWER = re.compile(r"(\d+) is slower than (\d+)")
 RUN_S = 1.5
-EQUAL_RUNS = 25
+EQUAL_RUNS = 100
 DIFFERENT_RUNS = 10
 LONG_S, LONG_RUNS = 10.0, 4
 PER_SYSTEM = 5  # runs against the same processes
