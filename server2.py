@@ -117,10 +117,7 @@ class Server:
         while not self.bell.means_stop(
             number := self.bell.wait(0 if self._idle < 0 else None, self.may_accept)
         ):
-            if number:
-                reopen_log(self)
-            elif self.may_accept:  # asked anew: it may have been the bell
-                self.accept()
+            reopen_log(self) if number else self.accept()
         stop(self)
 
     @property
@@ -131,7 +128,9 @@ class Server:
         return len(self.live) < most or self._idle < 0
 
     def accept(self) -> bool:
-        """Accept a client and see that it has a thread; False: none waits, or short."""
+        """Accept a client and see that it has a thread; False: none, or no room."""
+        if not self.may_accept:  # a bell rang after the last place was taken
+            return False
         try:
             if self._idle >= 0:
                 sock, address = self.listener.accept()
@@ -312,9 +311,7 @@ class Connection:
         """Send all; a client that reads nothing for SEND_TIMEOUT_S is given up."""
         try:
             if (sent := send_quickly(self.sock, data)) < len(data):
-                if not TIMES_OUT_IN_KERNEL:
-                    self.sock.settimeout(SEND_TIMEOUT_S)
-                    self._patience_s = -1.0
+                self._patience_s = bound_sends(self.sock, self._patience_s)
                 self.sock.sendall(data[sent:])
         except TIMEOUTS as error:
             if has_vanished(error):
@@ -494,7 +491,7 @@ def stop(server: Server) -> None:
     server.stopping.set()
     # Closing the listener resets who waits in its queue, and their messages.
     deadline = time.monotonic() + LAST_S
-    while time.monotonic() < deadline and server.may_accept and server.accept():
+    while time.monotonic() < deadline and server.accept():
         pass
     live = max(live, len(server.live))
     server.listener.close()
@@ -651,6 +648,14 @@ def set_timeouts(sock: socket.socket, receive_s: float) -> None:
     for option, s in both:
         timeval = struct.pack("@ll", *divmod(math.ceil(s * 1e6), 1_000_000))
         sock.setsockopt(socket.SOL_SOCKET, option, timeval)
+
+
+def bound_sends(sock: socket.socket, patience_s: float) -> float:
+    """Bound a send where it is not by the kernel; return what bounds receives then."""
+    if TIMES_OUT_IN_KERNEL:
+        return patience_s
+    sock.settimeout(SEND_TIMEOUT_S)
+    return SEND_TIMEOUT_S
 
 
 def has_vanished(error: OSError) -> bool:

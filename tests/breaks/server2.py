@@ -668,8 +668,8 @@ GIVEN: list[Break] = [
     ),
     Break(
         "--max-connections: a bell that rings late lets nobody in",
-        "elif self.may_accept:  # asked anew",
-        "elif True:  # asked anew",
+        "if not self.may_accept:  # a bell",
+        "if False:  # a bell",
         (U + "MayAccept.test_a_bell_that_rings_late_lets_nobody_in_beyond_the_limit",),
     ),
     Break(
