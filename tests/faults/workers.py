@@ -320,6 +320,11 @@ def killed_desk(lab: Lab) -> None:
                 lab.expect(read_exactly(another, 10), "no service without a desk")
                 served += 1
             wait_until(lambda: answers(where), what="the status page again")
+            # What a desk has in hand when it is killed is lost: not the next one's.
+            wait_until(
+                lambda: len(endings(balancer.stdout_lines())) == served,  # noqa: B023
+                what="the line of the other one",
+            )
     wait_until(
         lambda: len(endings(balancer.stdout_lines())) == served + len(kept),
         what="a line for each connection",
