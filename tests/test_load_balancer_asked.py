@@ -781,6 +781,7 @@ class OnDown(Asked):
         balancer, gate, client = self.connect("--on-down=reset")
         for action in ("drain", "maint"):
             self.assertEqual(command(balancer, gate, action), 200)
+            threading.Event().wait(0.3)  # a worker hears of it a moment later
             client.sendall(b"x")
             self.assertEqual(client.recv(1), b"x")
 
