@@ -1204,6 +1204,9 @@ class TheResults(unittest.TestCase):
             for name in silent:
                 words = f"{name} answered nobody: is it running?"
                 self.assertIn(words, run.notices[0])
+            options.demo = True  # it has other ports where a usual one is taken
+            client2.finish_run(run, options)
+            self.assertEqual(run.silent_servers, [], answered)
 
     def test_in_flight_is_never_more_than_the_clients(self) -> None:
         reset = Outcome("reset", text="r")
