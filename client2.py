@@ -879,12 +879,15 @@ class Connection:
 
         Or come within SILENCE_S before the server's end of file, which ours brings on.
         """
-        flag = 0 if waits else getattr(socket, "MSG_DONTWAIT", 0)  # Windows has none
+        if self.sock is None:
+            return False
         with contextlib.suppress(OSError):
-            if self.sock and waits:
+            if waits:
                 self.sock.shutdown(socket.SHUT_WR)
                 self._set_deadline(SILENCE_S)
-            return bool(self.sock and (waits or flag) and self.sock.recv(1, flag))
+                return bool(self.sock.recv(1))
+            if flag := getattr(socket, "MSG_DONTWAIT", 0):  # Windows has none
+                return bool(self.sock.recv(1, flag))
         return False
 
     def close(self) -> None:
@@ -2112,7 +2115,8 @@ def baseline_doubts(ours: Sequence[Results], theirs: Sequence[Results]) -> list[
         kinds = dict.fromkeys(re.sub(r" \(--seed \d+\)", "", kind) for kind in found)
         if len(kinds) > 1 and not words:
             words.append(f"other {name}: {', '.join(kinds)}")
-    sizes = [run.bytes_sent / max(1, run.confirmed) for run in (*ours, *theirs)]
+    confirmed = [run for run in (*ours, *theirs) if run.confirmed]
+    sizes = [run.bytes_sent / run.confirmed for run in confirmed] or [0.0]
     if max(sizes) > 1.1 * min(sizes) and not words:  # numbers in them may be longer
         words.append(f"other messages: {min(sizes):.0f} and {max(sizes):.0f} bytes")
     if len({run.warmup_s > 0 for run in (*ours, *theirs)}) > 1:

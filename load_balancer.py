@@ -1710,7 +1710,7 @@ class Worker:
         Or, when all have been tried in vain, for one that can be tried again, for
         --hold. Raise OverError, or NoServerError when that time is over.
         """
-        row, board, timeout_s = session.row, self._board, self._options.queue_timeout
+        row, board = session.row, self._board
         try:
             session.wake = Wake()
         except OSError as error:
@@ -1734,18 +1734,11 @@ class Worker:
                 if server:
                     return server
                 if in_vain or not board.may_serve():
-                    wait_s = self._held_s(session)
-                    if not wait_s:
-                        raise NoServerError if in_vain else OverError(NO_SERVER)
+                    wait_s, over = self._held_s(session), NO_SERVER
                 else:
-                    if not row.tries:
-                        session.held_until = 0.0  # what it was held for is over
-                    now_s = time.monotonic()
-                    if not session.queued_until:  # it may come here again and again
-                        session.queued_until = now_s + (timeout_s or math.inf)
-                    wait_s = session.queued_until - now_s
-                    if wait_s <= 0:
-                        raise OverError(QUEUED_TOO_LONG)
+                    wait_s, over = self._queued_s(session), QUEUED_TOO_LONG
+                if not wait_s:
+                    raise NoServerError if in_vain else OverError(over)
                 retry_s = RETRY_S if row.tries else math.inf
                 ready = dict(poll.poll(milliseconds(min(wait_s, retry_s))))
                 if mask := ready.get(client_fd):
@@ -1765,6 +1758,14 @@ class Worker:
         now_s = time.monotonic()
         session.held_until = session.held_until or now_s + self._options.hold
         return max(0.0, session.held_until - now_s)
+
+    def _queued_s(self, session: Session) -> float:
+        """Return for how long a client may still wait for a place, in all."""
+        now_s, timeout_s = time.monotonic(), self._options.queue_timeout or math.inf
+        if not session.row.tries:
+            session.held_until = 0.0  # what it was held for is over
+        session.queued_until = session.queued_until or now_s + timeout_s
+        return max(0.0, session.queued_until - now_s)
 
     def _finish(self, session: Session, end: End) -> None:
         """Close the sockets, then free the place: the server knows before the next."""

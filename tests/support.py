@@ -52,6 +52,10 @@ LISTENING = re.compile(r"listening on (\S+):(\d+)")
 # What the surroundings must not decide for a script under test.
 FOREIGN_VARIABLES = ("LISTEN_", "NOTIFY_SOCKET", "PYTHON", "NO_COLOR", "COLUMNS")
 
+# A shell's background commands ignore it, and what they start would be deaf to it, too.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 # ---- Waiting ---------------------------------------------------------------------
 

@@ -427,6 +427,8 @@ class Comparisons(unittest.TestCase):
         ours, theirs = self.run_of(1000), self.run_of(1100)
         ours.bytes_sent, theirs.bytes_sent = 21_000, 22_000  # longer numbers in them
         self.assertEqual(client2.baseline_doubts([ours], [theirs]), [])
+        nothing = Results(clients=1, load=ours.load)  # was confirmed: it says so itself
+        self.assertEqual(client2.baseline_doubts([ours], [nothing]), [])
         theirs.bytes_sent, theirs.warmup_s = 42_000, 0.5
         words = ["other messages: 21 and 42 bytes", "only one side had a --warmup"]
         self.assertEqual(client2.baseline_doubts([ours], [theirs]), words)

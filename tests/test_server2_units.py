@@ -192,13 +192,18 @@ class Appending(ScriptTestCase):
         os.close(again)
         self.assertEqual(again, free)
 
-    @unittest.skipUnless(hasattr(os, "mkfifo"), "needs FIFOs")
-    def test_after_a_reader_that_left_within_a_record_a_line_begins(self) -> None:
+    def read_log(self, kind: type[server2.Log]) -> tuple[server2.Log, int]:
+        """Return a log that is a FIFO, and the descriptor of its reader."""
         path = self.folder / "log.txt"
         os.mkfifo(path)
         reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        log = server2.Log(str(path))
+        log = kind(str(path))
         self.addCleanup(os.close, log.file)
+        return log, reader
+
+    @unittest.skipUnless(hasattr(os, "mkfifo"), "needs FIFOs")
+    def test_after_a_reader_that_left_within_a_record_a_line_begins(self) -> None:
+        log, reader = self.read_log(server2.Log)
         gone = BrokenPipeError(errno.EPIPE, "Broken pipe")
         with mock.patch("os.write", side_effect=[10, gone, gone]):
             self.assertEqual(log.append([RECORD]), (0, "Broken pipe"))
@@ -230,11 +235,7 @@ class Appending(ScriptTestCase):
 
     @unittest.skipUnless(hasattr(os, "mkfifo"), "needs FIFOs")
     def test_with_fsync_a_reader_that_stalls_does_not_stall_a_reopening(self) -> None:
-        path = self.folder / "log.txt"
-        os.mkfifo(path)
-        reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        log = server2.FlushedLog(str(path))
-        self.addCleanup(os.close, log.file)
+        log, reader = self.read_log(server2.FlushedLog)
         much = [bytes(1_000_000)]
         writing = threading.Thread(target=log.append, args=(much,), daemon=True)
         writing.start()

@@ -579,7 +579,6 @@ class TheRepository(ScriptTestCase):
             "import os, signal, sys, threading\n"
             f"sys.path.insert(0, {str(ROOT)!r})\n"
             "sys.dont_write_bytecode = True\n"
-            "signal.signal(2, signal.default_int_handler)\n"  # else perhaps ignored
             "handlers = [signal.getsignal(n) for n in (2, 15)]\n"
             "opened = os.listdir('/proc/self/fd') if os.path.exists('/proc') else 0\n"
             "import client2, load_balancer, server2\n"

@@ -445,7 +445,7 @@ WAITING = [
     ),
     Break(
         "--queue-timeout: a client waits for a place for so long",
-        "(timeout_s or math.inf)",
+        "self._options.queue_timeout or math.inf",
         "math.inf",
         at(
             "limits",
@@ -1866,8 +1866,8 @@ LOGGING = [
     ),
     Break(
         "--queue-timeout: in all, however often it tries a server meanwhile",
-        "if not session.queued_until:",
-        "if True:",
+        "session.queued_until or now_s + timeout_s",
+        "now_s + timeout_s",
         at(
             "limits",
             "ServerLimit.test_queue_timeout_holds_though_another_server_fails_meanwhile",
