@@ -1195,7 +1195,7 @@ class Sockets(ProgramTestCase):
             for given in (unix, udp, file):
                 with self.subTest(given):
                     result = subprocess.run(
-                        ["sh", "-c", shell, "sh", *script], stdin=given,
+                        ["sh", "-c", shell, "sh", *script], stdin=given.fileno(),
                         capture_output=True, text=True, timeout=30, check=False,
                     )  # fmt: skip
                     self.assertEqual(result.returncode, 2, result)
